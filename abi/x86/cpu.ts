@@ -1,0 +1,570 @@
+/**
+ * The handle through which guest code reaches its processor: it builds instructions and reads registers.
+ *
+ *     yield cpu.wrmsr(X2APIC_EOI, 0);        // ECX, EAX, EDX are loaded; the machine executes WRMSR
+ *     yield cpu.btr(address, 0);             // RDI, ECX are loaded; the machine executes BTR
+ *     if (cpu.cf) return;                    // RFLAGS.CF, as the instruction left it
+ *
+ * A handle is an execution context: a stack of activations and their registers. Switching tasks gives the processor
+ * another handle; the code that was written against the first goes on with it, on whatever processor runs it.
+ *
+ * @module
+ */
+
+import { HIGH, highOf, lowOf, u64 } from "../bits.ts";
+import * as I from "./instructions.ts";
+import {
+  CS,
+  ERROR_CODE,
+  FLAG_CF,
+  FLAG_FIXED,
+  FLAG_IF,
+  FLAG_ZF,
+  GENERAL_REGISTERS,
+  KERNEL_CS,
+  NO_VECTOR,
+  R11,
+  RAX,
+  RBX,
+  RCX,
+  RDI,
+  RDX,
+  RFLAGS,
+  RIP,
+  RSI,
+  SYS_GS_BASE,
+  SYS_WORDS,
+  VECTOR,
+  WINDOW,
+} from "./registers.ts";
+import type { Guest, TextBlock } from "./text.ts";
+
+/** How many activations may be nested: a program, and handlers above it. */
+export const MAX_FRAMES = 24;
+
+/** One activation of a guest function, with its own window of registers. */
+export class Frame {
+  /** The activation's registers: live while it is the top one, saved while others are above it. */
+  readonly regs: Uint32Array = new Uint32Array(WINDOW);
+  /** The running function. */
+  guest: Guest | undefined = undefined;
+  /** Where its text is. */
+  block: TextBlock | undefined = undefined;
+  /** While other frames are above it: its instruction that has not completed, 0 for none. */
+  pending = 0;
+  /** While other frames are above it: the last instruction that it completed, 0 for none. */
+  last = 0;
+  /** While other frames are above it: RIP as it was saved, low half. */
+  savedRip = 0;
+}
+
+/** An execution context of an x86 processor. See the module's description. */
+export class X86Cpu {
+  /** The activations; {@linkcode depth} of them are in use. */
+  readonly frames: Frame[] = [new Frame()];
+  /** The registers of the top activation; before the first, those that it will begin with. */
+  regs: Uint32Array = this.frames[0].regs;
+  /** Activations in use. */
+  depth = 0;
+  /** The running function: the top activation's. */
+  guest: Guest | undefined = undefined;
+  /** The instruction that is built and has not completed; 0 for none. */
+  pending = 0;
+  /** The instruction that completed last in the top activation; 0 for none. */
+  last = 0;
+  /** The system registers of the processor that runs this context. */
+  sys: Uint32Array = new Uint32Array(SYS_WORDS);
+  /** The task that a pending {@linkcode switchTo} goes on with. */
+  next: X86Cpu | undefined = undefined;
+  /** Whether a processor has this context loaded. */
+  running = false;
+
+  /** A context without activations: what a processor has at reset. */
+  constructor() {
+    this.regs[RFLAGS] = FLAG_FIXED;
+    this.regs[CS] = KERNEL_CS;
+    this.regs[VECTOR] = NO_VECTOR;
+  }
+
+  /**
+   * A task: a context that starts in the function at `entry`, with interrupts enabled, the first time a processor
+   * switches to it.
+   */
+  static task(entry: number): X86Cpu {
+    const cpu = new X86Cpu();
+    cpu.regs[RIP] = entry;
+    cpu.regs[RIP + 1] = entry / HIGH;
+    cpu.regs[RFLAGS] = FLAG_FIXED | FLAG_IF;
+    return cpu;
+  }
+
+  // Registers.
+
+  /** EAX. */
+  get eax(): number {
+    return this.regs[RAX];
+  }
+  /** EBX. */
+  get ebx(): number {
+    return this.regs[RBX];
+  }
+  /** ECX. */
+  get ecx(): number {
+    return this.regs[RCX];
+  }
+  /** EDX. */
+  get edx(): number {
+    return this.regs[RDX];
+  }
+  /** RAX. */
+  get rax(): bigint {
+    return u64(this.regs[RAX], this.regs[RAX + 1]);
+  }
+  /** Bits 63:32 of RAX. */
+  get raxHigh(): number {
+    return this.regs[RAX + 1];
+  }
+  /** RFLAGS.CF. */
+  get cf(): boolean {
+    return (this.regs[RFLAGS] & FLAG_CF) !== 0;
+  }
+  /** RFLAGS.ZF. */
+  get zf(): boolean {
+    return (this.regs[RFLAGS] & FLAG_ZF) !== 0;
+  }
+  /** RFLAGS.IF. */
+  get interruptsEnabled(): boolean {
+    return (this.regs[RFLAGS] & FLAG_IF) !== 0;
+  }
+  /** The current privilege level, 0 to 3. */
+  get cpl(): number {
+    return this.regs[CS] & 3;
+  }
+  /** The GS base: where a kernel's per-CPU area is. */
+  get gsBase(): number {
+    return this.sys[SYS_GS_BASE + 1] * HIGH + this.sys[SYS_GS_BASE];
+  }
+
+  /** A general register by name (`rax` to `r15`), for tests and traces. Throws `RangeError` for other names. */
+  register(name: string): bigint {
+    const word = GENERAL_REGISTERS[name];
+    if (word === undefined) {
+      throw new RangeError(
+        `Cannot read register ${name}: allowed are ${Object.keys(GENERAL_REGISTERS).join(", ")}`,
+      );
+    }
+    return u64(this.regs[word], this.regs[word + 1]);
+  }
+
+  // What a handler knows of the event that it handles.
+
+  /** The vector that was delivered to this handler; 0xffffffff in a program. */
+  get vector(): number {
+    return this.regs[VECTOR];
+  }
+  /** The error code that was delivered with it; 0 where the exception has none. */
+  get errorCode(): number {
+    return this.regs[ERROR_CODE];
+  }
+  /** The instruction pointer that IRET will return to. */
+  get interruptedRip(): number {
+    const { regs } = this.#interrupted("read the interrupted RIP");
+    return regs[RIP + 1] * HIGH + regs[RIP];
+  }
+  /** The privilege level that IRET will return to. */
+  get interruptedCpl(): number {
+    return this.#interrupted("read the interrupted CPL").regs[CS] & 3;
+  }
+
+  /**
+   * Sends the interrupted function to its fixup: when the handler returns, the instruction that faulted throws an
+   * {@linkcode X86Fault} there. What an exception table does in a kernel. Without it the instruction is retried.
+   */
+  fixup(): void {
+    const { regs } = this.#interrupted("fix up");
+    regs[RIP] = (regs[RIP] & -I.BLOCK) | I.FIXUP_PAD;
+  }
+
+  /** Sends the interrupted function behind its pending instruction, as a handler does that emulated it. */
+  skip(): void {
+    const { regs, pending } = this.#interrupted("skip an instruction");
+    regs[RIP] += I.LENGTH[pending];
+  }
+
+  /** Sets the RAX that the interrupted activation will find: how a system call returns a value. */
+  setInterruptedRax(lo: number, hi: number = 0): void {
+    const { regs } = this.#interrupted("return a value");
+    regs[RAX] = lo;
+    regs[RAX + 1] = hi;
+  }
+
+  #interrupted(what: string): Frame {
+    if (this.depth < 2) throw new Error(`Cannot ${what}: no activation was interrupted`);
+    return this.frames[this.depth - 2];
+  }
+
+  // Instructions. Each loads its operands and returns its opcode, to be yielded.
+
+  /** CPUID: leaf `leaf`, subleaf `subleaf`; answers in EAX, EBX, ECX, EDX. */
+  cpuid(leaf: number, subleaf: number = 0): number {
+    this.#begin(I.OP_CPUID);
+    this.#pair(RAX, leaf, 0);
+    this.#pair(RCX, subleaf, 0);
+    return I.OP_CPUID;
+  }
+
+  /** RDMSR: the value comes in EDX:EAX. Raises #GP for a register that is not there. */
+  rdmsr(msr: number): number {
+    this.#begin(I.OP_RDMSR);
+    this.#pair(RCX, msr, 0);
+    return I.OP_RDMSR;
+  }
+
+  /** WRMSR of `hi`:`lo`. Raises #GP for a register or a value that is not allowed. */
+  wrmsr(msr: number, lo: number, hi: number = 0): number {
+    this.#begin(I.OP_WRMSR);
+    this.#pair(RCX, msr, 0);
+    this.#pair(RAX, lo, 0);
+    this.#pair(RDX, hi, 0);
+    return I.OP_WRMSR;
+  }
+
+  /** RDTSC: the time-stamp counter comes in EDX:EAX. */
+  rdtsc(): number {
+    return this.#begin(I.OP_RDTSC);
+  }
+
+  /** VMCALL with the registers as they are; see {@linkcode loadHypercall}. */
+  vmcall(): number {
+    return this.#begin(I.OP_VMCALL);
+  }
+
+  /** VMMCALL with the registers as they are; see {@linkcode loadHypercall}. */
+  vmmcall(): number {
+    return this.#begin(I.OP_VMMCALL);
+  }
+
+  /**
+   * Loads a KVM hypercall's registers: number in RAX, arguments in RBX, RCX, RDX, RSI (KVM hypercall documentation,
+   * "X86"). Arguments are whole numbers below 2^53, or bigints, taken modulo 2^64; the registers of those that are left
+   * out keep what they hold.
+   */
+  loadHypercall(
+    nr: number,
+    a0?: number | bigint,
+    a1?: number | bigint,
+    a2?: number | bigint,
+    a3?: number | bigint,
+  ): this {
+    this.#wide(RAX, nr);
+    if (a0 !== undefined) this.#wide(RBX, a0);
+    if (a1 !== undefined) this.#wide(RCX, a1);
+    if (a2 !== undefined) this.#wide(RDX, a2);
+    if (a3 !== undefined) this.#wide(RSI, a3);
+    return this;
+  }
+
+  /** HLT: waits for an interrupt. Privileged. */
+  hlt(): number {
+    return this.#begin(I.OP_HLT);
+  }
+  /** PAUSE. */
+  pause(): number {
+    return this.#begin(I.OP_PAUSE);
+  }
+  /** CLI. Needs CPL <= IOPL. */
+  cli(): number {
+    return this.#begin(I.OP_CLI);
+  }
+  /** STI. Needs CPL <= IOPL. */
+  sti(): number {
+    return this.#begin(I.OP_STI);
+  }
+  /** RFLAGS to RAX. */
+  pushf(): number {
+    return this.#begin(I.OP_PUSHF);
+  }
+
+  /** IN AL, DX. */
+  in8(port: number): number {
+    this.#begin(I.OP_IN8);
+    this.#pair(RDX, port, 0);
+    return I.OP_IN8;
+  }
+  /** IN AX, DX. */
+  in16(port: number): number {
+    this.#begin(I.OP_IN16);
+    this.#pair(RDX, port, 0);
+    return I.OP_IN16;
+  }
+  /** IN EAX, DX. */
+  in32(port: number): number {
+    this.#begin(I.OP_IN32);
+    this.#pair(RDX, port, 0);
+    return I.OP_IN32;
+  }
+  /** OUT DX, AL. */
+  out8(port: number, value: number): number {
+    return this.#out(I.OP_OUT8, port, value);
+  }
+  /** OUT DX, AX. */
+  out16(port: number, value: number): number {
+    return this.#out(I.OP_OUT16, port, value);
+  }
+  /** OUT DX, EAX. */
+  out32(port: number, value: number): number {
+    return this.#out(I.OP_OUT32, port, value);
+  }
+
+  /** Loads a byte into RAX, zero-extended. */
+  load8(address: number): number {
+    return this.#memory(I.OP_LOAD8, address);
+  }
+  /** Loads 16 bits into RAX, zero-extended. */
+  load16(address: number): number {
+    return this.#memory(I.OP_LOAD16, address);
+  }
+  /** Loads 32 bits into RAX, zero-extended. */
+  load32(address: number): number {
+    return this.#memory(I.OP_LOAD32, address);
+  }
+  /** Loads 64 bits into RAX. */
+  load64(address: number): number {
+    return this.#memory(I.OP_LOAD64, address);
+  }
+  /** Stores a byte. */
+  store8(address: number, value: number): number {
+    return this.#store(I.OP_STORE8, address, value, 0);
+  }
+  /** Stores 16 bits. */
+  store16(address: number, value: number): number {
+    return this.#store(I.OP_STORE16, address, value, 0);
+  }
+  /** Stores 32 bits. */
+  store32(address: number, value: number): number {
+    return this.#store(I.OP_STORE32, address, value, 0);
+  }
+  /** Stores `hi`:`lo`. */
+  store64(address: number, lo: number, hi: number = 0): number {
+    return this.#store(I.OP_STORE64, address, lo, hi);
+  }
+
+  /** Test-and-reset of bit `bit` of the bit string at `address`; the old bit comes in CF. Not locked. */
+  btr(address: number, bit: number): number {
+    return this.#bit(I.OP_BTR, address, bit);
+  }
+  /** Test-and-set of a bit; the old bit comes in CF. Not locked. */
+  bts(address: number, bit: number): number {
+    return this.#bit(I.OP_BTS, address, bit);
+  }
+  /** Locked test-and-reset of a bit; the old bit comes in CF. */
+  lockBtr(address: number, bit: number): number {
+    return this.#bit(I.OP_LOCK_BTR, address, bit);
+  }
+  /** Locked test-and-set of a bit; the old bit comes in CF. */
+  lockBts(address: number, bit: number): number {
+    return this.#bit(I.OP_LOCK_BTS, address, bit);
+  }
+
+  /** Exchanges 32 bits with memory; the old value comes in RAX. */
+  xchg32(address: number, value: number): number {
+    return this.#store(I.OP_XCHG32, address, value, 0);
+  }
+  /** Exchanges 64 bits with memory; the old value comes in RAX. */
+  xchg64(address: number, lo: number, hi: number = 0): number {
+    return this.#store(I.OP_XCHG64, address, lo, hi);
+  }
+  /** Stores `value` if memory holds `expected`; ZF says so, and EAX gets what memory held if not. */
+  cmpxchg32(address: number, expected: number, value: number): number {
+    this.#begin(I.OP_CMPXCHG32);
+    this.#address(address);
+    this.#pair(RAX, expected, 0);
+    this.#pair(RCX, value, 0);
+    return I.OP_CMPXCHG32;
+  }
+  /** The 64-bit form of {@linkcode cmpxchg32}; values are whole numbers below 2^53. */
+  cmpxchg64(address: number, expected: number, value: number): number {
+    this.#begin(I.OP_CMPXCHG64);
+    this.#address(address);
+    this.#pair(RAX, expected, expected / HIGH);
+    this.#pair(RCX, value, value / HIGH);
+    return I.OP_CMPXCHG64;
+  }
+  /** Adds to 32 bits of memory, locked; the old value comes in EAX. */
+  xadd32(address: number, value: number): number {
+    return this.#store(I.OP_XADD32, address, value, 0);
+  }
+
+  /** MOV to CR0. Privileged. */
+  movToCr0(lo: number): number {
+    return this.#value(I.OP_MOV_TO_CR0, lo, 0);
+  }
+  /** MOV to CR3. Privileged. */
+  movToCr3(lo: number, hi: number = 0): number {
+    return this.#value(I.OP_MOV_TO_CR3, lo, hi);
+  }
+  /** MOV to CR4. Privileged. */
+  movToCr4(lo: number): number {
+    return this.#value(I.OP_MOV_TO_CR4, lo, 0);
+  }
+  /** MOV to CR8, the task priority's class. Privileged. */
+  movToCr8(lo: number, hi: number = 0): number {
+    return this.#value(I.OP_MOV_TO_CR8, lo, hi);
+  }
+  /** MOV from CR0 to RAX. Privileged. */
+  movFromCr0(): number {
+    return this.#begin(I.OP_MOV_FROM_CR0);
+  }
+  /** MOV from CR3 to RAX. Privileged. */
+  movFromCr3(): number {
+    return this.#begin(I.OP_MOV_FROM_CR3);
+  }
+  /** MOV from CR4 to RAX. Privileged. */
+  movFromCr4(): number {
+    return this.#begin(I.OP_MOV_FROM_CR4);
+  }
+  /** MOV from CR8 to RAX. Privileged. */
+  movFromCr8(): number {
+    return this.#begin(I.OP_MOV_FROM_CR8);
+  }
+
+  /** LIDT from the memory operand at `address`. Privileged. */
+  lidt(address: number): number {
+    return this.#memory(I.OP_LIDT, address);
+  }
+  /** Far return to behind itself: goes on in the code segment `selector`. */
+  loadCs(selector: number): number {
+    return this.#value(I.OP_LRET, selector, 0);
+  }
+  /** IRET: ends this handler, as returning from it does. */
+  iret(): number {
+    return this.#begin(I.OP_IRET);
+  }
+  /** SYSCALL: on at IA32_LSTAR with CPL 0. The handler returns with {@linkcode iret}, or by returning. */
+  syscall(): number {
+    return this.#begin(I.OP_SYSCALL);
+  }
+  /**
+   * SYSRET: runs the function at `entry` at CPL 3 with `rflags` (interrupts enabled by default). When that function
+   * returns, it has left user mode for good, and the kernel goes on behind this instruction.
+   */
+  sysret(entry: number, rflags: number = FLAG_FIXED | FLAG_IF): number {
+    this.#begin(I.OP_SYSRET);
+    this.#pair(RCX, entry, entry / HIGH);
+    this.#pair(R11, rflags, 0);
+    return I.OP_SYSRET;
+  }
+  /** UD2: raises #UD. */
+  ud2(): number {
+    return this.#begin(I.OP_UD2);
+  }
+  /** INVD. Privileged. */
+  invd(): number {
+    return this.#begin(I.OP_INVD);
+  }
+  /** WBINVD. Privileged. */
+  wbinvd(): number {
+    return this.#begin(I.OP_WBINVD);
+  }
+
+  /** Computes for `cycles` cycles; interrupts are taken in the middle, and the rest is done after them. */
+  work(cycles: number): number {
+    this.#begin(I.OP_WORK);
+    this.#pair(RCX, cycles, cycles / HIGH);
+    return I.OP_WORK;
+  }
+
+  /**
+   * Waits, in a PAUSE loop, while the 32-bit word at `address` equals `value`. Costs what the loop costs; afterwards
+   * EAX is still `value`.
+   */
+  pauseWhile(address: number, value: number): number {
+    return this.#store(I.OP_PAUSE_WHILE, address, value, 0);
+  }
+
+  /** Switches the stack: the processor goes on with `task`, and with this context once a task switches back. */
+  switchTo(task: X86Cpu): number {
+    this.#begin(I.OP_SWITCH);
+    this.next = task;
+    return I.OP_SWITCH;
+  }
+
+  #begin(opcode: number): number {
+    if (this.pending !== 0) {
+      throw new Error(
+        `Cannot build ${I.instructionText(opcode)}: ${
+          I.instructionText(this.pending)
+        } was built before it and not yielded`,
+      );
+    }
+    this.pending = opcode;
+    return opcode;
+  }
+
+  #pair(word: number, lo: number, hi: number): void {
+    this.regs[word] = lo;
+    this.regs[word + 1] = hi;
+  }
+
+  #wide(word: number, value: number | bigint): void {
+    const { regs } = this;
+    if (typeof value === "bigint") {
+      regs[word] = lowOf(value);
+      regs[word + 1] = highOf(value);
+    } else if (value >>> 0 === value) {
+      regs[word] = value;
+      regs[word + 1] = 0;
+    } else if (Number.isSafeInteger(value)) {
+      regs[word] = value;
+      regs[word + 1] = Math.floor(value / HIGH);
+    } else {
+      throw new RangeError(`Cannot load ${value} into a register: allowed are whole numbers and bigints`);
+    }
+  }
+
+  #address(address: number): void {
+    const { regs } = this;
+    regs[RDI] = address;
+    if (address >>> 0 === address) {
+      regs[RDI + 1] = 0;
+    } else if (Number.isSafeInteger(address) && address >= 0) {
+      regs[RDI + 1] = address / HIGH;
+    } else {
+      this.pending = 0;
+      throw new RangeError(`Cannot address ${address}: allowed are whole numbers from 0 to 2^53 - 1`);
+    }
+  }
+
+  #memory(opcode: number, address: number): number {
+    this.#begin(opcode);
+    this.#address(address);
+    return opcode;
+  }
+
+  #store(opcode: number, address: number, lo: number, hi: number): number {
+    this.#begin(opcode);
+    this.#address(address);
+    this.#pair(RAX, lo, hi);
+    return opcode;
+  }
+
+  #bit(opcode: number, address: number, bit: number): number {
+    this.#begin(opcode);
+    this.#address(address);
+    this.#pair(RCX, bit, 0);
+    return opcode;
+  }
+
+  #value(opcode: number, lo: number, hi: number): number {
+    this.#begin(opcode);
+    this.#pair(RAX, lo, hi);
+    return opcode;
+  }
+
+  #out(opcode: number, port: number, value: number): number {
+    this.#begin(opcode);
+    this.#pair(RDX, port, 0);
+    this.#pair(RAX, value, 0);
+    return opcode;
+  }
+}

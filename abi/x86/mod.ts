@@ -1,0 +1,20 @@
+/**
+ * The x86 side of the contract: registers, instructions, exceptions, MSRs, CPUID, the APICs, and the exit codes of
+ * VMX and SVM.
+ *
+ * @module
+ */
+
+export * from "./apic.ts";
+export * from "./cpu.ts";
+export * from "./exceptions.ts";
+export * from "./instructions.ts";
+export * from "./ioapic.ts";
+export * from "./kvm_cpuid.ts";
+export * from "./msi.ts";
+export * from "./msrs.ts";
+export * from "./registers.ts";
+export * from "./shared.ts";
+export * from "./svm_exits.ts";
+export * from "./text.ts";
+export * from "./vmx_exits.ts";

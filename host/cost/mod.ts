@@ -1,0 +1,8 @@
+/**
+ * The cost model.
+ *
+ * @module
+ */
+
+export * from "./primitives.ts";
+export * from "./profile.ts";

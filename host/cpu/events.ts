@@ -1,0 +1,175 @@
+/**
+ * Delivery of interrupts and exceptions through the IDT (SDM 3A chapter 6), and IRET.
+ *
+ * The gate is read from guest memory. What delivery would push on the stack is kept as a saved register window
+ * instead; a handler reads it through its handle.
+ *
+ * @module
+ */
+
+import {
+  CS,
+  DF_VECTOR,
+  ERROR_CODE,
+  exceptionOf,
+  FLAG_IF,
+  GATE_PRESENT,
+  GP_VECTOR,
+  hex,
+  HIGH,
+  IDT_GATE32,
+  IDT_GATE64,
+  KERNEL_CS,
+  NO_VECTOR,
+  NP_VECTOR,
+  RFLAGS,
+  SYS_IDT_BASE,
+  SYS_IDT_LIMIT,
+  SYSCALL_ENTRY,
+  VECTOR,
+} from "../../abi/mod.ts";
+import { popFrame, pushFrame } from "./frames.ts";
+import { knownSelector, type Processor } from "./processor.ts";
+
+const TYPE_INTERRUPT = 0xe;
+const TYPE_TRAP = 0xf;
+
+/** Error-code bits of a fault during delivery: the index is a vector, and the event was external. */
+const ERROR_IDT = 2;
+const ERROR_EXT = 1;
+
+/** What {@linkcode deliver} answers when the handler has begun. */
+const DELIVERED = 0;
+
+/**
+ * Delivers an external interrupt or an NMI. What goes wrong with the gate raises an exception in its place.
+ */
+export function deliverInterrupt(p: Processor, vector: number, nmi: boolean): void {
+  if (nmi) p.nmiBlocked = true;
+  const second = deliver(p, vector, 0, ERROR_EXT);
+  if (second !== DELIVERED) raise(p, second >>> 16, second & 0xffff);
+}
+
+/** Raises an exception: the pending instruction stays pending, and the handler decides what becomes of it. */
+export function raise(p: Processor, vector: number, errorCode: number): void {
+  for (;;) {
+    if (p.virtualization.exception(p, vector, errorCode)) return;
+    const second = deliver(p, vector, errorCode, 0);
+    if (second === DELIVERED) return;
+    if (vector === DF_VECTOR) {
+      p.virtualization.tripleFault(p);
+      return;
+    }
+    if (doubles(vector, second >>> 16)) {
+      vector = DF_VECTOR;
+      errorCode = 0;
+    } else {
+      vector = second >>> 16;
+      errorCode = second & 0xffff;
+    }
+  }
+}
+
+/** Delivers an exception that software injects at VM entry: it is not intercepted again. */
+export function deliverInjectedException(p: Processor, vector: number, errorCode: number): void {
+  const second = deliver(p, vector, errorCode < 0 ? 0 : errorCode, 0);
+  if (second === DELIVERED) return;
+  if (vector === DF_VECTOR) p.virtualization.tripleFault(p);
+  else if (doubles(vector, second >>> 16)) raise(p, DF_VECTOR, 0);
+  else raise(p, second >>> 16, second & 0xffff);
+}
+
+/** Whether a second exception during the delivery of a first makes a double fault (SDM 3A table 6-5). */
+function doubles(first: number, second: number): boolean {
+  const a = exceptionOf(first)?.severity ?? "benign";
+  const b = exceptionOf(second)?.severity ?? "benign";
+  if (a === "contributory") return b === "contributory";
+  if (a === "page-fault") return b === "contributory" || b === "page-fault";
+  return false;
+}
+
+/** A gate, as {@linkcode readGate} found it. */
+const gate = { address: 0, selector: 0, type: 0 };
+
+/** Begins the handler of a vector. Otherwise answers with the exception that this raises: vector << 16 | error code. */
+function deliver(p: Processor, vector: number, errorCode: number, external: number): number {
+  const fault = (vector << 3) | ERROR_IDT | external;
+  if (!readGate(p, vector)) return (GP_VECTOR << 16) | fault;
+  const { selector, type } = gate;
+  const kind = type & 0x1f;
+  if (kind !== TYPE_INTERRUPT && kind !== TYPE_TRAP) return (GP_VECTOR << 16) | fault;
+  if ((type & GATE_PRESENT) === 0) return (NP_VECTOR << 16) | fault;
+  if (selector !== KERNEL_CS && !p.realMode && (!knownSelector(selector) || (selector & 3) !== 0)) {
+    return (GP_VECTOR << 16) | (selector & 0xfffc) | external;
+  }
+  pushFrame(p, gate.address);
+  const { regs } = p;
+  regs[CS] = selector;
+  regs[VECTOR] = vector;
+  regs[ERROR_CODE] = errorCode;
+  if (kind === TYPE_INTERRUPT) regs[RFLAGS] &= ~FLAG_IF;
+  p.shadow = false;
+  p.charge(p.cost.eventDelivery);
+  return DELIVERED;
+}
+
+/** Reads a vector's gate. false where the IDT ends before it. */
+function readGate(p: Processor, vector: number): boolean {
+  const { sys, memory } = p;
+  const limit = sys[SYS_IDT_LIMIT];
+  if (p.longActive) {
+    const offset = IDT_GATE64.size * vector;
+    if (offset + IDT_GATE64.size - 1 > limit) return false;
+    const first = (sys[SYS_IDT_BASE] >>> 2) + 4 * vector;
+    if (first + 4 <= memory.flatWords && (sys[SYS_IDT_BASE] & 3) === 0 && sys[SYS_IDT_BASE + 1] === 0) {
+      const { u32 } = memory;
+      gate64(u32[first], u32[first + 1], u32[first + 2]);
+    } else {
+      const base = idtBase(p) + offset;
+      gate64(gateWord(p, base), gateWord(p, base + 4), gateWord(p, base + 8));
+    }
+    return true;
+  }
+  if (p.realMode) {
+    // SDM 3B 21.1.4: four bytes, offset and segment.
+    if (4 * vector + 3 > limit) return false;
+    const entry = gateWord(p, idtBase(p) + 4 * vector);
+    gate.address = (entry >>> 16) * 16 + (entry & 0xffff);
+    gate.selector = entry >>> 16;
+    gate.type = GATE_PRESENT | TYPE_INTERRUPT;
+    return true;
+  }
+  const offset = IDT_GATE32.size * vector;
+  if (offset + IDT_GATE32.size - 1 > limit) return false;
+  gate64(gateWord(p, idtBase(p) + offset), gateWord(p, idtBase(p) + offset + 4), 0);
+  return true;
+}
+
+/** Takes a gate apart; a 32-bit gate is a 64-bit one whose third word is 0. */
+function gate64(low: number, middle: number, high: number): void {
+  gate.selector = low >>> 16;
+  gate.type = (middle >>> 8) & 0xff;
+  const address = (middle & 0xffff_0000) | (low & 0xffff);
+  gate.address = high === 0 && address >= 0 ? address : high * HIGH + (address >>> 0);
+}
+
+function idtBase(p: Processor): number {
+  return p.sys[SYS_IDT_BASE + 1] * HIGH + p.sys[SYS_IDT_BASE];
+}
+
+function gateWord(p: Processor, address: number): number {
+  if (!p.memory.backed(address, 4)) throw p.error(`its IDT is at ${hex(address)}, which no memory backs`);
+  return p.memory.word(address);
+}
+
+/** IRET: back to the activation that was interrupted; NMIs are unblocked. */
+export function iret(p: Processor): void {
+  if (p.context.depth < 2 || p.regs[VECTOR] === NO_VECTOR || p.regs[VECTOR] === SYSCALL_ENTRY) {
+    throw p.error("it executed IRET, but no event delivered this activation");
+  }
+  p.nmiBlocked = false;
+  p.instructions++;
+  p.shadow = false;
+  popFrame(p);
+  p.charge(p.cost.iret);
+}

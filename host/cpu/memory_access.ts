@@ -1,0 +1,267 @@
+/**
+ * Loads, stores and read-modify-writes: on plain memory at once, elsewhere through the virtualization hardware.
+ *
+ * What an instruction reads and writes is described once, by {@linkcode ACCESS}; software that emulates it for an
+ * MMIO exit uses the same description.
+ *
+ * @module
+ */
+
+import {
+  CR0_WP,
+  FLAG_CF,
+  FLAG_ZF,
+  GP_VECTOR,
+  HIGH,
+  instructionText,
+  OP_BTR,
+  OP_BTS,
+  OP_CMPXCHG32,
+  OP_CMPXCHG64,
+  OP_LOAD16,
+  OP_LOAD32,
+  OP_LOAD64,
+  OP_LOAD8,
+  OP_LOCK_BTR,
+  OP_LOCK_BTS,
+  OP_STORE16,
+  OP_STORE32,
+  OP_STORE64,
+  OP_STORE8,
+  OP_XADD32,
+  OP_XCHG32,
+  OP_XCHG64,
+  PF_VECTOR,
+  PFERR_PRESENT,
+  PFERR_USER,
+  PFERR_WRITE,
+  PHYSICAL_ADDRESS_LIMIT,
+  RAX,
+  RCX,
+  RDI,
+  RFLAGS,
+  SYS_CR0,
+  SYS_CR2,
+  u64,
+} from "../../abi/mod.ts";
+import type { Primitive } from "../cost/mod.ts";
+import { PAGE_SIZE } from "../memory/mod.ts";
+import { raise } from "./events.ts";
+import type { Processor } from "./processor.ts";
+
+/** How an instruction uses memory. */
+export interface AccessSpec {
+  /** Operand bytes. */
+  readonly bytes: number;
+  /** Whether it reads the operand. */
+  readonly reads: boolean;
+  /** Whether it writes the operand. */
+  readonly writes: boolean;
+  /** Its price. */
+  readonly primitive: Primitive;
+}
+
+function spec(bytes: number, use: "r" | "w" | "rw", primitive: Primitive): AccessSpec {
+  return { bytes, reads: use !== "w", writes: use !== "r", primitive };
+}
+
+/** By opcode: how it uses memory; undefined for instructions without a memory operand. */
+export const ACCESS: readonly (AccessSpec | undefined)[] = (() => {
+  const table: (AccessSpec | undefined)[] = [];
+  table[OP_LOAD8] = spec(1, "r", "load");
+  table[OP_LOAD16] = spec(2, "r", "load");
+  table[OP_LOAD32] = spec(4, "r", "load");
+  table[OP_LOAD64] = spec(8, "r", "load");
+  table[OP_STORE8] = spec(1, "w", "store");
+  table[OP_STORE16] = spec(2, "w", "store");
+  table[OP_STORE32] = spec(4, "w", "store");
+  table[OP_STORE64] = spec(8, "w", "store");
+  table[OP_BTR] = spec(4, "rw", "store");
+  table[OP_BTS] = spec(4, "rw", "store");
+  table[OP_LOCK_BTR] = spec(4, "rw", "locked");
+  table[OP_LOCK_BTS] = spec(4, "rw", "locked");
+  table[OP_XCHG32] = spec(4, "rw", "locked");
+  table[OP_XCHG64] = spec(8, "rw", "locked");
+  table[OP_CMPXCHG32] = spec(4, "rw", "locked");
+  table[OP_CMPXCHG64] = spec(8, "rw", "locked");
+  table[OP_XADD32] = spec(4, "rw", "locked");
+  return table;
+})();
+
+/** The old operand, in halves: what {@linkcode compute} starts from. */
+let oldLow = 0;
+let oldHigh = 0;
+/** The new operand, in halves. */
+let newLow = 0;
+let newHigh = 0;
+
+/** Bit strings reach beyond their base: BT's register form addresses the 32-bit word that holds the bit. */
+export function effectiveAddress(p: Processor, op: number, address: number): number {
+  switch (op) {
+    case OP_BTR:
+    case OP_BTS:
+    case OP_LOCK_BTR:
+    case OP_LOCK_BTS:
+      return address + 4 * (p.regs[RCX] >> 5);
+    default:
+      return address;
+  }
+}
+
+/** What RDI holds, as a number. */
+export function operandBase(p: Processor): number {
+  const high = p.regs[RDI + 1];
+  return high === 0 ? p.regs[RDI] : high * HIGH + p.regs[RDI];
+}
+
+/** Executes an instruction with a memory operand. */
+export function accessMemory(p: Processor, op: number): void {
+  const { bytes, reads, writes, primitive } = ACCESS[op]!;
+  const address = effectiveAddress(p, op, operandBase(p));
+  const { memory } = p;
+  const flat = address >= 0 && address + bytes <= memory.flat;
+  const slot = flat ? undefined : memory.find(address, bytes);
+  if (!flat && (slot === undefined || (writes && (slot.readonly || slot.guestReadonly)))) {
+    return elsewhere(p, op, address, bytes, writes);
+  }
+  const u8 = slot === undefined ? memory.u8 : slot.u8;
+  const at = slot === undefined ? address : address - slot.base;
+  if (reads) {
+    oldLow = 0;
+    oldHigh = 0;
+    for (let i = 0; i < bytes && i < 4; i++) oldLow |= u8[at + i] << (8 * i);
+    for (let i = 4; i < bytes; i++) oldHigh |= u8[at + i] << (8 * (i - 4));
+  }
+  if (compute(p, op)) {
+    for (let i = 0; i < bytes && i < 4; i++) u8[at + i] = newLow >>> (8 * i);
+    for (let i = 4; i < bytes; i++) u8[at + i] = newHigh >>> (8 * (i - 4));
+    if (memory.watched !== 0) memory.stored(address, bytes);
+  }
+  p.charge(p.cost[primitive]);
+  p.retire(op);
+}
+
+/**
+ * The register part of an instruction with a memory operand: reads the old operand from the module's variables,
+ * changes registers and flags, and leaves the new operand there. Whether there is one to write.
+ */
+function compute(p: Processor, op: number): boolean {
+  const { regs } = p;
+  switch (op) {
+    case OP_LOAD8:
+    case OP_LOAD16:
+    case OP_LOAD32:
+    case OP_LOAD64:
+      regs[RAX] = oldLow;
+      regs[RAX + 1] = oldHigh;
+      return false;
+    case OP_STORE8:
+    case OP_STORE16:
+    case OP_STORE32:
+    case OP_STORE64:
+      newLow = regs[RAX];
+      newHigh = regs[RAX + 1];
+      return true;
+    case OP_BTR:
+    case OP_LOCK_BTR:
+    case OP_BTS:
+    case OP_LOCK_BTS: {
+      const bit = regs[RCX] & 31;
+      const set = op === OP_BTS || op === OP_LOCK_BTS;
+      regs[RFLAGS] = (regs[RFLAGS] & ~FLAG_CF) | ((oldLow >>> bit) & 1);
+      newLow = set ? oldLow | (1 << bit) : oldLow & ~(1 << bit);
+      return true;
+    }
+    case OP_XCHG32:
+    case OP_XCHG64:
+      newLow = regs[RAX];
+      newHigh = regs[RAX + 1];
+      regs[RAX] = oldLow;
+      regs[RAX + 1] = oldHigh;
+      return true;
+    case OP_CMPXCHG32:
+    case OP_CMPXCHG64: {
+      // The destination is written in either case (SDM 2A, CMPXCHG): with the old value when they differ.
+      const same = (oldLow >>> 0) === regs[RAX] &&
+        (op === OP_CMPXCHG32 || (oldHigh >>> 0) === regs[RAX + 1]);
+      newLow = same ? regs[RCX] : oldLow;
+      newHigh = same ? regs[RCX + 1] : oldHigh;
+      if (same) {
+        regs[RFLAGS] |= FLAG_ZF;
+      } else {
+        regs[RFLAGS] &= ~FLAG_ZF;
+        regs[RAX] = oldLow;
+        regs[RAX + 1] = oldHigh;
+      }
+      return true;
+    }
+    case OP_XADD32:
+      newLow = (oldLow + regs[RAX]) | 0;
+      regs[RAX] = oldLow;
+      regs[RAX + 1] = 0;
+      return true;
+    default:
+      throw p.error(`${instructionText(op)} has no memory operand`);
+  }
+}
+
+/** An access that no single plain slot serves. */
+function elsewhere(p: Processor, op: number, address: number, bytes: number, writes: boolean): void {
+  const { memory } = p;
+  if (address < 0 || address + bytes > PHYSICAL_ADDRESS_LIMIT) return raise(p, GP_VECTOR, 0);
+  if (writes) {
+    const locked = readonlyByte(p, address, bytes);
+    if (locked >= 0) {
+      p.sys[SYS_CR2] = locked;
+      p.sys[SYS_CR2 + 1] = locked / HIGH;
+      const user = p.cpl === 3 ? PFERR_USER : 0;
+      return raise(p, PF_VECTOR, PFERR_PRESENT | PFERR_WRITE | user);
+    }
+  }
+  if (writes ? memory.writable(address, bytes) : memory.backed(address, bytes)) {
+    return acrossSlots(p, op, address, bytes, writes);
+  }
+  // A page-crossing access leaves at the first page that is not plain memory.
+  const boundary = Math.floor((address + bytes - 1) / PAGE_SIZE) * PAGE_SIZE;
+  const first = boundary > address ? boundary - address : bytes;
+  const firstPlain = first < bytes &&
+    (writes ? memory.writable(address, first) : memory.backed(address, first));
+  if (p.virtualization.unbacked(p, firstPlain ? boundary : address, bytes, writes)) return;
+  if (!writes) {
+    oldLow = p.virtualValue;
+    oldHigh = 0;
+    compute(p, op);
+  }
+  p.charge(p.cost[ACCESS[op]!.primitive]);
+  p.retire(op);
+}
+
+/** The first byte of a range that the guest has mapped read-only for itself, -1 for none. */
+function readonlyByte(p: Processor, address: number, bytes: number): number {
+  if ((p.sys[SYS_CR0] & CR0_WP) === 0 && p.cpl !== 3) return -1;
+  for (let at = address; at < address + bytes; at++) {
+    if (p.memory.find(at, 1)?.guestReadonly) return at;
+  }
+  return -1;
+}
+
+/** Every byte is plain memory, but not in one slot. */
+function acrossSlots(p: Processor, op: number, address: number, bytes: number, writes: boolean): void {
+  const { memory } = p;
+  const old = memory.read(address, bytes)!;
+  oldLow = Number(old & 0xffff_ffffn);
+  oldHigh = Number(old >> 32n);
+  if (compute(p, op) && writes) memory.write(address, bytes, u64(newLow, newHigh));
+  p.charge(p.cost[ACCESS[op]!.primitive]);
+  p.retire(op);
+}
+
+/**
+ * Finishes a read by software: gives the pending instruction the operand that an MMIO read brought. Answers with what
+ * it writes back, undefined where it writes nothing.
+ */
+export function emulateOperand(p: Processor, op: number, operand: bigint): bigint | undefined {
+  oldLow = Number(operand & 0xffff_ffffn);
+  oldHigh = Number((operand >> 32n) & 0xffff_ffffn);
+  return compute(p, op) ? u64(newLow, newHigh) : undefined;
+}

@@ -1,0 +1,11 @@
+/**
+ * The processor in guest mode.
+ *
+ * @module
+ */
+
+export * from "./errors.ts";
+export * from "./events.ts";
+export * from "./memory_access.ts";
+export * from "./processor.ts";
+export * from "./virtualization.ts";

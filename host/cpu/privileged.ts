@@ -1,0 +1,314 @@
+/**
+ * Instructions that touch the system: MSRs, control registers, I/O, hypercalls, mode and stack switches.
+ *
+ * @module
+ */
+
+import {
+  CS,
+  DESCRIPTOR_PTR64,
+  EFER_SCE,
+  ERROR_CODE,
+  FLAG_FIXED,
+  FLAG_IOPL,
+  GP_VECTOR,
+  HIGH,
+  IA32_CSTAR,
+  IA32_FMASK,
+  IA32_FS_BASE,
+  IA32_GS_BASE,
+  IA32_KERNEL_GS_BASE,
+  IA32_LSTAR,
+  IA32_STAR,
+  IA32_TSC,
+  KERNEL_CS,
+  NO_VECTOR,
+  OP_IN8,
+  OP_INVD,
+  OP_LIDT,
+  OP_LRET,
+  OP_MOV_FROM_CR0,
+  OP_MOV_FROM_CR3,
+  OP_MOV_FROM_CR4,
+  OP_MOV_FROM_CR8,
+  OP_MOV_TO_CR0,
+  OP_MOV_TO_CR3,
+  OP_MOV_TO_CR4,
+  OP_MOV_TO_CR8,
+  OP_OUT8,
+  OP_SWITCH,
+  OP_SYSCALL,
+  OP_SYSRET,
+  OP_UD2,
+  OP_WBINVD,
+  R11,
+  RAX,
+  RCX,
+  RDI,
+  RDX,
+  RFLAGS,
+  SYS_CR0,
+  SYS_CR3,
+  SYS_CR4,
+  SYS_CSTAR,
+  SYS_EFER,
+  SYS_FMASK,
+  SYS_FS_BASE,
+  SYS_GS_BASE,
+  SYS_IDT_BASE,
+  SYS_IDT_LIMIT,
+  SYS_KERNEL_GS_BASE,
+  SYS_LSTAR,
+  SYS_STAR,
+  SYSCALL_ENTRY,
+  UD_VECTOR,
+  USER_CS,
+  VECTOR,
+} from "../../abi/mod.ts";
+import { raise } from "./events.ts";
+import { pushFrame, switchContext } from "./frames.ts";
+import { knownSelector, type Processor } from "./processor.ts";
+
+/** MSRs that a processor keeps in its system registers and that hosts let guests reach without an exit. */
+const SYSTEM_MSRS: ReadonlyMap<number, number> = new Map<number, number>([
+  [IA32_FS_BASE, SYS_FS_BASE],
+  [IA32_GS_BASE, SYS_GS_BASE],
+  [IA32_KERNEL_GS_BASE, SYS_KERNEL_GS_BASE],
+  [IA32_STAR, SYS_STAR],
+  [IA32_LSTAR, SYS_LSTAR],
+  [IA32_CSTAR, SYS_CSTAR],
+  [IA32_FMASK, SYS_FMASK],
+]);
+
+/** The word of the system registers that holds an MSR; undefined for the others. */
+export function systemMsrWord(msr: number): number | undefined {
+  return SYSTEM_MSRS.get(msr);
+}
+
+/** WRMSR. */
+export function writeMsr(p: Processor, op: number): void {
+  const { regs } = p;
+  if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
+  const msr = regs[RCX];
+  if (p.virtualization.msr(p, msr, true)) return;
+  const word = SYSTEM_MSRS.get(msr);
+  if (word !== undefined) {
+    p.sys[word] = regs[RAX];
+    p.sys[word + 1] = regs[RDX];
+  }
+  p.charge(p.cost.msr);
+  p.retire(op);
+}
+
+/** RDMSR. */
+export function readMsr(p: Processor, op: number): void {
+  const { regs } = p;
+  if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
+  const msr = regs[RCX];
+  if (p.virtualization.msr(p, msr, false)) return;
+  const word = SYSTEM_MSRS.get(msr);
+  if (word !== undefined) setPair(p, p.sys[word], p.sys[word + 1]);
+  else if (msr === IA32_TSC) setPair(p, p.tsc(), p.tsc() / HIGH);
+  else setPair(p, p.virtualValue, 0);
+  p.charge(p.cost.msr);
+  p.retire(op);
+}
+
+function setPair(p: Processor, low: number, high: number): void {
+  const { regs } = p;
+  regs[RAX] = low;
+  regs[RAX + 1] = 0;
+  regs[RDX] = high;
+  regs[RDX + 1] = 0;
+}
+
+/**
+ * A hypercall instruction. Which one it is stands in guest memory, at its site: a host that rewrites the bytes there
+ * changes what is executed.
+ */
+export function hypercall(p: Processor): void {
+  const site = p.rip;
+  const { memory } = p;
+  const third = site + 2 < memory.flat
+    ? hypercallByte(memory.u8, site)
+    : hypercallByte(codeBytes(p, site), 0);
+  if (third < 0) throw p.error("the bytes at its hypercall site are neither VMCALL nor VMMCALL any more");
+  p.virtualization.hypercall(p, third === VMMCALL_BYTE);
+}
+
+/** The third byte of VMCALL and of VMMCALL. */
+const VMCALL_BYTE = 0xc1;
+const VMMCALL_BYTE = 0xd9;
+
+/** The third byte of the hypercall instruction at a place, -1 if there is none. */
+function hypercallByte(bytes: Uint8Array, at: number): number {
+  const third = bytes[at + 2];
+  const known = bytes[at] === 0x0f && bytes[at + 1] === 0x01 &&
+    (third === VMCALL_BYTE || third === VMMCALL_BYTE);
+  return known ? third : -1;
+}
+
+function codeBytes(p: Processor, site: number): Uint8Array {
+  const { memory } = p;
+  if (!memory.backed(site, 3)) return new Uint8Array(3);
+  return Uint8Array.of(memory.byte(site), memory.byte(site + 1), memory.byte(site + 2));
+}
+
+/** IN and OUT. */
+export function portIo(p: Processor, op: number): void {
+  const { regs } = p;
+  // Without a TSS bitmap, I/O at a lower privilege than IOPL faults (SDM 1 19.5.2).
+  if (p.cpl > ((regs[RFLAGS] & FLAG_IOPL) >>> 12)) return raise(p, GP_VECTOR, 0);
+  const write = op >= OP_OUT8;
+  const bytes = 1 << (op - (write ? OP_OUT8 : OP_IN8));
+  if (!p.virtualization.io(p, regs[RDX] & 0xffff, bytes, write)) {
+    throw p.error("I/O without unconditional I/O exiting is not modelled");
+  }
+}
+
+/** Everything else. */
+export function system(p: Processor, op: number): void {
+  switch (op) {
+    case OP_MOV_TO_CR0:
+      return movToCr(p, op, 0);
+    case OP_MOV_TO_CR3:
+      return movToCr(p, op, 3);
+    case OP_MOV_TO_CR4:
+      return movToCr(p, op, 4);
+    case OP_MOV_TO_CR8:
+      return movToCr(p, op, 8);
+    case OP_MOV_FROM_CR0:
+      return movFromCr(p, op, 0);
+    case OP_MOV_FROM_CR3:
+      return movFromCr(p, op, 3);
+    case OP_MOV_FROM_CR4:
+      return movFromCr(p, op, 4);
+    case OP_MOV_FROM_CR8:
+      return movFromCr(p, op, 8);
+    case OP_LIDT:
+      return lidt(p, op);
+    case OP_LRET:
+      return loadCs(p, op);
+    case OP_SYSCALL:
+      return syscall(p, op);
+    case OP_SYSRET:
+      return sysret(p, op);
+    case OP_SWITCH:
+      return switchTask(p, op);
+    case OP_UD2:
+      return raise(p, UD_VECTOR, 0);
+    case OP_INVD:
+    case OP_WBINVD:
+      if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
+      if (p.virtualization.invalidate(p, op === OP_WBINVD)) return;
+      p.charge(p.cost.system);
+      p.retire(op);
+      return;
+    default:
+      throw p.error(`it yielded ${op}, which is no opcode`);
+  }
+}
+
+const CR_WORD: Readonly<Record<number, number>> = { 0: SYS_CR0, 3: SYS_CR3, 4: SYS_CR4 };
+
+function movToCr(p: Processor, op: number, cr: number): void {
+  if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
+  if (p.virtualization.movToCr(p, cr)) return;
+  const { regs } = p;
+  if (cr === 8) {
+    // CR8 bits 63:4 are reserved.
+    if (regs[RAX] > 15 || regs[RAX + 1] !== 0) return raise(p, GP_VECTOR, 0);
+    const value = regs[RAX];
+    p.charge(p.cost.system);
+    p.retire(op);
+    p.virtualization.writeCr8(p, value);
+    return;
+  }
+  const word = CR_WORD[cr];
+  p.sys[word] = regs[RAX];
+  p.sys[word + 1] = regs[RAX + 1];
+  p.charge(p.cost.system);
+  p.retire(op);
+}
+
+function movFromCr(p: Processor, op: number, cr: number): void {
+  if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
+  if (p.virtualization.movFromCr(p, cr)) return;
+  const { regs } = p;
+  if (cr === 8) {
+    regs[RAX] = p.virtualization.readCr8(p);
+    regs[RAX + 1] = 0;
+  } else {
+    const word = CR_WORD[cr];
+    regs[RAX] = p.sys[word];
+    regs[RAX + 1] = p.sys[word + 1];
+  }
+  p.charge(p.cost.system);
+  p.retire(op);
+}
+
+function lidt(p: Processor, op: number): void {
+  if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
+  const { memory } = p;
+  const address = p.regs[RDI + 1] * HIGH + p.regs[RDI];
+  const bytes = p.longActive ? DESCRIPTOR_PTR64.size : 6;
+  if (!memory.backed(address, bytes)) throw p.error("LIDT's operand is not in plain memory");
+  p.sys[SYS_IDT_LIMIT] = memory.word(address) & 0xffff;
+  p.sys[SYS_IDT_BASE] = memory.word(address + 2);
+  p.sys[SYS_IDT_BASE + 1] = p.longActive ? memory.word(address + 6) : 0;
+  p.charge(p.cost.system);
+  p.retire(op);
+}
+
+function loadCs(p: Processor, op: number): void {
+  const selector = p.regs[RAX] & 0xffff;
+  if (p.realMode || !knownSelector(selector) || (selector & 3) !== p.cpl) {
+    return raise(p, GP_VECTOR, selector & 0xfffc);
+  }
+  p.regs[CS] = selector;
+  p.charge(p.cost.system);
+  p.retire(op);
+}
+
+function syscall(p: Processor, op: number): void {
+  const { sys } = p;
+  if ((sys[SYS_EFER] & EFER_SCE) === 0 || !p.longMode) return raise(p, UD_VECTOR, 0);
+  p.retire(op);
+  const next = p.rip;
+  pushFrame(p, sys[SYS_LSTAR + 1] * HIGH + sys[SYS_LSTAR]);
+  const { regs } = p;
+  regs[RCX] = next;
+  regs[RCX + 1] = next / HIGH;
+  regs[R11] = regs[RFLAGS];
+  regs[RFLAGS] = (regs[RFLAGS] & ~sys[SYS_FMASK]) | FLAG_FIXED;
+  regs[CS] = KERNEL_CS;
+  regs[VECTOR] = SYSCALL_ENTRY;
+  regs[ERROR_CODE] = 0;
+  p.charge(p.cost.iret);
+}
+
+function sysret(p: Processor, op: number): void {
+  if ((p.sys[SYS_EFER] & EFER_SCE) === 0 || !p.longMode) return raise(p, UD_VECTOR, 0);
+  if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
+  const entry = p.regs[RCX + 1] * HIGH + p.regs[RCX];
+  const flags = p.regs[R11];
+  p.retire(op);
+  pushFrame(p, entry);
+  const { regs } = p;
+  regs[RFLAGS] = (flags & 0x3c7fd7) | FLAG_FIXED; // SDM 2B, SYSRET: RF, VM and reserved bits are cleared.
+  regs[CS] = USER_CS;
+  regs[VECTOR] = NO_VECTOR;
+  regs[ERROR_CODE] = 0;
+  p.charge(p.cost.iret);
+}
+
+function switchTask(p: Processor, op: number): void {
+  const { context } = p;
+  const next = context.next;
+  context.next = undefined;
+  if (next === undefined || next === context) throw p.error("it switched to no other task");
+  p.retire(op);
+  p.storeRip(p.rip);
+  switchContext(p, next);
+  p.charge(p.cost.insn);
+}

@@ -1,0 +1,415 @@
+/**
+ * A logical processor in guest mode: it resumes the guest function at the top of its stack of activations, takes the
+ * one instruction that the function yields, and executes it.
+ *
+ * @module
+ */
+
+import {
+  CR0_ET,
+  CR0_PE,
+  CR0_PG,
+  CR4_PAE,
+  CS,
+  EFER_LMA,
+  EFER_LME,
+  exceptionName,
+  FLAG_FIXED,
+  type Frame,
+  HIGH,
+  instructionText,
+  KERNEL32_CS,
+  KERNEL_CS,
+  LENGTH,
+  RFLAGS,
+  RIP,
+  SITE,
+  SYS_CR0,
+  SYS_CR4,
+  SYS_EFER,
+  SYS_IDT_LIMIT,
+  SYS_WORDS,
+  USER32_CS,
+  USER_CS,
+  X86Cpu,
+  X86Fault,
+} from "../../abi/mod.ts";
+import type { CodeStore, Guest } from "../../abi/mod.ts";
+import { between, type Engine, later, type Thread } from "../core/mod.ts";
+import type { Costs } from "../cost/mod.ts";
+import type { GuestMemory, Watcher } from "../memory/mod.ts";
+import { GuestError } from "./errors.ts";
+import { execute } from "./execute.ts";
+import { endFrame, resumeAt } from "./frames.ts";
+import { endSpin, spinInterrupted, workInterrupted } from "./waiting.ts";
+import type { Virtualization } from "./virtualization.ts";
+
+/** No asynchronous event is due. */
+export const NEVER = Infinity;
+/** More cycles than a thread ever spends before its clock is settled. */
+const NOT_SOON = 0x7fff_ffff;
+
+/**
+ * Resumes a generator. Each guest function has a prototype of its own, so looking `next` up on the generators would be
+ * a slow, megamorphic load.
+ */
+const RESUME: (this: Guest) => IteratorResult<number, void> =
+  Object.getPrototypeOf((function* () {}).prototype).next;
+
+/** What a processor is built from. */
+export interface ProcessorParts {
+  /** Its name in messages. */
+  readonly name: string;
+  /** The core that steps its thread. */
+  readonly engine: Engine;
+  /** The thread that steps it, and whose clock it advances. */
+  readonly thread: Thread;
+  /** The virtual machine's memory. */
+  readonly memory: GuestMemory;
+  /** Prices. */
+  readonly cost: Costs;
+  /** Its virtualization hardware. */
+  readonly virtualization: Virtualization;
+}
+
+/** A logical processor in guest mode. */
+export class Processor {
+  /** Its name in messages. */
+  readonly name: string;
+  /** The stepping core. */
+  readonly engine: Engine;
+  /** The thread that steps it, and whose clock it advances. */
+  readonly thread: Thread;
+  /** The virtual machine's memory. */
+  readonly memory: GuestMemory;
+  /** Prices. */
+  readonly cost: Costs;
+  /** Its virtualization hardware. */
+  readonly virtualization: Virtualization;
+  /** The guest's text; empty until an image is loaded. */
+  text: CodeStore = { blockAt: () => undefined };
+
+  /** The context that it runs. */
+  context: X86Cpu = new X86Cpu();
+  /** That context's registers. */
+  regs: Uint32Array = this.context.regs;
+  /** The context that it began with at reset. */
+  bootContext: X86Cpu = this.context;
+  /** The system registers. */
+  readonly sys: Uint32Array = new Uint32Array(SYS_WORDS);
+
+  /** Whether it is in guest mode. */
+  guestMode = false;
+  /** What is added to the host's time-stamp counter, in whole cycles. */
+  tscOffset = 0;
+  /** The program of the boot context has returned: the processor only halts from now on. */
+  finished = false;
+  /** Instructions that completed. */
+  instructions = 0;
+  /** The STI shadow: interrupts are held off until the next instruction has completed. */
+  shadow = false;
+  /** NMIs are blocked until the next IRET. */
+  nmiBlocked = false;
+  /** When the next asynchronous host event is due. */
+  asyncAt: number = NEVER;
+  /** Cycles that its thread may spend before it must look for an event: a small integer. */
+  eventIn: number = NOT_SOON;
+  #asyncIn: number = NOT_SOON;
+  #windowRequested = false;
+
+  /** When a computation that is under way began, -1 for none. */
+  workStart = -1;
+  /** When the present turn of that loop began. */
+  spinStart = 0;
+  /** The word that a PAUSE loop spins on, at -1 while there is none; is told of stores to it. */
+  readonly spin: { address: number } & Watcher = {
+    address: -1,
+    stored: () => spinInterrupted(this, this.engine.runningClock),
+  };
+  /** Whether PAUSE loops are charged in bulk; off, each turn is a step: the slow reference. */
+  bulkSpin = true;
+
+  /** The exit's number: a VMX basic exit reason or an SVM exit code. */
+  exitReason = 0;
+  /** VMX: the exit qualification. SVM: EXITINFO1. */
+  exitInfo1 = 0;
+  /** VMX: the guest-physical address. SVM: EXITINFO2. */
+  exitInfo2 = 0;
+  /** Software has written RIP: the next entry goes on there. Otherwise RIP follows from the activation. */
+  #ripWritten = true;
+  /** What a virtualized read brought. */
+  virtualValue = 0;
+
+  /** A processor in its reset state. */
+  constructor(parts: ProcessorParts) {
+    this.name = parts.name;
+    this.engine = parts.engine;
+    this.thread = parts.thread;
+    this.memory = parts.memory;
+    this.cost = parts.cost;
+    this.virtualization = parts.virtualization;
+    this.reset();
+  }
+
+  /** RESET and INIT: drops every activation without running its `finally`, and sets the registers of SDM 3A table 10-1. */
+  reset(): void {
+    endSpin(this);
+    this.context.running = false;
+    this.context = new X86Cpu();
+    this.context.running = true;
+    this.context.sys = this.sys;
+    this.regs = this.context.regs;
+    this.sys.fill(0);
+    this.sys[SYS_CR0] = CR0_ET;
+    this.sys[SYS_IDT_LIMIT] = 0xffff;
+    this.regs[RFLAGS] = FLAG_FIXED;
+    this.regs[CS] = 0;
+    this.shadow = false;
+    this.nmiBlocked = false;
+    this.requestWindow(false);
+    this.workStart = -1;
+    this.#ripWritten = true;
+    this.finished = false;
+    this.bootContext = this.context;
+  }
+
+  /** Local time, in cycles. */
+  get now(): number {
+    return this.thread.now;
+  }
+
+  /** Lets local time pass. */
+  charge(cycles: number): void {
+    this.thread.spent += cycles;
+  }
+
+  /** Whether it executes 64-bit code: IA32_EFER.LMA and a 64-bit code segment. */
+  get longMode(): boolean {
+    const selector = this.regs[CS];
+    return (selector === KERNEL_CS || selector === USER_CS) && (this.sys[SYS_EFER] & EFER_LMA) !== 0;
+  }
+
+  /** Whether long mode is active: 64-bit or compatibility mode. */
+  get longActive(): boolean {
+    return (this.sys[SYS_EFER] & EFER_LMA) !== 0;
+  }
+
+  /** The guest's time-stamp counter. */
+  tsc(): number {
+    return later(this.thread.now, this.tscOffset);
+  }
+
+  /** Whether it executes real-mode code: CR0.PE is clear. */
+  get realMode(): boolean {
+    return (this.sys[SYS_CR0] & CR0_PE) === 0;
+  }
+
+  /** The current privilege level; 0 in real mode, where selectors are no privilege. */
+  get cpl(): number {
+    const rpl = this.regs[CS] & 3;
+    return rpl === 0 || this.realMode ? 0 : rpl;
+  }
+
+  /** Puts it where a boot loader puts a 64-bit kernel: long mode, flat segments, interrupts off, at `entry`. */
+  startLongMode(entry: number): void {
+    this.sys[SYS_CR0] = CR0_PE | CR0_ET | CR0_PG;
+    this.sys[SYS_CR4] = CR4_PAE;
+    this.sys[SYS_EFER] = EFER_LME | EFER_LMA;
+    this.regs[CS] = KERNEL_CS;
+    this.setRip(entry);
+  }
+
+  /** Puts it where a boot loader puts a 32-bit kernel: protected mode without paging, at `entry`. */
+  startProtectedMode(entry: number): void {
+    this.sys[SYS_CR0] = CR0_PE | CR0_ET;
+    this.regs[CS] = KERNEL32_CS;
+    this.setRip(entry);
+  }
+
+  /** The base of the code segment: real mode's paragraphs, 0 elsewhere. */
+  get codeBase(): number {
+    return this.realMode ? 16 * this.regs[CS] : 0;
+  }
+
+  /** Software sets RIP, to go on at a linear address at the next entry. */
+  setRip(address: number): void {
+    this.storeRip(address);
+    this.#ripWritten = true;
+  }
+
+  /** Brings the RIP register up to a linear address: what an event saves. */
+  storeRip(address: number): void {
+    const rip = address - this.codeBase;
+    this.regs[RIP] = rip;
+    this.regs[RIP + 1] = rip / HIGH;
+  }
+
+  /** The linear address that the RIP register holds. */
+  get storedRip(): number {
+    return this.codeBase + this.regs[RIP + 1] * HIGH + this.regs[RIP];
+  }
+
+  /** Loads CS with a real-mode segment. */
+  setCodeSegment(selector: number): void {
+    this.regs[CS] = selector;
+  }
+
+  /**
+   * The linear address of the present instruction, or of the one that comes next. It follows from the activation,
+   * unless software has written another.
+   */
+  get rip(): number {
+    const context = this.context;
+    if (this.#ripWritten) return this.storedRip;
+    const block = context.frames[context.depth - 1].block!;
+    const op = context.pending;
+    if (op !== 0) return block.address + SITE[op];
+    const last = context.last;
+    return last === 0 ? block.address : block.address + SITE[last] + LENGTH[last];
+  }
+
+  /** VM entry. Where software has written RIP, the guest goes on there. */
+  enter(): void {
+    this.guestMode = true;
+    if (this.#ripWritten) {
+      this.#ripWritten = false;
+      resumeAt(this);
+    }
+    this.virtualization.enter(this);
+  }
+
+  /** VM exit: out of guest mode. RIP is at the present instruction. */
+  leave(reason: number, info1: number = 0, info2: number = 0): true {
+    this.guestMode = false;
+    this.workStart = -1;
+    if (this.spin.address >= 0) endSpin(this);
+    this.exitReason = reason;
+    this.exitInfo1 = info1;
+    this.exitInfo2 = info2;
+    this.thread.spent += this.cost.vmexit;
+    return true;
+  }
+
+  /** Software has carried out the instruction that exited: RIP moves behind it, and the STI shadow ends. */
+  skipInstruction(): void {
+    this.retire(this.context.pending);
+  }
+
+  /** Runs one instruction, or takes one event. Only in guest mode. */
+  step(): void {
+    if (this.thread.spent >= this.eventIn && this.#event()) return;
+    const op = this.context.pending;
+    if (op !== 0 || this.fetch()) execute(this, this.context.pending);
+  }
+
+  /** Runs instructions until there is an exit, its thread has spent `slack` cycles, or the heap of threads has changed. */
+  burst(slack: number): void {
+    const { thread, engine } = this;
+    const { queue } = engine;
+    const { changes } = queue;
+    do {
+      engine.countStep();
+      if (thread.spent >= this.eventIn && this.#event()) continue;
+      const { context } = this;
+      if (context.pending !== 0 || this.fetch()) execute(this, context.pending);
+    } while (this.guestMode && thread.spent < slack && queue.changes === changes);
+  }
+
+  /** Resumes the guest function up to its next instruction, which is pending then. false where it has ended. */
+  fetch(): boolean {
+    const { context } = this;
+    let result: IteratorResult<number, void>;
+    try {
+      result = RESUME.call(context.guest!);
+    } catch (error) {
+      throw this.#escaped(error);
+    }
+    if (result.done) {
+      endFrame(this);
+      return false;
+    }
+    if (result.value !== context.pending || context.pending === 0) throw this.#misbuilt(result.value);
+    return true;
+  }
+
+  /** At an instruction boundary: an asynchronous event that is due, or a window that is open. */
+  #event(): boolean {
+    if (this.asyncDue && this.virtualization.asynchronous(this)) return true;
+    return this.#windowRequested && this.virtualization.window(this);
+  }
+
+  /** The instruction completed. */
+  retire(op: number): void {
+    const context = this.context;
+    context.pending = 0;
+    context.last = op;
+    this.instructions++;
+    this.shadow = false;
+  }
+
+  /** The next asynchronous event, or the thread's clock, has changed. */
+  settleAsync(): void {
+    const cycles = between(this.thread.clock, this.asyncAt);
+    this.#asyncIn = cycles < NOT_SOON ? cycles | 0 : NOT_SOON;
+    this.eventIn = this.#windowRequested ? 0 : this.#asyncIn;
+  }
+
+  /** Software asks, or does not ask any more, for an exit at an interrupt or NMI window. */
+  requestWindow(requested: boolean): void {
+    this.#windowRequested = requested;
+    this.eventIn = requested ? 0 : this.#asyncIn;
+  }
+
+  /** Whether an asynchronous event is due. */
+  get asyncDue(): boolean {
+    return this.thread.spent >= this.#asyncIn;
+  }
+
+  /** The wait of the present instruction is cut short: a host event is due at `time`. */
+  interruptWait(time: number): void {
+    if (this.workStart >= 0) workInterrupted(this, time);
+    else if (this.spin.address >= 0) spinInterrupted(this, time);
+  }
+
+  /** Throws a fault into the function of a frame, as its fixup does; what it yields next stays pending. */
+  throwInto(frame: Frame, fault: Error): void {
+    let result: IteratorResult<number, void>;
+    try {
+      result = frame.guest!.throw(fault);
+    } catch (error) {
+      throw this.#escaped(error);
+    }
+    if (result.done) endFrame(this);
+    else if (result.value !== this.context.pending || result.value === 0) throw this.#misbuilt(result.value);
+  }
+
+  /** An error in guest terms, for the present instruction. */
+  error(problem: string, cause?: unknown): GuestError {
+    const { context } = this;
+    const where = context.depth === 0
+      ? "no function"
+      : context.frames[context.depth - 1].block?.name ?? "no function";
+    return new GuestError(this.name, where, this.rip, problem, cause);
+  }
+
+  #escaped(error: unknown): Error {
+    if (error instanceof X86Fault) {
+      return this.error(`nobody caught ${exceptionName(error.vector)} of ${error.instruction}`, error);
+    }
+    return this.error(error instanceof Error ? error.message : String(error), error);
+  }
+
+  #misbuilt(op: unknown): Error {
+    const built = this.context.pending;
+    if (built === 0) {
+      return this.error(`it yielded ${String(op)}; what it yields must be built by its cpu handle`);
+    }
+    const yielded = typeof op === "number" ? instructionText(op) : String(op);
+    return this.error(`it built ${instructionText(built)} and yielded ${yielded}`);
+  }
+}
+
+/** Whether a selector is one that the processor knows. */
+export function knownSelector(selector: number): boolean {
+  return selector === KERNEL_CS || selector === KERNEL32_CS || selector === USER_CS || selector === USER32_CS;
+}

@@ -1,0 +1,37 @@
+/**
+ * An ioeventfd: a doorbell in the kernel. A guest write to it is signalled to somebody who waits, and costs no exit to
+ * user space.
+ *
+ * @module
+ */
+
+import type { MmioDevice } from "./bus.ts";
+
+/** A doorbell at an address or port. */
+export class IoEventFd implements MmioDevice {
+  /** First address or port. */
+  readonly base: number;
+  /** Addresses or ports. */
+  readonly length: number;
+  /** How often it was rung. */
+  rung = 0;
+  readonly #signal: (value: bigint) => void;
+
+  /** A doorbell that calls `signal` with what was written. */
+  constructor(base: number, length: number, signal: (value: bigint) => void = () => {}) {
+    this.base = base;
+    this.length = length;
+    this.#signal = signal;
+  }
+
+  /** Reads are user space's. */
+  read(): undefined {
+    return undefined;
+  }
+
+  /** Rings. */
+  write(_address: number, _bytes: number, value: bigint): void {
+    this.rung++;
+    this.#signal(value);
+  }
+}

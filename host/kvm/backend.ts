@@ -1,0 +1,72 @@
+/**
+ * What KVM asks of its vendor module: kvm_x86_ops, for one vCPU.
+ *
+ * @module
+ */
+
+import type { Virtualization } from "../cpu/mod.ts";
+
+/** What a fast path made of an exit. */
+export enum FastPath {
+  /** Nothing: the slow path handles it. */
+  None,
+  /** Everything; the guest can be entered again at once. */
+  Reenter,
+  /** Everything; the run loop goes round. */
+  Handled,
+}
+
+/** A vendor module's part of a vCPU. */
+export interface Backend {
+  /** Which vendor. */
+  readonly name: "vmx" | "svm";
+  /** The hardware under it. */
+  readonly hardware: Virtualization;
+  /** Whether a timer can count down in guest mode and exit. */
+  readonly hasPreemptionTimer: boolean;
+  /** Whether the x2APIC ICR's halves stand at 0x300 and 0x310. */
+  readonly x2apicIcrIsSplit: boolean;
+
+  /** The name that kvm_exit prints for an exit number. */
+  exitName(reason: number): string;
+  /** RESET, or INIT. */
+  reset(init: boolean): void;
+  /** The local APIC was enabled, disabled, or switched between xAPIC and x2APIC mode. */
+  apicModeChanged(): void;
+
+  /** The next entry is to exit as soon as it has delivered its event. */
+  requestImmediateExit(): void;
+  /** What stands between the run loop's last check and the hardware entry. */
+  prepareEntry(): void;
+  /** What follows a hardware exit at once: which event was delivered, what the hardware kept for the APIC. */
+  completeExit(): void;
+  /** Serves an exit before the slow path, where it can. */
+  fastPath(): FastPath;
+  /** Serves an exit. */
+  handleExit(): void;
+  /** Whether the present exit was a physical interrupt. */
+  exitedForInterrupt(): boolean;
+
+  /** Moves RIP behind the instruction that exited. */
+  skipInstruction(): void;
+  /** Whether an interrupt could be delivered now: RFLAGS.IF, and no shadow. */
+  interruptAllowed(): boolean;
+  /** Whether an NMI could be delivered now. */
+  nmiAllowed(): boolean;
+  /** Whether NMIs are blocked. */
+  nmiMasked(): boolean;
+  /** Writes an interrupt for injection. */
+  injectInterrupt(vector: number, reinjected: boolean): void;
+  /** Writes an NMI for injection. */
+  injectNmi(): void;
+  /** Writes an exception for injection; `errorCode` is -1 where there is none. */
+  injectException(vector: number, errorCode: number): void;
+  /** Takes back what was written for injection: the entry is cancelled. */
+  cancelInjection(): void;
+  /** Asks for an exit as soon as an interrupt could be delivered. */
+  enableInterruptWindow(): void;
+  /** Asks for an exit as soon as an NMI could be delivered. */
+  enableNmiWindow(): void;
+  /** Asks for an exit when the task priority falls below the class of a requested vector (-1 for none). */
+  updateCr8Intercept(taskPriorityClass: number, requestedClass: number): void;
+}

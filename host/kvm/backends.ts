@@ -1,0 +1,29 @@
+/**
+ * The vendor modules by name.
+ *
+ * @module
+ */
+
+import { Svm } from "../svm/mod.ts";
+import { Vmx } from "../vmx/mod.ts";
+import type { Backend } from "./backend.ts";
+import type { Vcpu } from "./vcpu.ts";
+
+/** A vendor module. */
+export type BackendName = "vmx" | "svm";
+
+/** The vendor modules. */
+export const BACKENDS: readonly BackendName[] = ["vmx", "svm"];
+
+/** Vouches for a vendor module's name. Throws `RangeError` naming those allowed. */
+export function backendName(name: string): BackendName {
+  if (!(BACKENDS as readonly string[]).includes(name)) {
+    throw new RangeError(`Cannot use backend ${name}: allowed are ${BACKENDS.join(", ")}`);
+  }
+  return name as BackendName;
+}
+
+/** The vendor module's part of a vCPU. */
+export function createBackend(vcpu: Vcpu, name: BackendName): Backend {
+  return name === "vmx" ? new Vmx(vcpu) : new Svm(vcpu);
+}

@@ -1,0 +1,250 @@
+/**
+ * Instructions that KVM carries out for the guest: MMIO, port I/O, control registers, and the foreign hypercall.
+ *
+ * @module
+ */
+
+import {
+  APIC_DEFAULT_BASE,
+  CR0_CD,
+  CR0_ET,
+  CR0_NW,
+  CR0_PE,
+  CR0_PG,
+  CR4_PAE,
+  EFER_LMA,
+  EFER_LME,
+  high,
+  instructionText,
+  KERNEL_CS,
+  low,
+  PF_VECTOR,
+  PFERR_PRESENT,
+  PFERR_WRITE,
+  RAX,
+  SYS_CR0,
+  SYS_CR2,
+  SYS_CR3,
+  SYS_CR4,
+  SYS_EFER,
+  UD_VECTOR,
+  USER_CS,
+} from "../../abi/mod.ts";
+import { CR0_WP, CS } from "../../abi/mod.ts";
+import { ACCESS, effectiveAddress, emulateOperand, NotModelled, operandBase } from "../cpu/mod.ts";
+import { readPage, writePage } from "../lapic/mod.ts";
+import { TP } from "../trace/mod.ts";
+import { PAGE_SIZE } from "../memory/mod.ts";
+import type { Vcpu } from "./vcpu.ts";
+
+/** kvm_mmio's types. */
+const MMIO_READ_UNSATISFIED = 0;
+const MMIO_READ = 1;
+const MMIO_WRITE = 2;
+
+/** Emulates the pending instruction, whose memory operand is MMIO at least in part. */
+export function emulateMemoryAccess(vcpu: Vcpu): void {
+  const { processor, stats } = vcpu;
+  const op = processor.context.pending;
+  const spec = ACCESS[op];
+  if (spec === undefined) {
+    throw new NotModelled(`emulation of ${instructionText(op)}`, "arch/x86/kvm/emulate.c");
+  }
+  vcpu.charge(vcpu.cost.emulate);
+  stats.insn_emulation++;
+  vcpu.trace(TP.kvm_emulate_insn, processor.rip, op);
+  const address = effectiveAddress(processor, op, operandBase(processor));
+  const operand = spec.reads ? readOperand(vcpu, address, spec.bytes) : 0n;
+  const result = emulateOperand(processor, op, operand);
+  if (spec.writes && result !== undefined) writeOperand(vcpu, address, spec.bytes, result);
+  vcpu.backend.skipInstruction();
+}
+
+/** Where an operand is split: at the page boundary, each part MMIO or memory by itself. */
+function* fragments(address: number, bytes: number): Generator<readonly [address: number, bytes: number]> {
+  const boundary = (Math.floor(address / PAGE_SIZE) + 1) * PAGE_SIZE;
+  if (address + bytes <= boundary) {
+    yield [address, bytes];
+  } else {
+    yield [address, boundary - address];
+    yield [boundary, address + bytes - boundary];
+  }
+}
+
+function readOperand(vcpu: Vcpu, address: number, bytes: number): bigint {
+  let value = 0n;
+  let shift = 0n;
+  for (const [at, size] of fragments(address, bytes)) {
+    const part = vcpu.vm.memory.read(at, size) ?? readMmio(vcpu, at, size);
+    value |= part << shift;
+    shift += BigInt(8 * size);
+  }
+  return value;
+}
+
+function writeOperand(vcpu: Vcpu, address: number, bytes: number, value: bigint): void {
+  let rest = value;
+  for (const [at, size] of fragments(address, bytes)) {
+    const part = rest & ((1n << BigInt(8 * size)) - 1n);
+    if (!vcpu.vm.memory.write(at, size, part)) writeMmio(vcpu, at, size, part);
+    rest >>= BigInt(8 * size);
+  }
+}
+
+/** Every MMIO access but those of the APIC's default page is recognized by the cached address of its fault. */
+function matchMmio(vcpu: Vcpu, address: number, write: boolean): void {
+  vcpu.stats.mmio_exits++;
+  if (Math.floor(address / PAGE_SIZE) * PAGE_SIZE === APIC_DEFAULT_BASE) return;
+  vcpu.trace(TP.vcpu_match_mmio, low(address), high(address), write ? 1 : 0);
+}
+
+function readMmio(vcpu: Vcpu, address: number, bytes: number): bigint {
+  const { vm } = vcpu;
+  matchMmio(vcpu, address, false);
+  const apic = readPage(vcpu.lapic, address, bytes);
+  let value = apic === "not-mine" ? vm.mmioBus.read(address, bytes) : apic.value;
+  if (value !== undefined) {
+    vcpu.trace(TP.kvm_mmio, MMIO_READ, bytes, low(address), high(address), Number(value & 0xffff_ffffn));
+    return value;
+  }
+  vcpu.trace(TP.kvm_mmio, MMIO_READ_UNSATISFIED, bytes, low(address), high(address), 0);
+  value = vm.userspaceMmio(vcpu, address, bytes, undefined);
+  vcpu.trace(TP.kvm_mmio, MMIO_READ, bytes, low(address), high(address), Number(value & 0xffff_ffffn));
+  return value;
+}
+
+function writeMmio(vcpu: Vcpu, address: number, bytes: number, value: bigint): void {
+  const { vm } = vcpu;
+  matchMmio(vcpu, address, true);
+  vcpu.trace(TP.kvm_mmio, MMIO_WRITE, bytes, low(address), high(address), Number(value & 0xffff_ffffn));
+  if (writePage(vcpu.lapic, address, bytes, Number(value & 0xffff_ffffn)) === "done") return;
+  if (vm.mmioBus.write(address, bytes, value)) return;
+  vm.userspaceMmio(vcpu, address, bytes, value);
+}
+
+/** IN or OUT was executed. */
+export function emulatePio(vcpu: Vcpu, port: number, bytes: number, write: boolean): void {
+  const { processor, vm } = vcpu;
+  const { regs } = processor;
+  const mask = bytes === 4 ? 0xffff_ffff : (1 << (8 * bytes)) - 1;
+  vcpu.charge(vcpu.cost.pio);
+  vcpu.stats.io_exits++;
+  if (write) {
+    const value = (regs[RAX] & mask) >>> 0;
+    vcpu.trace(TP.kvm_pio, 1, port, bytes, value);
+    if (!vm.pioBus.write(port, bytes, BigInt(value))) vm.userspacePio(vcpu, port, bytes, value);
+  } else {
+    const kernel = vm.pioBus.read(port, bytes);
+    const value = kernel === undefined ? vm.userspacePio(vcpu, port, bytes, undefined) : Number(kernel);
+    vcpu.trace(TP.kvm_pio, 0, port, bytes, value);
+    // A 32-bit result clears the upper half; smaller ones leave the rest of RAX alone.
+    regs[RAX] = bytes === 4 ? value : (regs[RAX] & ~mask) | (value & mask);
+    if (bytes === 4) regs[RAX + 1] = 0;
+  }
+  vcpu.backend.skipInstruction();
+}
+
+/** MOV to a control register was executed. */
+export function emulateMovToCr(vcpu: Vcpu, cr: number): void {
+  const { processor, lapic } = vcpu;
+  const value = processor.regs[RAX];
+  const upper = processor.regs[RAX + 1];
+  vcpu.trace(TP.kvm_cr, 1, cr, value);
+  let ok: boolean;
+  switch (cr) {
+    case 0:
+      ok = setCr0(vcpu, value, upper);
+      break;
+    case 3:
+      processor.sys[SYS_CR3] = value;
+      processor.sys[SYS_CR3 + 1] = upper;
+      ok = true;
+      break;
+    case 4:
+      ok = setCr4(vcpu, value, upper);
+      break;
+    case 8:
+      ok = value <= 15 && upper === 0;
+      if (ok) lapic.setTpr(value << 4);
+      break;
+    default:
+      throw new NotModelled(`MOV to CR${cr}`, "SDM 2B, MOV");
+  }
+  vcpu.complete(ok);
+}
+
+/** MOV from a control register was executed. */
+export function emulateMovFromCr(vcpu: Vcpu, cr: number): void {
+  const { processor, lapic } = vcpu;
+  const { regs, sys } = processor;
+  const word = cr === 0 ? SYS_CR0 : cr === 3 ? SYS_CR3 : SYS_CR4;
+  regs[RAX] = cr === 8 ? lapic.cr8 : sys[word];
+  regs[RAX + 1] = cr === 8 ? 0 : sys[word + 1];
+  vcpu.trace(TP.kvm_cr, 0, cr, regs[RAX]);
+  vcpu.backend.skipInstruction();
+}
+
+/** CR0: paging needs protection, NW needs CD; turning paging on with LME set activates long mode (SDM 3A 2.5). */
+function setCr0(vcpu: Vcpu, value: number, upper: number): boolean {
+  const { sys, regs } = vcpu.processor;
+  if (upper !== 0) return false;
+  if ((value & CR0_NW) !== 0 && (value & CR0_CD) === 0) return false;
+  const paging = (value & CR0_PG) !== 0;
+  if (paging && (value & CR0_PE) === 0) return false;
+  const was = (sys[SYS_CR0] & CR0_PG) !== 0;
+  if (paging && !was && (sys[SYS_EFER] & EFER_LME) !== 0) {
+    if ((sys[SYS_CR4] & CR4_PAE) === 0) return false;
+    sys[SYS_EFER] |= EFER_LMA;
+  } else if (!paging && was && (sys[SYS_EFER] & EFER_LMA) !== 0) {
+    // Not from 64-bit code.
+    if (regs[CS] === KERNEL_CS || regs[CS] === USER_CS) return false;
+    sys[SYS_EFER] &= ~EFER_LMA;
+  }
+  sys[SYS_CR0] = value | CR0_ET;
+  return true;
+}
+
+/** CR4: long mode needs PAE. Bits that this CPU model lacks are reserved. */
+function setCr4(vcpu: Vcpu, value: number, upper: number): boolean {
+  const { sys } = vcpu.processor;
+  const known = 0x0000_07ff; // VME to OSXMMEXCPT
+  if (upper !== 0 || (value & ~known) !== 0) return false;
+  if ((sys[SYS_EFER] & EFER_LMA) !== 0 && (value & CR4_PAE) === 0) return false;
+  sys[SYS_CR4] = value;
+  return true;
+}
+
+/** Opcode bytes of the two hypercall instructions. */
+const VMCALL = Uint8Array.of(0x0f, 0x01, 0xc1);
+const VMMCALL = Uint8Array.of(0x0f, 0x01, 0xd9);
+
+/**
+ * The guest executed the other vendor's hypercall instruction, which raised #UD: KVM writes its own instruction over it
+ * and lets the guest execute that (emulator_fix_hypercall). With the quirk off the #UD is the guest's. Where the guest
+ * has mapped its text read-only, the write faults as the guest's own would.
+ */
+export function fixHypercall(vcpu: Vcpu): void {
+  const { processor, vm, backend } = vcpu;
+  const site = processor.rip;
+  vcpu.charge(vcpu.cost.emulate);
+  vcpu.stats.insn_emulation++;
+  vcpu.trace(TP.kvm_emulate_insn, site, processor.context.pending);
+  if (!vm.kvmQuirk("FIX_HYPERCALL_INSN")) {
+    vcpu.queueException(UD_VECTOR, -1);
+    return;
+  }
+  const slot = vm.memory.find(site, 3);
+  if (slot?.guestReadonly && ((processor.sys[SYS_CR0] & CR0_WP) !== 0 || vcpu.cpl === 3)) {
+    processor.sys[SYS_CR2] = low(site);
+    processor.sys[SYS_CR2 + 1] = high(site);
+    vcpu.queueException(PF_VECTOR, PFERR_PRESENT | PFERR_WRITE);
+    return;
+  }
+  const bytes = backend.name === "vmx" ? VMCALL : VMMCALL;
+  if (vm.memory.writable(site, 3)) {
+    vm.memory.load(site, bytes);
+  } else {
+    // KVM_MEM_READONLY: the write is MMIO, and user space drops it; the guest faults again.
+    writeMmio(vcpu, site, 3, BigInt(bytes[0] | (bytes[1] << 8) | (bytes[2] << 16)));
+  }
+}

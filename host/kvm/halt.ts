@@ -1,0 +1,147 @@
+/**
+ * HLT, blocking, and halt polling (arch/x86/kvm/x86.c vcpu_block; virt/kvm/kvm_main.c kvm_vcpu_halt).
+ *
+ * @module
+ */
+
+import { TP } from "../trace/mod.ts";
+import { acceptApicEvents, hasEvents } from "./events.ts";
+import { REQ_UNBLOCK } from "./requests.ts";
+import { cyclesToNs, nsToCycles } from "./time.ts";
+import { MpState, type Vcpu } from "./vcpu.ts";
+
+/** halt_poll_ns: the longest poll, x86's default. */
+export const HALT_POLL_NS_MAX = 200_000;
+/** halt_poll_ns_grow: the window doubles. */
+const GROW = 2;
+/** halt_poll_ns_grow_start: where growing begins. */
+const GROW_START = 10_000;
+/** halt_poll_ns_shrink: the window halves. */
+const SHRINK = 2;
+
+/** Whether the vCPU can leave a blocked state (kvm_arch_vcpu_runnable). */
+export function runnable(vcpu: Vcpu): boolean {
+  return vcpu.mpState === MpState.Runnable || vcpu.pvUnhalted || hasEvents(vcpu);
+}
+
+/** HLT was executed (__kvm_emulate_halt): the vCPU halts, unless something waits for it. */
+export function emulateHalt(vcpu: Vcpu): void {
+  vcpu.charge(vcpu.cost.halt);
+  vcpu.backend.skipInstruction();
+  vcpu.stats.halt_exits++;
+  vcpu.setMpState(hasEvents(vcpu) || vcpu.pvUnhalted ? MpState.Runnable : MpState.Halted);
+}
+
+/** The window within which a vCPU that halts is polled for. */
+export class HaltPolling {
+  /** The present window, in nanoseconds. */
+  windowNs = 0;
+  readonly #vcpu: Vcpu;
+
+  /** Polling that has not begun: the window grows from 0. */
+  constructor(vcpu: Vcpu) {
+    this.#vcpu = vcpu;
+  }
+
+  /** Whether the host may poll: MSR_KVM_POLL_CONTROL, and a host that knows polling. */
+  get allowed(): boolean {
+    const { vm, msrs } = this.#vcpu;
+    return vm.behaviour.haltPolling && vm.haltPollNs > 0 && msrs.pollControl;
+  }
+
+  /** A halt took `ns`: adapts the window. */
+  adapt(ns: number, valid: boolean): void {
+    const max = this.#vcpu.vm.haltPollNs;
+    if (!valid) this.#shrink();
+    else if (ns <= this.windowNs) return;
+    else if (this.windowNs > 0 && ns > max) this.#shrink();
+    else if (this.windowNs < max && ns < max) this.#grow();
+  }
+
+  #grow(): void {
+    this.#set(Math.max(this.windowNs * GROW, GROW_START), true);
+  }
+
+  #shrink(): void {
+    const halved = Math.floor(this.windowNs / SHRINK);
+    this.#set(halved < GROW_START ? 0 : halved, false);
+  }
+
+  #set(windowNs: number, grew: boolean): void {
+    const old = this.windowNs;
+    this.windowNs = windowNs;
+    this.#vcpu.trace(TP.kvm_halt_poll_ns, grew ? 1 : 0, windowNs, old);
+  }
+}
+
+/** Waits until the vCPU is runnable, and then makes it so (vcpu_block). */
+export function* block(vcpu: Vcpu): Generator<void, void, void> {
+  const { timer } = vcpu.lapic;
+  if (!runnable(vcpu)) {
+    const hv = timer.switchToSoft();
+    if (vcpu.mpState === MpState.Halted) yield* halt(vcpu);
+    else yield* sleep(vcpu);
+    if (hv) timer.switchToHv();
+    if (!runnable(vcpu)) return;
+  }
+  acceptApicEvents(vcpu);
+  if (vcpu.mpState === MpState.Halted) vcpu.setMpState(MpState.Runnable);
+}
+
+/** Polls for as long as the window says, then sleeps (kvm_vcpu_halt). */
+function* halt(vcpu: Vcpu): Generator<void, void, void> {
+  const { haltPolling, vm, stats } = vcpu;
+  const start = vcpu.now;
+  let waited = false;
+  haltPolling.windowNs = Math.min(haltPolling.windowNs, vm.haltPollNs);
+  const poll = haltPolling.allowed && haltPolling.windowNs > 0 && vm.scheduler.single();
+  if (poll) {
+    stats.halt_attempted_poll++;
+    const seen = yield* pollUntil(vcpu, start + nsToCycles(haltPolling.windowNs, vm.tscKhz));
+    if (seen) stats.halt_successful_poll++;
+    else waited = yield* sleep(vcpu);
+  } else {
+    waited = yield* sleep(vcpu);
+  }
+  const ns = cyclesToNs(vcpu.now - start, vm.tscKhz);
+  const valid = runnable(vcpu);
+  if (haltPolling.allowed) haltPolling.adapt(ns, valid);
+  vcpu.trace(TP.kvm_vcpu_wakeup, ns, waited ? 1 : 0, valid ? 1 : 0);
+}
+
+/** Whether a waiting vCPU has reason to stop waiting (kvm_vcpu_check_block). */
+function wakeable(vcpu: Vcpu): boolean {
+  return runnable(vcpu) || vcpu.lapic.timer.hasPending() || (vcpu.requests & REQ_UNBLOCK) !== 0;
+}
+
+/** Spins until there is an event, or the time is over. Whether there was an event. */
+function* pollUntil(vcpu: Vcpu, end: number): Generator<void, boolean, void> {
+  vcpu.blocked = true;
+  for (;;) {
+    vcpu.woken = false;
+    if (wakeable(vcpu) || vcpu.now >= end || vcpu.pcpu!.needResched) break;
+    vcpu.engine.wake(vcpu, end);
+    yield;
+  }
+  vcpu.blocked = false;
+  return wakeable(vcpu);
+}
+
+/** Gives the CPU up until there is an event (kvm_vcpu_block). Whether the vCPU was off its CPU. */
+function* sleep(vcpu: Vcpu): Generator<void, boolean, void> {
+  let waited = false;
+  vcpu.blocked = true;
+  for (;;) {
+    vcpu.woken = false;
+    if (vcpu.engine.explores) yield; // Between announcing the sleep and looking, others may come.
+    if (wakeable(vcpu)) break;
+    if (vcpu.woken) continue;
+    waited = true;
+    vcpu.charge(vcpu.cost.block);
+    vcpu.asleep = true;
+    vcpu.vm.scheduler.release(vcpu);
+    yield;
+  }
+  vcpu.blocked = false;
+  return waited;
+}

@@ -1,0 +1,68 @@
+/**
+ * Hypercall dispatch (arch/x86/kvm/x86.c, kvm_emulate_hypercall): a table of handlers, one row a call.
+ *
+ * @module
+ */
+
+import {
+  type HypercallName,
+  hypercallName,
+  HYPERCALLS,
+  KVM_ENOSYS,
+  KVM_EPERM,
+  RAX,
+  RBX,
+} from "../../abi/mod.ts";
+import { NotModelled } from "../cpu/errors.ts";
+import { PV_HYPERCALLS } from "../pv/registry.ts";
+import { TP } from "../trace/mod.ts";
+import type { Vcpu } from "./vcpu.ts";
+
+/** What the host does on a call. The answer goes to RAX: a small number, negative for an error. */
+export interface HypercallHandler {
+  /** The call. */
+  readonly name: HypercallName;
+  /** Serves it. */
+  call(vcpu: Vcpu): number;
+}
+
+const HANDLERS: readonly (HypercallHandler | undefined)[] = byNumber([
+  // The call exists for the exit that it causes.
+  { name: "KVM_HC_VAPIC_POLL_IRQ", call: () => 0 },
+  ...PV_HYPERCALLS,
+]);
+
+function byNumber(handlers: readonly HypercallHandler[]): (HypercallHandler | undefined)[] {
+  const table: (HypercallHandler | undefined)[] = [];
+  for (const handler of handlers) table[HYPERCALLS[handler.name].nr] = handler;
+  return table;
+}
+
+/** Calls that KVM serves on x86 and this host does not know. MAP_GPA_RANGE is off unless user space enables it. */
+const NOT_MODELLED: ReadonlySet<HypercallName> = new Set<HypercallName>(["KVM_HC_CLOCK_PAIRING"]);
+
+/** VMCALL or VMMCALL was executed: traces the registers unmasked, masks them, checks CPL, and calls. */
+export function emulateHypercall(vcpu: Vcpu): void {
+  const { processor } = vcpu;
+  const { regs } = processor;
+  vcpu.charge(vcpu.cost.hypercall);
+  if (vcpu.hit(TP.kvm_hypercall)) {
+    vcpu.record(TP.kvm_hypercall, regs[RAX], regs[RAX + 1], regs[RBX], regs[RBX + 1]);
+  }
+  const op64 = processor.longMode;
+  const result = processor.cpl !== 0 ? -KVM_EPERM : dispatch(vcpu, regs[RAX], op64 ? regs[RAX + 1] : 0);
+  regs[RAX] = result;
+  regs[RAX + 1] = op64 && result < 0 ? 0xffff_ffff : 0;
+  vcpu.backend.skipInstruction();
+}
+
+function dispatch(vcpu: Vcpu, nr: number, nrHigh: number): number {
+  if (nrHigh !== 0) return -KVM_ENOSYS;
+  const handler = nr < HANDLERS.length ? HANDLERS[nr] : undefined;
+  if (handler !== undefined) return handler.call(vcpu);
+  const name = hypercallName(nr);
+  if (name !== undefined && NOT_MODELLED.has(name)) {
+    throw new NotModelled(name, "Documentation/virt/kvm/x86/hypercalls.rst");
+  }
+  return -KVM_ENOSYS;
+}

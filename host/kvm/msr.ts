@@ -1,0 +1,244 @@
+/**
+ * RDMSR and WRMSR in the host: a table of handlers, one row an MSR, and what happens to those without a row.
+ *
+ * @module
+ */
+
+import {
+  EFER_LMA,
+  EFER_LME,
+  EFER_NX,
+  EFER_SCE,
+  highOf,
+  IA32_APICBASE,
+  IA32_CSTAR,
+  IA32_EFER,
+  IA32_FMASK,
+  IA32_FS_BASE,
+  IA32_GS_BASE,
+  IA32_KERNEL_GS_BASE,
+  IA32_LSTAR,
+  IA32_STAR,
+  IA32_TSC,
+  IA32_TSC_ADJUST,
+  IA32_TSC_AUX,
+  IA32_TSC_DEADLINE,
+  lowOf,
+  MSR_KVM_POLL_CONTROL,
+  msrName,
+  MSRS,
+  RAX,
+  RCX,
+  RDX,
+  SYS_CR0,
+  SYS_EFER,
+  SYS_TSC_AUX,
+  u64,
+  X2APIC_MSR_BASE,
+  X2APIC_MSR_LAST,
+} from "../../abi/mod.ts";
+import { CR0_PG } from "../../abi/mod.ts";
+import { NotModelled } from "../cpu/errors.ts";
+import { systemMsrWord } from "../cpu/privileged.ts";
+import { MsrValue, readX2apicMsr, writeApicBase, writeX2apicMsr } from "../lapic/mod.ts";
+import { PV_MSR_HANDLERS } from "../pv/registry.ts";
+import { TP } from "../trace/mod.ts";
+import type { Vcpu } from "./vcpu.ts";
+
+/** What the host does on an access. A `false` raises #GP. */
+export interface MsrHandler {
+  /** The MSR. */
+  readonly index: number;
+  /** Reads it into `value`. */
+  read(vcpu: Vcpu, value: MsrValue): boolean;
+  /** Writes `high`:`low`. */
+  write(vcpu: Vcpu, low: number, high: number): boolean;
+}
+
+/** An MSR that the processor keeps and some vendors intercept. */
+function systemMsr(index: number): MsrHandler {
+  const word = systemMsrWord(index)!;
+  return {
+    index,
+    read({ processor }, value) {
+      value.low = processor.sys[word];
+      value.high = processor.sys[word + 1];
+      return true;
+    },
+    write({ processor }, low, high) {
+      processor.sys[word] = low;
+      processor.sys[word + 1] = high;
+      return true;
+    },
+  };
+}
+
+function fill(value: MsrValue, from: bigint): true {
+  value.low = lowOf(from);
+  value.high = highOf(from);
+  return true;
+}
+
+const HANDLERS: readonly MsrHandler[] = [
+  ...[IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE].map(
+    systemMsr,
+  ),
+  {
+    index: IA32_APICBASE,
+    read({ lapic }, value) {
+      value.low = lapic.base;
+      value.high = lapic.baseHigh;
+      return true;
+    },
+    write: ({ lapic }, low, high) => writeApicBase(lapic, low, high),
+  },
+  {
+    index: IA32_TSC_DEADLINE,
+    read: ({ lapic }, value) => fill(value, lapic.timer.deadline),
+    write({ lapic }, low, high) {
+      lapic.timer.setDeadline(u64(low, high));
+      return true;
+    },
+  },
+  {
+    index: IA32_TSC,
+    read: ({ processor }, value) => fill(value, BigInt(processor.tsc())),
+    write(vcpu, low, high) {
+      // The guest's write moves its counter, and IA32_TSC_ADJUST with it (SDM 3B 18.17.3).
+      adjustTsc(vcpu, u64(low, high) - BigInt(vcpu.processor.tsc()));
+      return true;
+    },
+  },
+  {
+    index: IA32_TSC_ADJUST,
+    read: ({ msrs }, value) => fill(value, msrs.tscAdjust),
+    write(vcpu, low, high) {
+      adjustTsc(vcpu, BigInt.asIntN(64, u64(low, high) - vcpu.msrs.tscAdjust));
+      return true;
+    },
+  },
+  {
+    index: IA32_TSC_AUX,
+    read({ processor }, value) {
+      value.low = processor.sys[SYS_TSC_AUX];
+      value.high = 0;
+      return true;
+    },
+    write({ processor, cpuid }, low, high) {
+      // Intel reserves bits 63:32; AMD ignores them.
+      if (high !== 0 && cpuid.intelCompatible) return false;
+      processor.sys[SYS_TSC_AUX] = low;
+      return true;
+    },
+  },
+  {
+    index: IA32_EFER,
+    read({ processor }, value) {
+      value.low = processor.sys[SYS_EFER];
+      value.high = 0;
+      return true;
+    },
+    write: writeEfer,
+  },
+  {
+    index: MSR_KVM_POLL_CONTROL,
+    read({ msrs }, value) {
+      value.low = msrs.pollControl ? 1 : 0;
+      value.high = 0;
+      return true;
+    },
+    write(vcpu, low, high) {
+      if (!vcpu.vm.pvHas(vcpu, "POLL_CONTROL") || (low & ~1) !== 0 || high !== 0) return false;
+      vcpu.msrs.pollControl = low === 1;
+      return true;
+    },
+  },
+  ...PV_MSR_HANDLERS,
+];
+
+const BY_INDEX: ReadonlyMap<number, MsrHandler> = new Map(
+  HANDLERS.map((handler) => [handler.index, handler]),
+);
+const KNOWN: ReadonlySet<number> = new Set(MSRS.map(({ index }) => index));
+
+/** Moves the guest's counter. Beyond 2^53 cycles a counter is not modelled. */
+function adjustTsc(vcpu: Vcpu, by: bigint): void {
+  const offset = BigInt(vcpu.processor.tscOffset) + by;
+  if (offset > BigInt(Number.MAX_SAFE_INTEGER) / 2n || offset < -BigInt(Number.MAX_SAFE_INTEGER) / 2n) {
+    throw new NotModelled(`a TSC offset of ${offset} cycles`, "clocks are whole numbers below 2^53");
+  }
+  vcpu.msrs.tscAdjust = BigInt.asUintN(64, vcpu.msrs.tscAdjust + by);
+  vcpu.processor.tscOffset = Number(offset);
+}
+
+function writeEfer(vcpu: Vcpu, low: number, high: number): boolean {
+  const { sys } = vcpu.processor;
+  // LMA is hardware's: what is written to it is ignored (arch/x86/kvm/x86.c, set_efer).
+  const writable = EFER_SCE | EFER_LME | EFER_NX;
+  if ((low & ~(writable | EFER_LMA)) !== 0 || high !== 0) return false;
+  const paging = (sys[SYS_CR0] & CR0_PG) !== 0;
+  if (paging && ((sys[SYS_EFER] ^ low) & EFER_LME) !== 0) return false;
+  sys[SYS_EFER] = (low & writable) | (sys[SYS_EFER] & EFER_LMA);
+  return true;
+}
+
+const value = new MsrValue();
+
+/** Reads an MSR into `into`, as the guest sees it. false raises #GP. */
+export function readMsr(vcpu: Vcpu, index: number, into: MsrValue): boolean {
+  if (index >= X2APIC_MSR_BASE && index <= X2APIC_MSR_LAST) return readX2apicMsr(vcpu.lapic, index, into);
+  const handler = BY_INDEX.get(index);
+  if (handler !== undefined) return handler.read(vcpu, into);
+  unmodelled(index, "read");
+  into.low = 0;
+  into.high = 0;
+  return vcpu.vm.ignoreMsrs;
+}
+
+/** Writes an MSR as the guest does. false raises #GP. */
+export function writeMsr(vcpu: Vcpu, index: number, low: number, high: number): boolean {
+  if (index >= X2APIC_MSR_BASE && index <= X2APIC_MSR_LAST) {
+    return writeX2apicMsr(vcpu.lapic, index, low, high);
+  }
+  const handler = BY_INDEX.get(index);
+  if (handler !== undefined) return handler.write(vcpu, low, high);
+  unmodelled(index, "write");
+  return vcpu.vm.ignoreMsrs;
+}
+
+/** An MSR that KVM has and this host does not: saying so is better than any answer. */
+function unmodelled(index: number, verb: string): void {
+  if (KNOWN.has(index)) {
+    throw new NotModelled(`a ${verb} of MSR ${msrName(index)}`, "Documentation/virt/kvm/x86/msr.rst");
+  }
+}
+
+/** RDMSR was executed. */
+export function emulateRdmsr(vcpu: Vcpu): void {
+  const { regs } = vcpu.processor;
+  const index = regs[RCX];
+  vcpu.charge(vcpu.cost.msrEmulation);
+  const ok = readMsr(vcpu, index, value);
+  if (ok) {
+    regs[RAX] = value.low;
+    regs[RAX + 1] = 0;
+    regs[RDX] = value.high;
+    regs[RDX + 1] = 0;
+    vcpu.trace(TP.kvm_msr, 0, index, value.low, value.high, 0);
+  } else {
+    vcpu.trace(TP.kvm_msr, 0, index, 0, 0, 1);
+  }
+  vcpu.complete(ok);
+}
+
+/** WRMSR was executed. */
+export function emulateWrmsr(vcpu: Vcpu): void {
+  const { regs } = vcpu.processor;
+  const index = regs[RCX];
+  const low = regs[RAX];
+  const high = regs[RDX];
+  vcpu.charge(vcpu.cost.msrEmulation);
+  const ok = writeMsr(vcpu, index, low, high);
+  vcpu.trace(TP.kvm_msr, 1, index, low, high, ok ? 0 : 1);
+  vcpu.complete(ok);
+}

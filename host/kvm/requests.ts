@@ -1,0 +1,34 @@
+/**
+ * What a vCPU is asked to do before it enters guest mode again: KVM_REQ_*, as bits. And what its run loop has to look at
+ * besides: mostly nothing, and then one word says so.
+ *
+ * @module
+ */
+
+/** Look at pending events. */
+export const REQ_EVENT = 1 << 0;
+/** Count NMIs that were queued. */
+export const REQ_NMI = 1 << 1;
+/** Recompute which vectors the I/O APIC handles. */
+export const REQ_SCAN_IOAPIC = 1 << 2;
+/** Load the EOI-exit bitmap. */
+export const REQ_LOAD_EOI_EXITMAP = 1 << 3;
+/** A triple fault: shut down. */
+export const REQ_TRIPLE_FAULT = 1 << 4;
+/** Leave the blocked state and look. */
+export const REQ_UNBLOCK = 1 << 5;
+/** The virtual machine is dead. */
+export const REQ_VM_DEAD = 1 << 6;
+/** An in-kernel state change wants the vCPU out of guest mode, nothing more. */
+export const REQ_OUTSIDE_GUEST_MODE = 1 << 7;
+
+/** The APIC timer has expired. */
+export const ATTENTION_TIMER = 1 << 0;
+/** The host's scheduler wants to run somebody else. */
+export const ATTENTION_RESCHED = 1 << 1;
+/** A PV EOI is armed (KVM_APIC_PV_EOI_PENDING in apic_attention). */
+export const ATTENTION_PV_EOI = 1 << 2;
+/** This vCPU has changed what the APIC map is made from. */
+export const ATTENTION_APIC_MAP = 1 << 3;
+/** Runs are explored: others may come between checks and entry. Never cleared. */
+export const ATTENTION_INTERLEAVE = 1 << 4;

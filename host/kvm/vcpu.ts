@@ -1,0 +1,441 @@
+/**
+ * A vCPU: KVM's side of a processor. Its thread runs the guest while the processor is in guest mode, and KVM's run
+ * loop otherwise.
+ *
+ * @module
+ */
+
+import { GP_VECTOR, type VcpuId } from "../../abi/mod.ts";
+import { later, Thread } from "../core/mod.ts";
+import type { Costs } from "../cost/mod.ts";
+import { Processor } from "../cpu/mod.ts";
+import { Lapic, resetLapic } from "../lapic/mod.ts";
+import { PvEoi } from "../pv/pv_eoi.ts";
+import type { Machine } from "../machine.ts";
+import type { Pcpu } from "../sched/mod.ts";
+import type { Tracer } from "../trace/mod.ts";
+import { createBackend } from "./backends.ts";
+import { type Backend, FastPath } from "./backend.ts";
+import type { CpuidTable } from "./cpuid.ts";
+import { HaltPolling } from "./halt.ts";
+import { MsrState } from "./msr_state.ts";
+import { ATTENTION_INTERLEAVE, ATTENTION_RESCHED, REQ_EVENT, REQ_NMI } from "./requests.ts";
+import { Phase, runLoop, takeTurn, Turn } from "./run_loop.ts";
+import type { Vm } from "./vm.ts";
+
+/** Where a vCPU is, as others see it (vcpu->mode). */
+export enum VcpuMode {
+  /** In the host. */
+  Outside,
+  /** In guest mode, or about to be: a kick needs an IPI. */
+  InGuest,
+  /** In guest mode, and an IPI is on its way. */
+  Exiting,
+}
+
+/** KVM_MP_STATE_*. */
+export enum MpState {
+  /** It runs, or could. */
+  Runnable,
+  /** It has never been started. */
+  Uninitialized,
+  /** It has had INIT and waits for a start-up IPI. */
+  InitReceived,
+  /** It executed HLT. */
+  Halted,
+}
+
+/** One past the highest exit number of either vendor. */
+const EXIT_NUMBERS = 0x404;
+
+/** Per-vCPU statistics, by the names of KVM's binary stats; those that a tracepoint counts as well are left to it. */
+export interface VcpuStats {
+  /** HLT exits. */
+  halt_exits: number;
+  /** Blocks that ended. */
+  halt_wakeup: number;
+  /** Polls that saw their event. */
+  halt_successful_poll: number;
+  /** Polls that were begun. */
+  halt_attempted_poll: number;
+  /** Interrupts injected. */
+  irq_injections: number;
+  /** NMIs injected. */
+  nmi_injections: number;
+  /** Exits for physical interrupts. */
+  irq_exits: number;
+  /** Exits at an interrupt window. */
+  irq_window_exits: number;
+  /** Exits at an NMI window. */
+  nmi_window_exits: number;
+  /** Passes through the event block. */
+  req_event: number;
+  /** Instructions emulated. */
+  insn_emulation: number;
+  /** Port accesses. */
+  io_exits: number;
+  /** MMIO accesses. */
+  mmio_exits: number;
+  /** Directed yields asked for. */
+  directed_yield_attempted: number;
+  /** Directed yields that ran somebody. */
+  directed_yield_successful: number;
+}
+
+function newStats(): VcpuStats {
+  return {
+    halt_exits: 0,
+    halt_wakeup: 0,
+    halt_successful_poll: 0,
+    halt_attempted_poll: 0,
+    irq_injections: 0,
+    nmi_injections: 0,
+    irq_exits: 0,
+    irq_window_exits: 0,
+    nmi_window_exits: 0,
+    req_event: 0,
+    insn_emulation: 0,
+    io_exits: 0,
+    mmio_exits: 0,
+    directed_yield_attempted: 0,
+    directed_yield_successful: 0,
+  };
+}
+
+/** An exception that KVM injects. */
+export interface QueuedException {
+  /** Queued, and not written for injection yet. */
+  pending: boolean;
+  /** Written for injection, and not known to be delivered. */
+  injected: boolean;
+  /** The vector. */
+  vector: number;
+  /** The error code, -1 for none. */
+  errorCode: number;
+}
+
+/** A vCPU. */
+export class Vcpu extends Thread {
+  /** The virtual machine. */
+  readonly vm: Vm;
+  /** The machine. */
+  readonly machine: Machine;
+  /** Prices. */
+  readonly cost: Costs;
+  /** Its place among the vCPUs. */
+  readonly index: number;
+  /** Its number: its x2APIC ID, and for the low 8 bits its xAPIC ID at reset. */
+  readonly vcpuId: VcpuId;
+  /** Whether it is the bootstrap processor. */
+  readonly bootstrap: boolean;
+  /** The processor. */
+  readonly processor: Processor;
+  /** The vendor module's part. */
+  readonly backend: Backend;
+  /** What CPUID says. */
+  readonly cpuid: CpuidTable;
+  /** The local APIC. */
+  readonly lapic: Lapic;
+  /** MSRs that KVM keeps for it. */
+  readonly msrs: MsrState;
+  /** Paravirtual end of interrupt. */
+  readonly pvEoi: PvEoi;
+  /** Halt polling. */
+  readonly haltPolling: HaltPolling;
+  /** Statistics. */
+  readonly stats: VcpuStats = newStats();
+  /** Exits by exit number. */
+  readonly exitCounts: Uint32Array = new Uint32Array(EXIT_NUMBERS);
+
+  /** The virtual machine's events. */
+  readonly tracer: Tracer;
+  /** Its own events' counts, by tracepoint. */
+  readonly counts: Uint32Array;
+  /** Whether events are recorded. */
+  readonly recording: boolean;
+
+  /** Requests, as bits. */
+  requests = 0;
+  /** What the run loop has to look at, as bits. */
+  attention = 0;
+  /** Where it is, as others see it. */
+  mode: VcpuMode = VcpuMode.Outside;
+  /** Whether it has been started. */
+  mpState: MpState;
+  /** Where in the run loop it is. */
+  phase: Phase = Phase.Top;
+  /** What its last turn came to. */
+  turn: Turn = Turn.Guest;
+  /** What the fast path made of the present exit. */
+  fastPath: FastPath = FastPath.None;
+  /** A kick by KVM_HC_KICK_CPU that no halt has used up. */
+  pvUnhalted = false;
+
+  /** The physical CPU that it runs on; undefined while it has none. */
+  pcpu: Pcpu | undefined = undefined;
+  /** The physical CPU that it ran on last. */
+  lastPcpu: Pcpu | undefined = undefined;
+  /** Since when it waits for a CPU. */
+  readySince = 0;
+  /** It was woken or preempted, and does not run yet. */
+  ready = false;
+  /** It waits for an event: it polls, or sleeps. */
+  blocked = false;
+  /** While it waits: asleep, without a CPU. */
+  asleep = false;
+  /** While it waits: somebody woke it. */
+  woken = false;
+
+  /** The interrupt that is written for injection, -1 for none. */
+  injectedInterrupt = -1;
+  /** An NMI is written for injection. */
+  nmiInjected = false;
+  /** NMIs that arrived and were not looked at. */
+  nmiQueued = 0;
+  /** NMIs that wait for injection: at most two. */
+  nmiPending = 0;
+  /** The exception that waits for injection. */
+  readonly exception: QueuedException = { pending: false, injected: false, vector: 0, errorCode: -1 };
+  /** More events wait than one entry can deliver: the next one must exit as soon as it has delivered its event. */
+  immediateExit = false;
+  /** Vectors whose EOI the I/O APIC must see: 256 bits. */
+  readonly ioapicHandledVectors: Uint32Array = new Uint32Array(8);
+  /** The vector of a route that is gone and whose EOI is still awaited; -1 for none. */
+  highestStaleEoi = -1;
+
+  #preemptionTimer = Infinity;
+  readonly #loop: Generator<void, void, void>;
+
+  /** A vCPU after KVM_CREATE_VCPU. */
+  constructor(vm: Vm, index: number, vcpuId: VcpuId, cpuid: CpuidTable) {
+    super(vm.engine, `vcpu ${vcpuId}`);
+    this.vm = vm;
+    this.machine = vm.machine;
+    this.tracer = vm.tracer;
+    this.cost = vm.cost;
+    this.index = index;
+    this.vcpuId = vcpuId;
+    this.bootstrap = vcpuId === 0;
+    this.cpuid = cpuid;
+    this.counts = vm.tracer.addVcpu();
+    this.recording = vm.tracer.recording;
+    this.mpState = this.bootstrap ? MpState.Runnable : MpState.Uninitialized;
+    this.backend = createBackend(this, vm.backend);
+    this.processor = new Processor({
+      name: this.name,
+      engine: vm.engine,
+      thread: this,
+      memory: vm.memory,
+      cost: vm.cost,
+      virtualization: this.backend.hardware,
+    });
+    this.msrs = new MsrState(this);
+    this.pvEoi = new PvEoi(this);
+    this.haltPolling = new HaltPolling(this);
+    this.lapic = new Lapic(this);
+    if (vm.engine.explores) this.attention |= ATTENTION_INTERLEAVE;
+    this.#loop = runLoop(this);
+    vm.addThread(this);
+  }
+
+  /** RESET, or INIT: processor, local APIC, paravirtual state (kvm_vcpu_reset). */
+  reset(init: boolean): void {
+    resetLapic(this.lapic, init);
+    this.nmiQueued = 0;
+    this.nmiPending = 0;
+    this.nmiInjected = false;
+    this.injectedInterrupt = -1;
+    this.exception.pending = false;
+    this.exception.injected = false;
+    this.processor.reset();
+    this.msrs.reset(init);
+    this.backend.reset(init);
+  }
+
+  /** The guest's next instruction, or KVM's next step. */
+  override step(): void {
+    if (this.processor.guestMode) {
+      this.processor.step();
+      return;
+    }
+    // The loop's generator waits where the guest was entered: from an exit on, a turn may be all that is needed.
+    if (this.phase === Phase.Exited) {
+      this.turn = takeTurn(this);
+      if (this.turn === Turn.Guest) return;
+    }
+    if (this.#loop.next().done) this.vm.scheduler.release(this);
+  }
+
+  /** Emits an event that this vCPU's own thread causes. */
+  trace(event: number, a = 0, b = 0, c = 0, d = 0, e = 0): void {
+    if (this.hit(event)) this.record(event, a, b, c, d, e);
+  }
+
+  /** Counts an event. Whether it is to be recorded as well: hot paths look its arguments up only then. */
+  hit(event: number): boolean {
+    this.counts[event]++;
+    return this.recording;
+  }
+
+  /** Records an event that {@linkcode hit} has counted. */
+  record(event: number, a = 0, b = 0, c = 0, d = 0, e = 0): void {
+    this.tracer.record(event, this.index, this.now, a, b, c, d, e);
+  }
+
+  /** Many steps, without looking each time who it is that steps. */
+  override burst(slack: number): void {
+    const { processor, engine } = this;
+    const { queue } = engine;
+    const { changes } = queue;
+    do {
+      if (processor.guestMode) {
+        processor.burst(slack);
+      } else {
+        engine.countStep();
+        this.step();
+      }
+    } while (this.spent < slack && queue.changes === changes);
+  }
+
+  /** Its clock has changed. */
+  override settled(): void {
+    this.processor.settleAsync();
+  }
+
+  // Requests and kicks.
+
+  /** Asks for something before the next entry. */
+  request(request: number): void {
+    this.requests |= request;
+  }
+
+  /** Whether the vCPU must not enter, or stay in, guest mode. */
+  exitRequested(): boolean {
+    return this.requests !== 0 || this.mode === VcpuMode.Exiting ||
+      (this.attention & ATTENTION_RESCHED) !== 0;
+  }
+
+  /** Gets the vCPU out of guest mode, or out of bed, so that it looks at what has changed (kvm_vcpu_kick). */
+  kick(): void {
+    if (this.blocked) {
+      this.wakeUp();
+      return;
+    }
+    this.kickOut();
+  }
+
+  /** Gets the vCPU out of guest mode, but not out of bed. */
+  kickOut(): void {
+    if (this.mode !== VcpuMode.InGuest) return;
+    this.mode = VcpuMode.Exiting;
+    if (this.engine.running === this) return;
+    this.vm.chargeRunning(this.cost.kick);
+    this.pcpu!.interrupt(later(this.engine.runningClock, this.cost.ipiLatency));
+  }
+
+  /** Wakes the vCPU if it waits for an event. */
+  wakeUp(): void {
+    if (this.woken) return;
+    this.woken = true;
+    const now = this.engine.runningClock;
+    if (this.asleep) {
+      this.asleep = false;
+      this.ready = true;
+      this.stats.halt_wakeup++;
+      this.vm.scheduler.ready(this, now + this.cost.wake);
+    } else if (this.engine.running !== this) {
+      this.engine.wake(this, Math.min(this.clock, now + this.cost.pollTurn));
+    }
+  }
+
+  /** The scheduler has put the vCPU on a CPU. */
+  loaded(): void {
+    this.ready = false;
+  }
+
+  /** The scheduler wants the vCPU's CPU, or not any more. */
+  resched(wanted: boolean): void {
+    if (wanted) this.attention |= ATTENTION_RESCHED;
+    else this.attention &= ~ATTENTION_RESCHED;
+  }
+
+  /** An NMI arrives (kvm_inject_nmi). */
+  queueNmi(): void {
+    this.nmiQueued++;
+    this.request(REQ_NMI);
+  }
+
+  // Asynchronous exits.
+
+  /** When the VMX-preemption timer expires, in cycles of host time; Infinity switches it off. */
+  setPreemptionTimer(at: number): void {
+    this.#preemptionTimer = at;
+    this.asynchronousEvent();
+  }
+
+  /** Whether the preemption timer has expired. */
+  get preemptionTimerExpired(): boolean {
+    return this.#preemptionTimer <= this.now;
+  }
+
+  /** The next asynchronous event has changed. */
+  asynchronousEvent(): void {
+    const interrupt = this.pcpu?.interruptAt ?? Infinity;
+    const at = interrupt < this.#preemptionTimer ? interrupt : this.#preemptionTimer;
+    this.processor.asyncAt = at;
+    this.processor.settleAsync();
+    if (at < Infinity && this.processor.guestMode) this.processor.interruptWait(at);
+  }
+
+  // Exceptions.
+
+  /** Queues an exception for injection; `errorCode` is -1 where there is none. */
+  queueException(vector: number, errorCode: number): void {
+    this.request(REQ_EVENT);
+    const { exception } = this;
+    exception.pending = true;
+    exception.injected = false;
+    exception.vector = vector;
+    exception.errorCode = errorCode;
+  }
+
+  /** The event that the last entry was to deliver has been delivered. */
+  eventDelivered(): void {
+    this.exception.injected = false;
+    this.nmiInjected = false;
+    this.injectedInterrupt = -1;
+  }
+
+  /** Queues #GP(0) (kvm_inject_gp). */
+  injectGp(): void {
+    this.queueException(GP_VECTOR, 0);
+  }
+
+  /** Finishes an instruction: skips it, or raises #GP(0) for it (kvm_complete_insn_gp). */
+  complete(success: boolean): void {
+    if (success) this.backend.skipInstruction();
+    else this.injectGp();
+  }
+
+  /** Sets the MP state. A vCPU that becomes runnable has used up its kick. */
+  setMpState(state: MpState): void {
+    this.mpState = state;
+    if (state === MpState.Runnable) this.pvUnhalted = false;
+  }
+
+  /** Whether the EOI of a vector must reach the I/O APIC. */
+  ioapicHandles(vector: number): boolean {
+    return ((this.ioapicHandledVectors[vector >>> 5] >>> (vector & 31)) & 1) !== 0;
+  }
+
+  /** The current privilege level. */
+  get cpl(): number {
+    return this.processor.cpl;
+  }
+
+  /** Counts an exit. */
+  countExit(reason: number): void {
+    this.exitCounts[reason]++;
+    this.machine.countExit();
+  }
+}

@@ -1,0 +1,508 @@
+/**
+ * A virtual machine: memory, vCPUs, interrupt controllers, capabilities.
+ *
+ * @module
+ */
+
+import { type CpuidEntry, CpuidTable, cpuModel } from "./cpuid.ts";
+import {
+  featureMask,
+  HYPERVISOR_CPUID_BASE,
+  HYPERVISOR_CPUID_END,
+  HYPERVISOR_CPUID_STEP,
+  KVM_FEATURES,
+  KVM_HINTS,
+  type KvmFeature,
+  type KvmHint,
+  type MsiMessage,
+  type Text,
+  type VcpuId,
+} from "../../abi/mod.ts";
+import type { Engine } from "../core/mod.ts";
+import { costTable, freeTable, GENERIC_SVM, SKYLAKE_VMX } from "../cost/mod.ts";
+import type { CostProfile, Costs } from "../cost/mod.ts";
+import { DeviceBus } from "../devices/bus.ts";
+import { Ioapic, IrqRouting, swizzleExtendedDestination } from "../irqchip/mod.ts";
+import { type ApicMap, InterruptMessage, MapState, recalculateApicMap } from "../lapic/mod.ts";
+import type { Machine } from "../machine.ts";
+import { GuestMemory, PAGE_SIZE, type SlotOptions } from "../memory/mod.ts";
+import { HostFailure, KVM_QUIRKS, type KvmQuirk, type Quirk } from "../quirks.ts";
+import type { HostScheduler } from "../sched/mod.ts";
+import { HOST_SEMANTICS, type HostBehaviour, type HostSemantics, hostSemantics } from "../semantics.ts";
+import { NOBODY, TP, TRACEPOINTS, Tracer } from "../trace/mod.ts";
+import { type BackendName, backendName } from "./backends.ts";
+import { HALT_POLL_NS_MAX } from "./halt.ts";
+import { ATTENTION_APIC_MAP, REQ_SCAN_IOAPIC, REQ_VM_DEAD } from "./requests.ts";
+import { Vcpu, VcpuMode } from "./vcpu.ts";
+
+/** The most vCPUs of one virtual machine (KVM_MAX_VCPUS' default). */
+export const VCPU_LIMIT = 1024;
+/** One past the highest vCPU number (KVM_MAX_VCPU_IDS). */
+export const VCPU_ID_LIMIT: number = 4 * VCPU_LIMIT;
+
+/** How a virtual machine is made. Everything has a default. */
+export interface VmOptions {
+  /** Which vendor's virtualization; "vmx" by default. */
+  readonly backend?: BackendName;
+  /** How many vCPUs; 1 by default. They are numbered from 0. */
+  readonly vcpus?: number;
+  /** The vCPUs' numbers, where they are not 0, 1, 2 ...; 0 is the bootstrap processor and must be there. */
+  readonly vcpuIds?: readonly number[];
+  /** Bytes of memory at address 0; 64 MiB by default. */
+  readonly memory?: number;
+  /** More memory slots. */
+  readonly slots?: readonly SlotOptions[];
+  /** Whose KVM this is; "v6.19" by default. */
+  readonly hostSemantics?: HostSemantics;
+  /** Prices; the backend's default profile otherwise. */
+  readonly costs?: CostProfile;
+
+  /** Whether CPUID offers x2APIC mode; true by default. */
+  readonly x2apic?: boolean;
+  /** Whether CPUID offers the TSC-deadline timer; true by default. */
+  readonly tscDeadline?: boolean;
+  /** Whether CPUID tells of a hypervisor; true by default. */
+  readonly hypervisor?: boolean;
+  /** The base of KVM's CPUID leaves; 0x40000000 by default. */
+  readonly kvmCpuidBase?: number;
+  /** Features to offer; by default all that this host models and its semantics know. */
+  readonly features?: readonly KvmFeature[];
+  /** Hints to give; none by default. */
+  readonly hints?: readonly KvmHint[];
+  /** CPUID entries that replace the model's, for every vCPU. */
+  readonly cpuid?: readonly CpuidEntry[];
+
+  /** KVM_CAP_ENFORCE_PV_FEATURE_CPUID: features that CPUID does not offer are refused; false by default. */
+  readonly enforcePvFeatureCpuid?: boolean;
+  /** The ignore_msrs parameter: unknown MSRs read 0 and ignore writes; false by default. */
+  readonly ignoreMsrs?: boolean;
+  /** The vector_hashing parameter; true by default. */
+  readonly vectorHashing?: boolean;
+  /** The halt_poll_ns parameter; 200000 by default, 0 switches polling off. */
+  readonly haltPollNs?: number;
+  /** KVM_X2APIC_API_USE_32BIT_IDS; false by default. */
+  readonly x2apicApi32BitIds?: boolean;
+  /** KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK; false by default. */
+  readonly x2apicApiDisableBroadcastQuirk?: boolean;
+  /** KVM_CAP_DISABLE_QUIRKS2: quirks to disable; none by default. */
+  readonly disabledKvmQuirks?: readonly KvmQuirk[];
+  /** Whether the I/O APIC is in the kernel; true by default. */
+  readonly ioapicInKernel?: boolean;
+  /** How many trace records to keep; 0, counting only, by default. */
+  readonly trace?: number;
+  /** PAUSE loops are charged in bulk; true by default. */
+  readonly bulkSpin?: boolean;
+}
+
+/** What user space answers to an access that no kernel device took. */
+export interface UserspaceDevice {
+  /** Serves a read (`value` undefined) or a write; undefined leaves it to the default. */
+  access(address: number, bytes: number, value: bigint | undefined): bigint | undefined;
+}
+
+/** KVM_EXIT_*: why KVM_RUN came back. */
+const KVM_EXIT_IO = 2;
+const KVM_EXIT_MMIO = 6;
+const KVM_EXIT_SHUTDOWN = 8;
+
+/** A virtual machine. */
+export class Vm {
+  /** The machine that it runs on. */
+  readonly machine: Machine;
+  /** The stepping core. */
+  readonly engine: Engine;
+  /** The host's scheduler. */
+  readonly scheduler: HostScheduler;
+  /** Which vendor's virtualization. */
+  readonly backend: BackendName;
+  /** Whose KVM this is. */
+  readonly semantics: HostSemantics;
+  /** What that host does. */
+  readonly behaviour: HostBehaviour;
+  /** Prices. */
+  readonly cost: Costs;
+  /** The TSC's frequency in kHz. */
+  readonly tscKhz: number;
+  /** Guest memory. */
+  readonly memory: GuestMemory = new GuestMemory();
+  /** The vCPUs, by index. */
+  readonly vcpus: readonly Vcpu[];
+  /** Events, counted and recorded. */
+  readonly tracer: Tracer;
+  /** The I/O APIC. */
+  readonly ioapic: Ioapic;
+  /** Interrupt routing. */
+  readonly routing: IrqRouting;
+  /** In-kernel devices at addresses. */
+  readonly mmioBus: DeviceBus = new DeviceBus("MMIO");
+  /** In-kernel devices at ports. */
+  readonly pioBus: DeviceBus = new DeviceBus("PIO");
+  /** User space's devices at addresses. */
+  userspaceMmioDevice: UserspaceDevice | undefined = undefined;
+  /** User space's devices at ports. */
+  userspacePioDevice: UserspaceDevice | undefined = undefined;
+
+  /** Whether features that CPUID does not offer are refused. Looked up at each use. */
+  enforcePvFeatureCpuid: boolean;
+  /** The ignore_msrs parameter. */
+  readonly ignoreMsrs: boolean;
+  /** The vector_hashing parameter. */
+  readonly vectorHashing: boolean;
+  /** The halt_poll_ns parameter. */
+  readonly haltPollNs: number;
+  /** KVM_X2APIC_API_USE_32BIT_IDS. */
+  readonly x2apicFormat: boolean;
+  /** KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK. */
+  readonly x2apicBroadcastQuirkDisabled: boolean;
+  /** Whether the I/O APIC is in the kernel. */
+  readonly ioapicInKernel: boolean;
+
+  /** The optimized APIC map; undefined where IDs are ambiguous. */
+  apicMap: ApicMap | undefined = undefined;
+  /** Whether the map is current. */
+  apicMapState: MapState = MapState.Clean;
+  /** Somebody rebuilds the map. */
+  apicMapLocked = false;
+  /** The message that ICR writes are sent with. */
+  readonly ipi: InterruptMessage = new InterruptMessage();
+  /** The message that kicks are sent with. */
+  readonly kick: InterruptMessage = new InterruptMessage();
+
+  /** It has been shut down. */
+  dead = false;
+
+  readonly #disabledKvmQuirks: ReadonlySet<KvmQuirk>;
+  readonly #vcpuIndex: number[] = [];
+  #mmioPages = new Set<number>();
+  #mmioGeneration = -1;
+
+  /** Builds a virtual machine, its vCPUs reset and not started. Throws `RangeError` for options that cannot be. */
+  constructor(machine: Machine, options: VmOptions = {}) {
+    this.machine = machine;
+    this.engine = machine.engine;
+    this.scheduler = machine.scheduler;
+    this.backend = backendName(options.backend ?? "vmx");
+    this.semantics = hostSemantics(options.hostSemantics ?? "v6.19");
+    this.behaviour = HOST_SEMANTICS[this.semantics];
+    const profile = options.costs ?? (this.backend === "vmx" ? SKYLAKE_VMX : GENERIC_SVM);
+    this.cost = this.engine.explores ? freeTable() : costTable(profile);
+    this.tscKhz = profile.tscKhz;
+    this.tracer = new Tracer(options.trace ?? 0);
+    this.enforcePvFeatureCpuid = options.enforcePvFeatureCpuid ?? false;
+    this.ignoreMsrs = options.ignoreMsrs ?? false;
+    this.vectorHashing = options.vectorHashing ?? true;
+    this.haltPollNs = checkHaltPoll(options.haltPollNs ?? HALT_POLL_NS_MAX);
+    this.x2apicFormat = options.x2apicApi32BitIds ?? false;
+    this.x2apicBroadcastQuirkDisabled = options.x2apicApiDisableBroadcastQuirk ?? false;
+    this.ioapicInKernel = options.ioapicInKernel ?? true;
+    this.#disabledKvmQuirks = checkKvmQuirks(options.disabledKvmQuirks ?? []);
+    this.#addMemory(options);
+    this.ioapic = new Ioapic(this);
+    this.routing = new IrqRouting(this);
+    if (this.ioapicInKernel) this.mmioBus.add(this.ioapic);
+
+    const ids = vcpuIds(options);
+    const vcpus: Vcpu[] = [];
+    this.vcpus = vcpus;
+    for (const [index, id] of ids.entries()) {
+      const vcpu = new Vcpu(this, index, id, this.#cpuid(id, ids.length, options));
+      if (options.bulkSpin === false) vcpu.processor.bulkSpin = false;
+      vcpus.push(vcpu);
+    }
+    for (const vcpu of vcpus) vcpu.reset(false);
+    for (const _ of recalculateApicMap(this)) { /* Nobody runs yet: straight through. */ }
+    for (const vcpu of vcpus) vcpu.attention &= ~ATTENTION_APIC_MAP;
+  }
+
+  #addMemory(options: VmOptions): void {
+    const size = options.memory ?? 64 * 2 ** 20;
+    if (size > 0xfec0_0000) {
+      throw new RangeError(
+        `Cannot give a virtual machine ${size} bytes at address 0: the I/O APIC is at 0xfec00000; add a slot above 4 GiB`,
+      );
+    }
+    if (size > 0) this.memory.addSlot({ base: 0, size });
+    for (const slot of options.slots ?? []) this.memory.addSlot(slot);
+  }
+
+  #cpuid(id: number, cpus: number, options: VmOptions): CpuidTable {
+    const base = options.kvmCpuidBase ?? HYPERVISOR_CPUID_BASE;
+    if (base < HYPERVISOR_CPUID_BASE || base >= HYPERVISOR_CPUID_END || base % HYPERVISOR_CPUID_STEP !== 0) {
+      throw new RangeError(
+        `Cannot put KVM's CPUID leaves at ${base}: allowed are 0x40000000 to 0x4000ff00 in steps of 0x100`,
+      );
+    }
+    const entries = cpuModel({
+      vendor: this.backend === "vmx" ? "intel" : "amd",
+      apicId: id,
+      cpus,
+      x2apic: options.x2apic ?? true,
+      tscDeadline: options.tscDeadline ?? true,
+      hypervisor: options.hypervisor ?? true,
+      kvmBase: base,
+      features: featureMask(this.#features(options)),
+      hints: hintMask(options.hints ?? []),
+      tscKhz: this.tscKhz,
+    });
+    const own = options.cpuid ?? [];
+    const kept = entries.filter((e) => !own.some((o) => o.leaf === e.leaf && o.subleaf === e.subleaf));
+    return new CpuidTable([...own, ...kept]);
+  }
+
+  /** What user space offers: what this host models, and the bits that are user space's own to give. */
+  #features(options: VmOptions): readonly KvmFeature[] {
+    const { features } = options;
+    if (features === undefined) return this.behaviour.features;
+    for (const name of features) {
+      const spec = Object.hasOwn(KVM_FEATURES, name) ? KVM_FEATURES[name] : undefined;
+      if (spec?.offered !== "user-space" && !this.behaviour.features.includes(name)) {
+        throw new RangeError(
+          `Cannot offer feature ${name}: a host of ${this.semantics} has ${
+            this.behaviour.features.join(", ")
+          }`,
+        );
+      }
+    }
+    return features;
+  }
+
+  /** A vCPU's thread has its number. */
+  addThread(vcpu: Vcpu): void {
+    this.#vcpuIndex[vcpu.id] = vcpu.index;
+  }
+
+  /** The bootstrap processor. */
+  get bootstrap(): Vcpu {
+    return this.vcpus.find((vcpu) => vcpu.bootstrap)!;
+  }
+
+  // Starting.
+
+  /**
+   * Loads an image: writes its bytes into memory and lets the processors fetch from it. Throws `RangeError` where
+   * memory is missing.
+   */
+  load(text: Text): void {
+    text.load((address, bytes) => {
+      if (!this.memory.load(address, bytes)) {
+        throw new RangeError(`Cannot load text at 0x${address.toString(16)}: no memory there`);
+      }
+    });
+    for (const vcpu of this.vcpus) vcpu.processor.text = text;
+  }
+
+  /** Starts the bootstrap processor at `entry`, in 64-bit mode, or in 32-bit mode without paging. */
+  start(entry: number, mode: "64-bit" | "32-bit" = "64-bit"): void {
+    const vcpu = this.bootstrap;
+    if (mode === "64-bit") vcpu.processor.startLongMode(entry);
+    else vcpu.processor.startProtectedMode(entry);
+    this.scheduler.ready(vcpu, vcpu.clock);
+    for (const other of this.vcpus) {
+      if (other !== vcpu) this.scheduler.ready(other, other.clock);
+    }
+  }
+
+  // Features and quirks.
+
+  /** Whether a vCPU may use a feature: always, unless enforcement is on and CPUID does not offer it. */
+  pvHas(vcpu: Vcpu, feature: KvmFeature): boolean {
+    return !this.enforcePvFeatureCpuid || vcpu.cpuid.pvHas(feature);
+  }
+
+  /** Whether a deviation is on. */
+  quirk(name: Quirk): boolean {
+    return this.machine.quirks.has(name);
+  }
+
+  /** Whether a KVM quirk is on. */
+  kvmQuirk(name: KvmQuirk): boolean {
+    return !this.#disabledKvmQuirks.has(name);
+  }
+
+  /** KVM hit something that stops it. */
+  hostFailure(what: string): never {
+    throw new HostFailure(what);
+  }
+
+  // The APIC map, and requests to all.
+
+  /** A vCPU changed its ID, its logical destination or an enable bit: it rebuilds the map before it goes on. */
+  apicMapDirty(vcpu: Vcpu): void {
+    this.apicMapState = MapState.Dirty;
+    vcpu.attention |= ATTENTION_APIC_MAP;
+  }
+
+  /** Every vCPU is to recompute which vectors the I/O APIC handles. Halted ones do it when they wake. */
+  requestScanIoapic(): void {
+    for (const vcpu of this.vcpus) {
+      vcpu.request(REQ_SCAN_IOAPIC);
+      vcpu.kickOut();
+    }
+  }
+
+  // What the running thread does.
+
+  /** The running thread spends time. */
+  chargeRunning(cycles: number): void {
+    this.engine.running!.spent += cycles;
+  }
+
+  /** Emits an event that the running thread causes: a vCPU's of this machine, or nobody's. */
+  traceRunning(event: number, a = 0, b = 0, c = 0, d = 0, e = 0): void {
+    const { running } = this.engine;
+    const index = running === undefined ? NOBODY : this.#vcpuIndex[running.id] ?? NOBODY;
+    this.tracer.counts[index + 1][event]++;
+    if (this.tracer.recording) {
+      this.tracer.record(event, index, this.engine.runningClock, a, b, c, d, e);
+    }
+  }
+
+  /** What switching a CPU between threads costs. */
+  get switchCost(): number {
+    return this.cost.contextSwitch;
+  }
+
+  // User space.
+
+  /** KVM_RUN comes back with an MMIO access, and is called again. */
+  userspaceMmio(vcpu: Vcpu, address: number, bytes: number, value: bigint | undefined): bigint {
+    this.#userspace(vcpu, KVM_EXIT_MMIO);
+    // What QEMU answers where no device is: reads give 0.
+    return this.userspaceMmioDevice?.access(address, bytes, value) ?? 0n;
+  }
+
+  /** KVM_RUN comes back with a port access, and is called again. */
+  userspacePio(vcpu: Vcpu, port: number, bytes: number, value: number | undefined): number {
+    this.#userspace(vcpu, KVM_EXIT_IO);
+    const answer = this.userspacePioDevice?.access(
+      port,
+      bytes,
+      value === undefined ? undefined : BigInt(value),
+    );
+    // Where no device is, the bus floats: reads give ones.
+    const ones = bytes === 4 ? 0xffff_ffff : (1 << (8 * bytes)) - 1;
+    return answer === undefined ? ones : (Number(answer & 0xffff_ffffn) & ones) >>> 0;
+  }
+
+  #userspace(vcpu: Vcpu, reason: number): void {
+    vcpu.trace(TP.kvm_userspace_exit, reason);
+    vcpu.trace(TP.kvm_fpu, 0);
+    vcpu.charge(vcpu.cost.userspace);
+    vcpu.trace(TP.kvm_fpu, 1);
+  }
+
+  /** A device in user space signals a message; with MSI_EXT_DEST_ID user space unpacks its destination first. */
+  signalMsi(message: MsiMessage): number {
+    const extended = this.bootstrap.cpuid.pvHas("MSI_EXT_DEST_ID") && this.x2apicFormat;
+    return this.routing.signal(extended ? swizzleExtendedDestination(message) : message);
+  }
+
+  /** A vCPU triple-faulted: KVM_EXIT_SHUTDOWN, and user space ends the virtual machine. */
+  shutdown(vcpu: Vcpu): void {
+    vcpu.trace(TP.kvm_userspace_exit, KVM_EXIT_SHUTDOWN);
+    vcpu.trace(TP.kvm_fpu, 0);
+    this.dead = true;
+    for (const other of this.vcpus) {
+      other.request(REQ_VM_DEAD);
+      this.engine.park(other);
+    }
+    this.engine.stop();
+  }
+
+  // MMIO that KVM has marked in its page tables.
+
+  /** Whether KVM has marked an address's page as MMIO. */
+  mmioCached(address: number): boolean {
+    return this.#mmioGeneration === this.memory.generation &&
+      this.#mmioPages.has(Math.floor(address / PAGE_SIZE));
+  }
+
+  /** KVM marks an address's page as MMIO; the marks go when the slots change. The APIC-access page gets none. */
+  cacheMmio(address: number): void {
+    if (this.#mmioGeneration !== this.memory.generation) {
+      this.#mmioGeneration = this.memory.generation;
+      this.#mmioPages = new Set();
+    }
+    if (!this.memory.backed(address, 1)) this.#mmioPages.add(Math.floor(address / PAGE_SIZE));
+  }
+
+  // Results.
+
+  /** How often each event happened, by name; events that did not happen are left out. */
+  counters(): Record<string, number> {
+    const counters: Record<string, number> = {};
+    for (const [event, { name }] of TRACEPOINTS.entries()) {
+      const total = this.tracer.total(event);
+      if (total > 0) counters[name] = total;
+    }
+    return counters;
+  }
+
+  /** How often each exit happened, by the name that kvm_exit prints. */
+  exits(): Record<string, number> {
+    const exits: Record<string, number> = {};
+    for (const vcpu of this.vcpus) {
+      for (const [reason, count] of vcpu.exitCounts.entries()) {
+        if (count === 0) continue;
+        const name = vcpu.backend.exitName(reason);
+        exits[name] = (exits[name] ?? 0) + count;
+      }
+    }
+    return exits;
+  }
+
+  /** Whether a vCPU is in guest mode, as others see it. */
+  inGuest(vcpu: Vcpu): boolean {
+    return vcpu.mode !== VcpuMode.Outside;
+  }
+}
+
+function vcpuIds(options: VmOptions): VcpuId[] {
+  const count = options.vcpus ?? options.vcpuIds?.length ?? 1;
+  if (!Number.isInteger(count) || count < 1 || count > VCPU_LIMIT) {
+    throw new RangeError(`Cannot build a virtual machine of ${count} vCPUs: allowed are 1 to ${VCPU_LIMIT}`);
+  }
+  const ids = options.vcpuIds ?? Array.from({ length: count }, (_, id) => id);
+  if (ids.length !== count) {
+    throw new RangeError(
+      `Cannot build a virtual machine of ${count} vCPUs: ${ids.length} vCPU IDs are given`,
+    );
+  }
+  for (const id of ids) {
+    if (!Number.isInteger(id) || id < 0 || id >= VCPU_ID_LIMIT) {
+      throw new RangeError(`Cannot create vCPU ${id}: allowed are 0 to ${VCPU_ID_LIMIT - 1}`);
+    }
+  }
+  if (new Set(ids).size !== ids.length) throw new RangeError("Cannot create a vCPU twice: vCPU IDs repeat");
+  if (!ids.includes(0)) throw new RangeError("Cannot boot without vCPU 0: it is the bootstrap processor");
+  return ids as VcpuId[];
+}
+
+function hintMask(names: readonly KvmHint[]): number {
+  let mask = 0;
+  for (const name of names) {
+    if (!Object.hasOwn(KVM_HINTS, name)) {
+      throw new RangeError(`Cannot give hint ${name}: allowed are ${Object.keys(KVM_HINTS).join(", ")}`);
+    }
+    mask |= 1 << KVM_HINTS[name].bit;
+  }
+  return mask >>> 0;
+}
+
+function checkKvmQuirks(names: readonly string[]): ReadonlySet<KvmQuirk> {
+  for (const name of names) {
+    if (!Object.hasOwn(KVM_QUIRKS, name)) {
+      throw new RangeError(
+        `Cannot disable KVM quirk ${name}: allowed are ${Object.keys(KVM_QUIRKS).join(", ")}`,
+      );
+    }
+  }
+  return new Set(names as readonly KvmQuirk[]);
+}
+
+function checkHaltPoll(ns: number): number {
+  if (!Number.isSafeInteger(ns) || ns < 0) {
+    throw new RangeError(`Cannot poll for ${ns} ns: allowed are whole numbers from 0`);
+  }
+  return ns;
+}

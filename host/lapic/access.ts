@@ -1,0 +1,78 @@
+/**
+ * The two ways in which software reaches its local APIC: the xAPIC page and the x2APIC MSRs.
+ *
+ * @module
+ */
+
+import { APIC_ICR, APIC_PAGE_SIZE, X2APIC_MSR_BASE } from "../../abi/mod.ts";
+import { apicPageAddress } from "./base.ts";
+import { writeX2apicIcr, x2apicIcrHigh } from "./icr.ts";
+import type { Lapic } from "./lapic.ts";
+import { emulatedRead, emulatedWrite, UNREADABLE } from "./registers.ts";
+
+/** What an MMIO read gave: the value, or that the APIC does not answer. */
+export type MmioRead = { readonly value: bigint } | "not-mine";
+
+/** Whether an address is on the APIC's page. */
+export function onApicPage(lapic: Lapic, address: number): boolean {
+  const page = apicPageAddress(lapic);
+  return address >= page && address < page + APIC_PAGE_SIZE;
+}
+
+/** In x2APIC mode and while disabled the page is a hole: with KVM's quirk it reads ones and ignores writes. */
+function hole(lapic: Lapic): boolean {
+  return !lapic.hardwareEnabled || lapic.x2apicMode;
+}
+
+/** Reads `bytes` bytes of the page. A register that cannot be read leaves the guest's buffer as it is: zero here. */
+export function readPage(lapic: Lapic, address: number, bytes: number): MmioRead {
+  if (!onApicPage(lapic, address)) return "not-mine";
+  if (hole(lapic)) {
+    if (!lapic.vcpu.vm.kvmQuirk("LAPIC_MMIO_HOLE")) return "not-mine";
+    return { value: (1n << BigInt(8 * bytes)) - 1n };
+  }
+  const value = emulatedRead(lapic, address - apicPageAddress(lapic), bytes);
+  return { value: value === UNREADABLE ? 0n : BigInt(value) & ((1n << BigInt(8 * bytes)) - 1n) };
+}
+
+/** Writes to the page: 4 bytes at a multiple of 16 are a register write, anything else is ignored. */
+export function writePage(lapic: Lapic, address: number, bytes: number, value: number): "done" | "not-mine" {
+  if (!onApicPage(lapic, address)) return "not-mine";
+  if (hole(lapic)) return lapic.vcpu.vm.kvmQuirk("LAPIC_MMIO_HOLE") ? "done" : "not-mine";
+  const offset = address - apicPageAddress(lapic);
+  if (bytes === 4 && (offset & 0xf) === 0) emulatedWrite(lapic, offset & 0xff0, value);
+  return "done";
+}
+
+/** The halves of a 64-bit MSR value. */
+export class MsrValue {
+  /** Bits 31:0. */
+  low = 0;
+  /** Bits 63:32. */
+  high = 0;
+}
+
+/** RDMSR in the x2APIC range. false raises #GP. */
+export function readX2apicMsr(lapic: Lapic, msr: number, value: MsrValue): boolean {
+  if (!lapic.x2apicMode) return false;
+  const offset = (msr - X2APIC_MSR_BASE) << 4;
+  if (offset === APIC_ICR) {
+    value.low = lapic.get(APIC_ICR);
+    value.high = x2apicIcrHigh(lapic);
+    return true;
+  }
+  const read = emulatedRead(lapic, offset, 4);
+  if (read === UNREADABLE) return false;
+  value.low = read;
+  value.high = 0;
+  return true;
+}
+
+/** WRMSR in the x2APIC range. false raises #GP: bits 63:32 are reserved in every register but the ICR. */
+export function writeX2apicMsr(lapic: Lapic, msr: number, low: number, high: number): boolean {
+  if (!lapic.x2apicMode) return false;
+  const offset = (msr - X2APIC_MSR_BASE) << 4;
+  if (offset === APIC_ICR) return writeX2apicIcr(lapic, low, high, false) === "sent";
+  if (high !== 0) return false;
+  return emulatedWrite(lapic, offset, low);
+}

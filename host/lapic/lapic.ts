@@ -1,0 +1,229 @@
+/**
+ * A local APIC as KVM keeps it: the register page, and beside it what KVM remembers to avoid searching the page.
+ * Priorities, acknowledgement and end of interrupt are here (arch/x86/kvm/lapic.c).
+ *
+ * @module
+ */
+
+import {
+  APIC_DEFAULT_BASE,
+  APIC_ID,
+  APIC_IRR,
+  APIC_ISR,
+  APIC_PROCPRI,
+  APIC_SPIV,
+  APIC_SPIV_APIC_ENABLED,
+  APIC_TASKPRI,
+  APIC_TMR,
+  APICBASE_ENABLE,
+  APICBASE_X2APIC_ENABLE,
+} from "../../abi/mod.ts";
+import { TP } from "../trace/mod.ts";
+import { REQ_EVENT } from "../kvm/requests.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import { LapicTimer } from "./timer.ts";
+import { type ApicPage, clearVector, highestVector, setVector, testVector } from "./vectors.ts";
+
+/** Pending event: INIT. */
+export const PENDING_INIT = 1;
+/** Pending event: a start-up IPI. */
+export const PENDING_SIPI = 2;
+
+/** KVM gives a vCPU an LVT entry for corrected machine checks only if MCG_CAP has CMCI: it does not by default. */
+export const LVT_ENTRIES = 6;
+
+/** A local APIC. */
+export class Lapic {
+  /** The vCPU that it belongs to. */
+  readonly vcpu: Vcpu;
+  /** The register page. */
+  readonly page: ApicPage = new Uint32Array(1024);
+  /** The timer. */
+  readonly timer: LapicTimer;
+
+  /** IA32_APIC_BASE, low half. */
+  base: number = APIC_DEFAULT_BASE | APICBASE_ENABLE;
+  /** IA32_APIC_BASE, high half. */
+  baseHigh = 0;
+  /** Spurious-vector register bit 8, remembered. */
+  softwareEnabled = false;
+  /** A hint: false only if no IRR bit is set. */
+  irrPending = true;
+  /** How many ISR bits are set. */
+  isrCount = 0;
+  /** The highest ISR bit; -1 when that is not known. */
+  highestIsrCache = -1;
+  /** Counts lowest-priority acceptances. */
+  arbitrationPriority = 0;
+  /** {@linkcode PENDING_INIT} and {@linkcode PENDING_SIPI}. */
+  pendingEvents = 0;
+  /** The vector of the pending start-up IPI. */
+  sipiVector = 0;
+
+  /** An APIC in an undefined state; {@linkcode resetLapic} gives it one. */
+  constructor(vcpu: Vcpu) {
+    this.vcpu = vcpu;
+    this.timer = new LapicTimer(this);
+  }
+
+  /** The register at an offset of the page. */
+  get(offset: number): number {
+    return this.page[offset >>> 2];
+  }
+
+  /** Sets the register at an offset of the page. */
+  set(offset: number, value: number): void {
+    this.page[offset >>> 2] = value;
+  }
+
+  /** IA32_APIC_BASE.EN. */
+  get hardwareEnabled(): boolean {
+    return (this.base & APICBASE_ENABLE) !== 0;
+  }
+
+  /** IA32_APIC_BASE.EN and the spurious-vector register's enable bit. */
+  get enabled(): boolean {
+    return this.softwareEnabled && (this.base & APICBASE_ENABLE) !== 0;
+  }
+
+  /** Whether it is in x2APIC mode. */
+  get x2apicMode(): boolean {
+    return (this.base & APICBASE_X2APIC_ENABLE) !== 0;
+  }
+
+  /** The xAPIC ID: bits 31:24 of the ID register. */
+  get xapicId(): number {
+    return this.page[APIC_ID >>> 2] >>> 24;
+  }
+
+  /** The x2APIC ID: KVM fixes it to the vCPU's number. */
+  get x2apicId(): number {
+    return this.vcpu.vcpuId;
+  }
+
+  // Requests.
+
+  /** Records a request for a vector. */
+  setIrr(vector: number): void {
+    setVector(this.page, APIC_IRR, vector);
+    // The hint is raised after the bit: whoever sees the hint finds the bit.
+    this.irrPending = true;
+  }
+
+  /** The highest vector that is requested, -1 for none. */
+  highestIrr(): number {
+    return this.irrPending ? highestVector(this.page, APIC_IRR) : -1;
+  }
+
+  #clearIrr(vector: number): void {
+    this.irrPending = false;
+    clearVector(this.page, APIC_IRR, vector);
+    if (highestVector(this.page, APIC_IRR) !== -1) this.irrPending = true;
+  }
+
+  // Vectors in service.
+
+  /** The highest vector in service, -1 for none. */
+  highestIsr(): number {
+    if (this.isrCount === 0) return -1;
+    if (this.highestIsrCache !== -1) return this.highestIsrCache;
+    return highestVector(this.page, APIC_ISR);
+  }
+
+  #setIsr(vector: number): void {
+    if (testVector(this.page, APIC_ISR, vector)) return;
+    setVector(this.page, APIC_ISR, vector);
+    this.isrCount++;
+    // Only the highest vector is ever injected: the latest bit is the highest.
+    this.highestIsrCache = vector;
+  }
+
+  #clearIsr(vector: number): void {
+    if (!testVector(this.page, APIC_ISR, vector)) return;
+    clearVector(this.page, APIC_ISR, vector);
+    this.isrCount--;
+    this.highestIsrCache = -1;
+  }
+
+  /** Whether a vector waits for service or for its EOI. */
+  pendingEoi(vector: number): boolean {
+    return testVector(this.page, APIC_ISR, vector) || testVector(this.page, APIC_IRR, vector);
+  }
+
+  // Priorities (SDM 3A 11.8.3).
+
+  /** Recomputes the processor priority; whether it fell. */
+  #computePpr(): boolean {
+    const { page } = this;
+    const old = page[APIC_PROCPRI >>> 2];
+    const tpr = page[APIC_TASKPRI >>> 2];
+    const isr = this.highestIsr();
+    const inService = isr === -1 ? 0 : isr & 0xf0;
+    const ppr = (tpr & 0xf0) >= inService ? tpr & 0xff : inService;
+    page[APIC_PROCPRI >>> 2] = ppr;
+    return ppr < old;
+  }
+
+  #above(ppr: number): number {
+    const vector = this.highestIrr();
+    return vector === -1 || (vector & 0xf0) <= ppr ? -1 : vector;
+  }
+
+  /** Recomputes the processor priority; if it fell below a requested vector, that one is to be looked at. */
+  updatePpr(): void {
+    if (this.#computePpr() && this.#above(this.page[APIC_PROCPRI >>> 2]) !== -1) this.vcpu.request(REQ_EVENT);
+  }
+
+  /** Sets the task priority. */
+  setTpr(value: number): void {
+    this.page[APIC_TASKPRI >>> 2] = value;
+    this.updatePpr();
+  }
+
+  /** CR8: the class of the task priority. */
+  get cr8(): number {
+    return (this.page[APIC_TASKPRI >>> 2] & 0xf0) >>> 4;
+  }
+
+  /** The vector that can be injected now, -1 for none. */
+  injectable(): number {
+    if (!this.hardwareEnabled) return -1;
+    this.#computePpr();
+    return this.#above(this.page[APIC_PROCPRI >>> 2]);
+  }
+
+  /** Acknowledges a vector: from requested to in service. */
+  acknowledge(vector: number): void {
+    this.#clearIrr(vector);
+    this.#setIsr(vector);
+    this.#computePpr();
+  }
+
+  /**
+   * End of interrupt: takes the highest vector out of service, whichever the guest meant, and tells the I/O APIC where
+   * that handles it. Answers with the vector, -1 if none was in service.
+   */
+  eoi(): number {
+    const { vcpu } = this;
+    const vector = this.highestIsr();
+    vcpu.trace(TP.kvm_eoi, vcpu.vcpuId, vector);
+    if (vector === -1) return vector;
+    this.#clearIsr(vector);
+    this.updatePpr();
+    if (vcpu.ioapicHandles(vector)) {
+      vcpu.vm.ioapic.endOfInterrupt(vcpu, vector, testVector(this.page, APIC_TMR, vector));
+    }
+    vcpu.request(REQ_EVENT);
+    return vector;
+  }
+
+  /** The spurious-vector register was set to `value`. */
+  spivChanged(value: number): void {
+    this.page[APIC_SPIV >>> 2] = value;
+    const enabled = (value & APIC_SPIV_APIC_ENABLED) !== 0;
+    if (enabled !== this.softwareEnabled) {
+      this.softwareEnabled = enabled;
+      this.vcpu.vm.apicMapDirty(this.vcpu);
+    }
+  }
+}

@@ -1,0 +1,135 @@
+/**
+ * The simulated machine: physical CPUs, the stepping core, and the virtual machines on it.
+ *
+ * @module
+ */
+
+import {
+  Engine,
+  LimitExceeded,
+  type Limits,
+  limitsFrom,
+  type PolicySpec,
+  type RunEnd,
+  type Schedule,
+} from "./core/mod.ts";
+import { MpState } from "./kvm/vcpu.ts";
+import { Vm, type VmOptions } from "./kvm/vm.ts";
+import { checkQuirks, type Quirk } from "./quirks.ts";
+import { HostScheduler } from "./sched/mod.ts";
+
+/** How a machine is made. Everything has a default. */
+export interface MachineOptions {
+  /** Physical CPUs; by default as many as its virtual machines' vCPUs need: 1024. */
+  readonly pcpus?: number;
+  /** A time slice in cycles, for CPUs that several vCPUs share; 7,500,000 (3 ms at 2.5 GHz) by default. */
+  readonly timeSlice?: number;
+  /** Who runs next; "timed" by default. */
+  readonly policy?: PolicySpec;
+  /** What random data is drawn from under the timed policy; 0 by default. */
+  readonly seed?: number;
+  /** What a run may use up. */
+  readonly limits?: Partial<Limits>;
+  /** Named deviations; none by default. */
+  readonly quirks?: readonly Quirk[];
+}
+
+/** How a run ended. */
+export interface RunResult {
+  /**
+   * "finished": every bootstrap processor's program has returned, and nothing goes on. "halted": one has not; every
+   * vCPU waits, and nothing will wake one. "shutdown": a
+   * virtual machine triple-faulted. "deadline": the given time is reached. "stopped": somebody asked for it.
+   * "schedule-end": a replayed schedule is used up.
+   */
+  readonly end: "finished" | "halted" | "shutdown" | Exclude<RunEnd, "idle">;
+  /** Simulated time: the largest clock of a vCPU, in cycles (in explored runs: in ticks). */
+  readonly cycles: number;
+  /** Steps that the stepping core took, of this machine's whole life. */
+  readonly steps: number;
+}
+
+const DEFAULT_PCPUS = 1024;
+const DEFAULT_SLICE = 7_500_000;
+
+/**
+ * A machine that runs virtual machines.
+ *
+ * @example A guest that makes one hypercall
+ * ```ts
+ * import { Machine, Text, type X86Cpu } from "@exitless/exitless";
+ *
+ * const text = new Text();
+ * const entry = text.add(function* main(cpu: X86Cpu) {
+ *   yield cpu.loadHypercall(1).vmcall(); // KVM_HC_VAPIC_POLL_IRQ
+ *   console.assert(cpu.rax === 0n);
+ * });
+ * const vm = new Machine().createVm({ memory: 2 ** 21 });
+ * vm.load(text);
+ * vm.start(entry);
+ * const { end } = vm.machine.run();
+ * console.assert(end === "finished");
+ * console.assert(vm.counters().kvm_hypercall === 1);
+ * ```
+ */
+export class Machine {
+  /** The stepping core. */
+  readonly engine: Engine;
+  /** The host's scheduler. */
+  readonly scheduler: HostScheduler;
+  /** The deviations that are on. */
+  readonly quirks: ReadonlySet<Quirk>;
+  /** The virtual machines. */
+  readonly vms: Vm[] = [];
+  /** VM exits, of all vCPUs together. */
+  exits = 0;
+  readonly #exitLimit: number;
+
+  /** A machine without virtual machines. Throws `RangeError` for options that cannot be. */
+  constructor(options: MachineOptions = {}) {
+    const limits: Limits = limitsFrom(options.limits ?? {});
+    this.#exitLimit = limits.exits;
+    this.quirks = checkQuirks(options.quirks ?? []);
+    this.engine = new Engine(options.policy ?? "timed", limits, options.seed ?? 0);
+    this.scheduler = new HostScheduler(this.engine, {
+      pcpus: options.pcpus ?? DEFAULT_PCPUS,
+      slice: options.timeSlice ?? DEFAULT_SLICE,
+    });
+  }
+
+  /** Adds a virtual machine. Throws `RangeError` for options that cannot be. */
+  createVm(options: VmOptions = {}): Vm {
+    const vm = new Vm(this, options);
+    this.vms.push(vm);
+    return vm;
+  }
+
+  /** The steps of an explored run so far: what a replay needs. */
+  get schedule(): Schedule {
+    return this.engine.schedule;
+  }
+
+  /** One more exit. */
+  countExit(): void {
+    if (++this.exits > this.#exitLimit) throw new LimitExceeded("exits", this.#exitLimit);
+  }
+
+  /** Runs until nothing can run any more, or simulated time passes `deadline` (in cycles). */
+  run(deadline: number = Infinity): RunResult {
+    const end = this.engine.run(deadline);
+    const vcpus = this.vms.flatMap((vm) => vm.vcpus);
+    const started = vcpus.filter((vcpu) => vcpu.mpState !== MpState.Uninitialized);
+    const cycles = Math.max(0, ...started.map((vcpu) => vcpu.clock));
+    return {
+      end: this.#ended(end),
+      cycles,
+      steps: this.engine.steps,
+    };
+  }
+
+  #ended(end: RunEnd): RunResult["end"] {
+    if (this.vms.some((vm) => vm.dead)) return "shutdown";
+    if (end !== "idle") return end;
+    return this.vms.every((vm) => vm.bootstrap.processor.finished) ? "finished" : "halted";
+  }
+}

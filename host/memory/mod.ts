@@ -1,0 +1,9 @@
+/**
+ * Guest-physical memory.
+ *
+ * @module
+ */
+
+export * from "./cache.ts";
+export * from "./guest_memory.ts";
+export * from "./slot.ts";

@@ -1,0 +1,95 @@
+/**
+ * Named deviations: historical bugs, errata, behaviour of old versions. All are off unless asked for. A bug ships as a
+ * pair: with the quirk it shows, without it does not.
+ *
+ * @module
+ */
+
+/** A deviation. */
+export interface QuirkSpec {
+  /** What goes wrong. */
+  readonly effect: string;
+  /** Where it is known from: the commit that fixed it, its CVE. */
+  readonly source: string;
+}
+
+/** Every deviation by name. */
+export const QUIRKS = {
+  "send-ipi-unchecked-bounds": {
+    effect: "KVM_HC_SEND_IPI indexes the APIC map with whatever the guest asks for",
+    source: "fixed by bdf7ffc89922",
+  },
+  "send-ipi-null-map": {
+    effect: "KVM_HC_SEND_IPI uses the APIC map before there is one",
+    source: "CVE-2018-19406, fixed by 38ab012f109c",
+  },
+  "pv-eoi-disable-while-pending": {
+    effect: "KVM dies when the guest disables PV EOI while a PV EOI that it cannot read back is pending",
+    source: "CVE-2026-72284, fixed by 9285e4070df2",
+  },
+  "ioapic-scan-skips-masked": {
+    effect: "a masked level-triggered entry is left out of the vectors whose EOI the I/O APIC must see",
+    source: "fixed by 0f6c0a740b7d",
+  },
+  "apic-map-stale-size": {
+    effect: "an APIC that is enabled while the map is rebuilt is written behind the map's end",
+    source: "fixed in v6.4 with the selftest recalc_apic_map_test",
+  },
+  "lapic-timer-catches-up": {
+    effect: "a periodic timer whose target is long past fires again and again without end",
+    source: "CVE-2025-71104, fixed by 18ab3fc8e880",
+  },
+  "lapic-read-straddles": {
+    effect: "a read past the first four bytes of an APIC register returns what is on KVM's stack",
+    source: "CVE-2021-47255, fixed by 218bf772bddd",
+  },
+  "x2apic-icr-reserved-ignored": {
+    effect: "reserved bits of the x2APIC ICR are ignored instead of raising #GP",
+    source: "fixed by 71bf395a276f",
+  },
+} as const satisfies Record<string, QuirkSpec>;
+
+/** The name of a deviation. */
+export type Quirk = keyof typeof QUIRKS;
+
+/** Vouches for the names of deviations. Throws `RangeError` naming those allowed. */
+export function checkQuirks(names: Iterable<string>): ReadonlySet<Quirk> {
+  const set = new Set<Quirk>();
+  for (const name of names) {
+    if (!Object.hasOwn(QUIRKS, name)) {
+      throw new RangeError(`Cannot enable quirk ${name}: allowed are ${Object.keys(QUIRKS).join(", ")}`);
+    }
+    set.add(name as Quirk);
+  }
+  return set;
+}
+
+/** KVM's own compatibility quirks (KVM_CAP_DISABLE_QUIRKS2) that this host models; on unless disabled. */
+export const KVM_QUIRKS = {
+  LINT0_REENABLED: {
+    bit: 0,
+    effect: "the bootstrap processor's LINT0 accepts external interrupts after reset",
+  },
+  LAPIC_MMIO_HOLE: {
+    bit: 2,
+    effect: "the xAPIC page reads ones in x2APIC mode and while the APIC is disabled",
+  },
+  FIX_HYPERCALL_INSN: {
+    bit: 5,
+    effect: "the other vendor's hypercall instruction is rewritten in guest memory",
+  },
+} as const;
+
+/** The name of a KVM quirk. */
+export type KvmQuirk = keyof typeof KVM_QUIRKS;
+
+/** KVM hit something that stops it: a bug that a quirk brought back. */
+export class HostFailure extends Error {
+  /** The error's name. */
+  override readonly name = "HostFailure";
+
+  /** `what` happened in the host. */
+  constructor(what: string) {
+    super(`Cannot go on in the host: ${what}`);
+  }
+}

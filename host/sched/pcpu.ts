@@ -1,0 +1,60 @@
+/**
+ * A physical CPU of the host: what runs on it, and the interrupts that are on their way to it.
+ *
+ * @module
+ */
+
+import { Timer } from "../core/mod.ts";
+import type { Engine } from "../core/mod.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+
+/** No interrupt is on its way. */
+const NONE = Infinity;
+
+/** A physical CPU. */
+export class Pcpu {
+  /** Its number. */
+  readonly id: number;
+  /** The vCPU whose thread it runs; undefined while it is idle. */
+  current: Vcpu | undefined = undefined;
+  /** The host's scheduler wants to run somebody else. */
+  needResched = false;
+  /** When the next physical interrupt arrives; Infinity for none. */
+  interruptAt: number = NONE;
+  /** Fires at the end of a time slice. */
+  readonly slice: Timer;
+
+  readonly #engine: Engine;
+
+  /** An idle CPU. */
+  constructor(engine: Engine, id: number) {
+    this.#engine = engine;
+    this.id = id;
+    this.slice = new Timer(engine, `pcpu ${id} slice`, () => this.#sliceEnded());
+  }
+
+  /** A physical interrupt arrives at `time`: in guest mode it is a VM exit. */
+  interrupt(time: number): void {
+    if (time >= this.interruptAt) return;
+    this.interruptAt = time;
+    this.current?.asynchronousEvent();
+  }
+
+  /** The scheduler wants to run somebody else here, or not any more. */
+  reschedule(wanted: boolean): void {
+    this.needResched = wanted;
+    this.current?.resched(wanted);
+  }
+
+  /** The host has served what arrived. */
+  interruptsServed(): void {
+    this.interruptAt = NONE;
+    this.current?.asynchronousEvent();
+  }
+
+  #sliceEnded(): void {
+    if (this.current === undefined) return;
+    this.reschedule(true);
+    this.interrupt(this.#engine.runningClock);
+  }
+}

@@ -1,0 +1,72 @@
+/**
+ * Which host is simulated: today's KVM, or that of a seed's year. One row says what differs.
+ *
+ * @module
+ */
+
+import type { KvmFeature } from "../abi/mod.ts";
+
+/** A host's year. */
+export type HostSemantics = "v6.19" | "2018" | "2012";
+
+/** What differs between hosts. */
+export interface HostBehaviour {
+  /** An exit for an x2APIC ICR write may be served before the slow path. Since v5.5 (2019). */
+  readonly icrFastPath: boolean;
+  /** So may an exit for IA32_TSC_DEADLINE, and the preemption timer's. Since v5.8 (2020). */
+  readonly timerFastPath: boolean;
+  /** So may HLT and INVD. Since v6.13. */
+  readonly haltFastPath: boolean;
+  /** KVM_HC_SEND_IPI looks at its map and bounds before it uses them. Fixed in stable after 4.20. */
+  readonly sendIpiChecked: boolean;
+  /** A vCPU that halts may be polled for first. Since v3.20 (2015). */
+  readonly haltPolling: boolean;
+  /**
+   * Without APICv, VMX still sends xAPIC accesses through the APIC-access page. Since v5.15 the page is not mapped
+   * then, and each access is an EPT violation (arch/x86/kvm/mmu/mmu.c, __kvm_mmu_faultin_pfn).
+   */
+  readonly apicAccessPage: boolean;
+  /** The paravirtual features that this host knows, of those modelled here. */
+  readonly features: readonly KvmFeature[];
+}
+
+/** The hosts. */
+export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
+  "v6.19": {
+    icrFastPath: true,
+    timerFastPath: true,
+    haltFastPath: true,
+    sendIpiChecked: true,
+    haltPolling: true,
+    apicAccessPage: false,
+    features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI", "POLL_CONTROL", "PV_SCHED_YIELD"],
+  },
+  "2018": {
+    icrFastPath: false,
+    timerFastPath: false,
+    haltFastPath: false,
+    sendIpiChecked: false,
+    haltPolling: true,
+    apicAccessPage: true,
+    features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI"],
+  },
+  "2012": {
+    icrFastPath: false,
+    timerFastPath: false,
+    haltFastPath: false,
+    sendIpiChecked: false,
+    haltPolling: false,
+    apicAccessPage: true,
+    features: ["NOP_IO_DELAY", "PV_EOI"],
+  },
+};
+
+/** Vouches for a host's name. Throws `RangeError` naming those allowed. */
+export function hostSemantics(name: string): HostSemantics {
+  if (!Object.hasOwn(HOST_SEMANTICS, name)) {
+    throw new RangeError(
+      `Cannot simulate a host of ${name}: allowed are ${Object.keys(HOST_SEMANTICS).join(", ")}`,
+    );
+  }
+  return name as HostSemantics;
+}

@@ -1,0 +1,121 @@
+/**
+ * KVM's handlers of SVM exits (arch/x86/kvm/svm/svm.c, svm_exit_handlers): one row an exit code.
+ *
+ * @module
+ */
+
+import {
+  DB_VECTOR,
+  high,
+  low,
+  OP_VMCALL,
+  OP_VMMCALL,
+  SVM_EXIT_CPUID,
+  SVM_EXIT_CR0_SEL_WRITE,
+  SVM_EXIT_EXCP_BASE,
+  SVM_EXIT_HLT,
+  SVM_EXIT_INTR,
+  SVM_EXIT_INVD,
+  SVM_EXIT_IOIO,
+  SVM_EXIT_IRET,
+  SVM_EXIT_MSR,
+  SVM_EXIT_NPF,
+  SVM_EXIT_SHUTDOWN,
+  SVM_EXIT_VINTR,
+  SVM_EXIT_VMMCALL,
+  SVM_EXIT_WBINVD,
+  SVM_EXIT_WRITE_CR8,
+  UD_VECTOR,
+} from "../../abi/mod.ts";
+import { NotModelled } from "../cpu/errors.ts";
+import { emulateCpuid } from "../kvm/cpuid.ts";
+import {
+  emulateMemoryAccess,
+  emulateMovFromCr,
+  emulateMovToCr,
+  emulatePio,
+  fixHypercall,
+} from "../kvm/emulate.ts";
+import { emulateHalt } from "../kvm/halt.ts";
+import { emulateHypercall } from "../kvm/hypercall.ts";
+import { emulateRdmsr, emulateWrmsr } from "../kvm/msr.ts";
+import { REQ_EVENT, REQ_TRIPLE_FAULT } from "../kvm/requests.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import { TP } from "../trace/mod.ts";
+import type { Svm } from "./svm.ts";
+
+/** Serves an exit by the slow path. */
+export function handleSvmExit(vcpu: Vcpu, svm: Svm): void {
+  const { processor } = vcpu;
+  switch (processor.exitReason) {
+    case SVM_EXIT_MSR:
+      return processor.exitInfo1 === 1 ? emulateWrmsr(vcpu) : emulateRdmsr(vcpu);
+    case SVM_EXIT_INTR:
+      vcpu.stats.irq_exits++;
+      return;
+    case SVM_EXIT_VMMCALL:
+      return emulateHypercall(vcpu);
+    case SVM_EXIT_HLT:
+      return emulateHalt(vcpu);
+    case SVM_EXIT_IOIO:
+      return io(vcpu, processor.exitInfo1);
+    case SVM_EXIT_NPF:
+      return nestedPageFault(vcpu);
+    case SVM_EXIT_CPUID:
+      return emulateCpuid(vcpu);
+    case SVM_EXIT_VINTR:
+      svm.clearVintr();
+      vcpu.stats.irq_window_exits++;
+      vcpu.request(REQ_EVENT);
+      return;
+    case SVM_EXIT_IRET:
+      return svm.iretIntercepted();
+    case SVM_EXIT_WRITE_CR8:
+      return emulateMovToCr(vcpu, 8);
+    case SVM_EXIT_CR0_SEL_WRITE:
+      return emulateMovToCr(vcpu, 0);
+    case 0x014:
+      return emulateMovToCr(vcpu, 4);
+    case 0x004:
+      return emulateMovFromCr(vcpu, 4);
+    case SVM_EXIT_INVD:
+    case SVM_EXIT_WBINVD:
+      return vcpu.backend.skipInstruction();
+    case SVM_EXIT_EXCP_BASE + UD_VECTOR:
+      return invalidOpcode(vcpu);
+    case SVM_EXIT_EXCP_BASE + DB_VECTOR:
+      return svm.singleStepped();
+    case SVM_EXIT_SHUTDOWN:
+      return vcpu.request(REQ_TRIPLE_FAULT);
+    default:
+      throw new NotModelled(
+        `VM exit ${vcpu.backend.exitName(processor.exitReason)}`,
+        "APM volume 2 appendix C",
+      );
+  }
+}
+
+/** EXITINFO1: IN in bit 0, one of the size bits 4 to 6, port in bits 31:16. */
+function io(vcpu: Vcpu, info: number): void {
+  emulatePio(vcpu, info >>> 16, (info >>> 4) & 7, (info & 1) === 0);
+}
+
+function nestedPageFault(vcpu: Vcpu): void {
+  const { exitInfo1, exitInfo2 } = vcpu.processor;
+  vcpu.charge(vcpu.cost.mmu);
+  vcpu.trace(TP.kvm_page_fault, low(exitInfo2), high(exitInfo2), low(exitInfo1));
+  vcpu.vm.cacheMmio(exitInfo2);
+  emulateMemoryAccess(vcpu);
+}
+
+function invalidOpcode(vcpu: Vcpu): void {
+  const { processor } = vcpu;
+  const op = processor.context.pending;
+  if (op === OP_VMCALL || op === OP_VMMCALL) {
+    fixHypercall(vcpu);
+    return;
+  }
+  vcpu.charge(vcpu.cost.emulate);
+  vcpu.trace(TP.kvm_emulate_insn, processor.rip, op);
+  vcpu.queueException(UD_VECTOR, -1);
+}

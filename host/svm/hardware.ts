@@ -1,0 +1,223 @@
+/**
+ * SVM guest mode: which instruction and event exits, with which code and information (APM volume 2, 15.7 to 15.13),
+ * and what the processor does for the guest without an exit: V_TPR.
+ *
+ * @module
+ */
+
+import {
+  DB_VECTOR,
+  FLAG_IF,
+  IA32_CSTAR,
+  IA32_FMASK,
+  IA32_FS_BASE,
+  IA32_GS_BASE,
+  IA32_KERNEL_GS_BASE,
+  IA32_LSTAR,
+  IA32_STAR,
+  NMI_VECTOR,
+  RAX,
+  RFLAGS,
+  SVM_EXIT_CPUID,
+  SVM_EXIT_CR0_SEL_WRITE,
+  SVM_EXIT_EXCP_BASE,
+  SVM_EXIT_HLT,
+  SVM_EXIT_INTR,
+  SVM_EXIT_INVD,
+  SVM_EXIT_IOIO,
+  SVM_EXIT_IRET,
+  SVM_EXIT_MSR,
+  SVM_EXIT_NPF,
+  SVM_EXIT_SHUTDOWN,
+  SVM_EXIT_VINTR,
+  SVM_EXIT_VMMCALL,
+  SVM_EXIT_WBINVD,
+  SVM_EXIT_WRITE_CR8,
+  SYS_CR0,
+  UD_VECTOR,
+  V_IGN_TPR_MASK,
+  V_INTR_PRIO_SHIFT,
+  V_IRQ_MASK,
+  V_TPR_MASK,
+} from "../../abi/mod.ts";
+import {
+  deliverInjectedException,
+  deliverInterrupt,
+  type Processor,
+  raise,
+  type Virtualization,
+} from "../cpu/mod.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import {
+  EVTINJ_TYPE_EXEPT,
+  EVTINJ_TYPE_INTR,
+  EVTINJ_TYPE_MASK,
+  EVTINJ_TYPE_NMI,
+  EVTINJ_VALID,
+} from "./vmcb.ts";
+import type { Vmcb } from "./vmcb.ts";
+
+/** Exceptions that KVM intercepts with nested paging: #DB, #UD, #AC, #MC. */
+const EXCEPTION_INTERCEPTS = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
+/** MSRs that pass through (direct_access_msrs). */
+const PASS_THROUGH: ReadonlySet<number> = new Set<number>([
+  IA32_STAR,
+  IA32_LSTAR,
+  IA32_CSTAR,
+  IA32_FMASK,
+  IA32_FS_BASE,
+  IA32_GS_BASE,
+  IA32_KERNEL_GS_BASE,
+]);
+/** CR0 bits that a selective intercept lets through: TS and MP. */
+const CR0_SELECTIVE = (1 << 3) | (1 << 1);
+/** Nested page fault error code: the final translation of a guest address, by a user-level access. */
+const NPF_FINAL = 0x1_0000_0004;
+const NPF_WRITE = 1 << 1;
+/** Present, with a reserved bit set: how KVM marks MMIO. */
+const NPF_RESERVED = 1 | (1 << 3);
+/** EXITINFO1 of IOIO: IN. */
+const IOIO_IN = 1;
+/** EXITINFO1 of IOIO bit 4: 8 bits; the next two 16 and 32. */
+const IOIO_SIZE_SHIFT = 4;
+/** EXITINFO1 of IOIO: 64-bit addresses. */
+const IOIO_A64 = 1 << 9;
+
+/** The virtualization hardware of one SVM processor. */
+export class SvmHardware implements Virtualization {
+  readonly #vcpu: Vcpu;
+  readonly #vmcb: Vmcb;
+  #stepFrom = 0;
+
+  /** The hardware that `vmcb` controls. */
+  constructor(vcpu: Vcpu, vmcb: Vmcb) {
+    this.#vcpu = vcpu;
+    this.#vmcb = vmcb;
+  }
+
+  /** VMRUN: delivers the event in EVENTINJ. */
+  enter(p: Processor): void {
+    const vmcb = this.#vmcb;
+    const event = vmcb.eventInj;
+    this.#stepFrom = p.instructions;
+    p.requestWindow(vmcb.interceptVintr || vmcb.singleStep);
+    if ((event & EVTINJ_VALID) === 0) return;
+    vmcb.eventInj = 0;
+    const vector = event & 0xff;
+    switch (event & EVTINJ_TYPE_MASK) {
+      case EVTINJ_TYPE_INTR:
+        return deliverInterrupt(p, vector, false);
+      case EVTINJ_TYPE_NMI:
+        return deliverInterrupt(p, NMI_VECTOR, true);
+      case EVTINJ_TYPE_EXEPT:
+        return deliverInjectedException(p, vector, vmcb.eventInjError);
+    }
+  }
+
+  /** A physical interrupt exits. */
+  asynchronous(p: Processor): boolean {
+    return p.leave(SVM_EXIT_INTR);
+  }
+
+  /** A single step ends in #DB; a virtual interrupt that could be taken exits. */
+  window(p: Processor): boolean {
+    const vmcb = this.#vmcb;
+    if (vmcb.singleStep && p.instructions > this.#stepFrom) return p.leave(SVM_EXIT_EXCP_BASE + DB_VECTOR);
+    if (!vmcb.interceptVintr || (vmcb.intCtl & V_IRQ_MASK) === 0) return false;
+    if ((p.regs[RFLAGS] & FLAG_IF) === 0 || p.shadow) return false;
+    const priority = (vmcb.intCtl >>> V_INTR_PRIO_SHIFT) & 0xf;
+    if ((vmcb.intCtl & V_IGN_TPR_MASK) === 0 && priority <= (vmcb.intCtl & V_TPR_MASK)) return false;
+    return p.leave(SVM_EXIT_VINTR);
+  }
+
+  /** Intercepted exceptions exit. */
+  exception(p: Processor, vector: number, errorCode: number): boolean {
+    if (((EXCEPTION_INTERCEPTS >>> vector) & 1) === 0) return false;
+    return p.leave(SVM_EXIT_EXCP_BASE + vector, errorCode);
+  }
+
+  /** A triple fault is a shutdown. */
+  tripleFault(p: Processor): void {
+    p.leave(SVM_EXIT_SHUTDOWN);
+  }
+
+  /** CPUID exits. */
+  cpuid(p: Processor): boolean {
+    return p.leave(SVM_EXIT_CPUID);
+  }
+
+  /** HLT exits. */
+  hlt(p: Processor): boolean {
+    return p.leave(SVM_EXIT_HLT);
+  }
+
+  /** PAUSE does not exit: the pause filter is off (pause_filter_count=0). */
+  pause(_p: Processor): boolean {
+    return false;
+  }
+
+  /** MSR accesses exit unless they pass through; EXITINFO1 is 1 for a write. */
+  msr(p: Processor, msr: number, write: boolean): boolean {
+    return PASS_THROUGH.has(msr) ? false : p.leave(SVM_EXIT_MSR, write ? 1 : 0);
+  }
+
+  /** VMMCALL exits; VMCALL is an invalid opcode here. */
+  hypercall(p: Processor, vmmcall: boolean): boolean {
+    if (vmmcall) return p.leave(SVM_EXIT_VMMCALL);
+    raise(p, UD_VECTOR, 0);
+    return true;
+  }
+
+  /** I/O exits. */
+  io(p: Processor, port: number, bytes: number, write: boolean): boolean {
+    const info = port * 0x1_0000 + IOIO_A64 + (bytes << IOIO_SIZE_SHIFT) + (write ? 0 : IOIO_IN);
+    return p.leave(SVM_EXIT_IOIO, info);
+  }
+
+  /** CR0 exits when more than TS and MP change; CR4 always; CR8 while a requested interrupt waits behind it. */
+  movToCr(p: Processor, cr: number): boolean {
+    switch (cr) {
+      case 0:
+        if (((p.regs[RAX] ^ p.sys[SYS_CR0]) & ~CR0_SELECTIVE) === 0) return false;
+        return p.leave(SVM_EXIT_CR0_SEL_WRITE);
+      case 4:
+        return p.leave(0x010 + cr);
+      case 8:
+        return this.#vmcb.interceptCr8Write ? p.leave(SVM_EXIT_WRITE_CR8) : false;
+      default:
+        return false;
+    }
+  }
+
+  /** Reads of CR4 exit. */
+  movFromCr(p: Processor, cr: number): boolean {
+    return cr === 4 ? p.leave(cr) : false;
+  }
+
+  /** INVD and WBINVD exit. */
+  invalidate(p: Processor, writeBack: boolean): boolean {
+    return p.leave(writeBack ? SVM_EXIT_WBINVD : SVM_EXIT_INVD);
+  }
+
+  /** IRET exits while KVM waits for the end of an NMI handler. */
+  iret(p: Processor): boolean {
+    return this.#vmcb.interceptIret ? p.leave(SVM_EXIT_IRET) : false;
+  }
+
+  /** Accesses outside memory, the APIC's page among them, are nested page faults. */
+  unbacked(p: Processor, address: number, _bytes: number, write: boolean): boolean {
+    const marked = this.#vcpu.vm.mmioCached(address) ? NPF_RESERVED : 0;
+    return p.leave(SVM_EXIT_NPF, NPF_FINAL + marked + (write ? NPF_WRITE : 0), address);
+  }
+
+  /** CR8 is V_TPR. */
+  readCr8(_p: Processor): number {
+    return this.#vmcb.intCtl & V_TPR_MASK;
+  }
+
+  /** MOV to CR8 writes V_TPR. */
+  writeCr8(_p: Processor, value: number): boolean {
+    this.#vmcb.intCtl = (this.#vmcb.intCtl & ~V_TPR_MASK) | value;
+    return false;
+  }
+}

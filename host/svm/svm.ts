@@ -1,0 +1,219 @@
+/**
+ * KVM's SVM module: kvm_x86_ops for one vCPU (arch/x86/kvm/svm/svm.c), on hardware without virtual NMIs: the end of an
+ * NMI handler is seen by intercepting IRET.
+ *
+ * @module
+ */
+
+import {
+  FLAG_IF,
+  NMI_VECTOR,
+  RFLAGS,
+  SVM_EXIT_HLT,
+  SVM_EXIT_INTR,
+  SVM_EXIT_INVD,
+  SVM_EXIT_MSR,
+  SVM_EXIT_REASONS,
+  V_INTR_PRIO_SHIFT,
+  V_IRQ_MASK,
+  V_TPR_MASK,
+} from "../../abi/mod.ts";
+import { type Backend, FastPath } from "../kvm/backend.ts";
+import { fastHalt, fastInvd, fastWrmsr } from "../kvm/fast_path.ts";
+import { REQ_EVENT } from "../kvm/requests.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import { handleSvmExit } from "./exits.ts";
+import { SvmHardware } from "./hardware.ts";
+import {
+  EVTINJ_TYPE_EXEPT,
+  EVTINJ_TYPE_INTR,
+  EVTINJ_TYPE_NMI,
+  EVTINJ_VALID,
+  EVTINJ_VALID_ERR,
+  Vmcb,
+} from "./vmcb.ts";
+
+const V_INTR_PRIO_MASK = 0xf << V_INTR_PRIO_SHIFT;
+
+/** The SVM module's part of a vCPU. */
+export class Svm implements Backend {
+  /** Which vendor. */
+  readonly name = "svm";
+  /** The VMCB. */
+  readonly vmcb: Vmcb = new Vmcb();
+  /** The hardware that it controls. */
+  readonly hardware: SvmHardware;
+  /** SVM has no timer that exits. */
+  readonly hasPreemptionTimer = false;
+  /** AMD splits the x2APIC ICR. */
+  readonly x2apicIcrIsSplit = true;
+  readonly #vcpu: Vcpu;
+  #nmiMasked = false;
+  /** The entry was to deliver an event. */
+  #injected = false;
+  /** An IRET was intercepted and has not completed: NMIs are still masked. */
+  #awaitingIret = false;
+  #iretRip = 0;
+
+  /** The SVM part of a new vCPU. */
+  constructor(vcpu: Vcpu) {
+    this.#vcpu = vcpu;
+    this.hardware = new SvmHardware(vcpu, this.vmcb);
+  }
+
+  /** The name that kvm_exit prints. */
+  exitName(reason: number): string {
+    return SVM_EXIT_REASONS.get(reason) ?? `0x${reason.toString(16)}`;
+  }
+
+  /** RESET, or INIT. */
+  reset(_init: boolean): void {
+    Object.assign(this.vmcb, new Vmcb());
+    this.#nmiMasked = false;
+    this.#awaitingIret = false;
+  }
+
+  /** Without AVIC nothing follows from the APIC's mode. */
+  apicModeChanged(): void {}
+
+  /** The host sends itself a reschedule interrupt, which ends the guest's stay at once. */
+  requestImmediateExit(): void {
+    this.#vcpu.pcpu!.interrupt(this.#vcpu.now);
+  }
+
+  /** V_TPR gets the task priority's class (sync_lapic_to_cr8). */
+  prepareEntry(): void {
+    this.vmcb.intCtl = (this.vmcb.intCtl & ~V_TPR_MASK) | this.#vcpu.lapic.cr8;
+  }
+
+  /**
+   * What was injected has been delivered. The task priority is V_TPR again, its low four bits lost, unless writes are
+   * intercepted (sync_cr8_to_lapic). An IRET that has completed unmasks NMIs.
+   */
+  completeExit(): void {
+    const vcpu = this.#vcpu;
+    if (this.#injected) {
+      this.#injected = false;
+      vcpu.eventDelivered();
+    }
+    if (!this.vmcb.interceptCr8Write) vcpu.lapic.setTpr((this.vmcb.intCtl & V_TPR_MASK) << 4);
+    if (this.#awaitingIret && vcpu.processor.rip !== this.#iretRip) {
+      this.#awaitingIret = false;
+      this.#nmiMasked = false;
+      vcpu.request(REQ_EVENT);
+    }
+  }
+
+  /** svm_exit_handlers_fastpath. */
+  fastPath(): FastPath {
+    const vcpu = this.#vcpu;
+    switch (vcpu.processor.exitReason) {
+      case SVM_EXIT_MSR:
+        return vcpu.processor.exitInfo1 === 1 ? fastWrmsr(vcpu) : FastPath.None;
+      case SVM_EXIT_HLT:
+        return fastHalt(vcpu);
+      case SVM_EXIT_INVD:
+        return fastInvd(vcpu);
+      default:
+        return FastPath.None;
+    }
+  }
+
+  /** svm_handle_exit. */
+  handleExit(): void {
+    handleSvmExit(this.#vcpu, this);
+  }
+
+  /** Whether the exit was a physical interrupt. */
+  exitedForInterrupt(): boolean {
+    return this.#vcpu.processor.exitReason === SVM_EXIT_INTR;
+  }
+
+  /** RIP moves on by the instruction's length, and the interrupt shadow ends. */
+  skipInstruction(): void {
+    this.#vcpu.processor.skipInstruction();
+  }
+
+  /** RFLAGS.IF, and no interrupt shadow. */
+  interruptAllowed(): boolean {
+    const { processor } = this.#vcpu;
+    return (processor.regs[RFLAGS] & FLAG_IF) !== 0 && !processor.shadow;
+  }
+
+  /** No NMI handler runs, and no interrupt shadow. */
+  nmiAllowed(): boolean {
+    return !this.#nmiMasked && !this.#vcpu.processor.shadow;
+  }
+
+  /** An NMI handler runs. */
+  nmiMasked(): boolean {
+    return this.#nmiMasked;
+  }
+
+  /** Writes an external interrupt into EVENTINJ. */
+  injectInterrupt(vector: number): void {
+    this.#injected = true;
+    this.vmcb.eventInj = EVTINJ_VALID | EVTINJ_TYPE_INTR | vector;
+  }
+
+  /** Writes an NMI; its handler's IRET is intercepted. */
+  injectNmi(): void {
+    this.#injected = true;
+    this.vmcb.eventInj = EVTINJ_VALID | EVTINJ_TYPE_NMI | NMI_VECTOR;
+    this.#nmiMasked = true;
+    this.vmcb.interceptIret = true;
+  }
+
+  /** Writes an exception. */
+  injectException(vector: number, errorCode: number): void {
+    const withCode = errorCode >= 0 ? EVTINJ_VALID_ERR : 0;
+    this.#injected = true;
+    this.vmcb.eventInj = EVTINJ_VALID | EVTINJ_TYPE_EXEPT | withCode | vector;
+    this.vmcb.eventInjError = Math.max(0, errorCode);
+  }
+
+  /** What was written stays queued and is written again at the next entry. */
+  cancelInjection(): void {
+    if ((this.vmcb.eventInj & EVTINJ_VALID) !== 0) this.#vcpu.request(REQ_EVENT);
+    this.vmcb.eventInj = 0;
+  }
+
+  /** A virtual interrupt of the highest priority, whose delivery is intercepted (svm_set_vintr). */
+  enableInterruptWindow(): void {
+    this.vmcb.interceptVintr = true;
+    this.vmcb.intCtl |= V_IRQ_MASK | V_INTR_PRIO_MASK;
+  }
+
+  /** The virtual interrupt has served its purpose (svm_clear_vintr). */
+  clearVintr(): void {
+    this.vmcb.interceptVintr = false;
+    this.vmcb.intCtl &= ~(V_IRQ_MASK | V_INTR_PRIO_MASK);
+  }
+
+  /** While the handler runs, its IRET will exit; behind that IRET, and behind a shadow, one step is enough. */
+  enableNmiWindow(): void {
+    if (this.#nmiMasked && !this.#awaitingIret) return;
+    this.vmcb.singleStep = true;
+  }
+
+  /** The NMI handler is at its IRET: NMIs are unmasked when that has completed. */
+  iretIntercepted(): void {
+    const vcpu = this.#vcpu;
+    vcpu.stats.nmi_window_exits++;
+    this.#awaitingIret = true;
+    this.vmcb.interceptIret = false;
+    this.#iretRip = vcpu.processor.rip;
+    vcpu.request(REQ_EVENT);
+  }
+
+  /** The #DB of a single step. */
+  singleStepped(): void {
+    this.vmcb.singleStep = false;
+    this.#vcpu.request(REQ_EVENT);
+  }
+
+  /** Writes of CR8 are intercepted while the task priority holds a requested vector back. */
+  updateCr8Intercept(taskPriorityClass: number, requestedClass: number): void {
+    this.vmcb.interceptCr8Write = requestedClass !== -1 && taskPriorityClass >= requestedClass;
+  }
+}

@@ -1,0 +1,123 @@
+/**
+ * Counts every event, per vCPU and for the virtual machine; keeps records in a ring when asked.
+ *
+ * @module
+ */
+
+import { TRACEPOINTS } from "./tracepoints.ts";
+
+/** Who an event belongs to when no vCPU ran: a device, a timer, user space. */
+export const NOBODY = -1;
+
+/** Words of a record: time (two words), who and which event, five arguments. */
+export const RECORD_WORDS = 8;
+/** The most records that a ring may have. */
+export const RING_LIMIT: number = 1 << 24;
+
+/** One event, as the ring kept it. */
+export interface TraceRecord {
+  /** When, in cycles of the vCPU's clock. */
+  readonly time: number;
+  /** The vCPU's index; {@linkcode NOBODY} for none. */
+  readonly vcpu: number;
+  /** The tracepoint's number. */
+  readonly event: number;
+  /** Five argument words; what they mean, the tracepoint says. */
+  readonly args: readonly number[];
+}
+
+/** The events of one virtual machine. */
+export class Tracer {
+  /** Counts by tracepoint: a row for events without a vCPU, then one for each vCPU. */
+  readonly counts: Uint32Array[] = [new Uint32Array(TRACEPOINTS.length)];
+  /** Whether records are kept. */
+  readonly recording: boolean;
+
+  readonly #capacity: number;
+  readonly #words: Uint32Array;
+  readonly #times: Float64Array;
+  #written = 0;
+
+  /** Counts; with `ring` > 0 it also keeps the last `ring` records. Throws `RangeError` above 2^24. */
+  constructor(ring: number = 0) {
+    if (!Number.isInteger(ring) || ring < 0 || ring > RING_LIMIT) {
+      throw new RangeError(`Cannot keep ${ring} trace records: allowed are 0 to ${RING_LIMIT}`);
+    }
+    this.recording = ring > 0;
+    this.#capacity = ring;
+    const buffer = new ArrayBuffer(4 * RECORD_WORDS * ring);
+    this.#words = new Uint32Array(buffer);
+    this.#times = new Float64Array(buffer);
+  }
+
+  /** Makes a row for one more vCPU, and gives it to whoever counts there. */
+  addVcpu(): Uint32Array {
+    const row = new Uint32Array(TRACEPOINTS.length);
+    this.counts.push(row);
+    return row;
+  }
+
+  /** Keeps a record without counting; only while {@linkcode recording}. */
+  record(
+    event: number,
+    vcpu: number,
+    time: number,
+    a: number,
+    b: number,
+    c: number,
+    d: number,
+    e: number,
+  ): void {
+    const at = (this.#written++ % this.#capacity) * RECORD_WORDS;
+    const words = this.#words;
+    this.#times[at >> 1] = time;
+    words[at + 2] = ((vcpu + 1) << 8) | event;
+    words[at + 3] = a;
+    words[at + 4] = b;
+    words[at + 5] = c;
+    words[at + 6] = d;
+    words[at + 7] = e;
+  }
+
+  /** How often an event happened to one vCPU ({@linkcode NOBODY}: outside any). */
+  count(event: number, vcpu: number): number {
+    return this.counts[vcpu + 1][event];
+  }
+
+  /** How often an event happened in the virtual machine. */
+  total(event: number): number {
+    let sum = 0;
+    for (const row of this.counts) sum += row[event];
+    return sum;
+  }
+
+  /** Records that were overwritten. */
+  get lost(): number {
+    return Math.max(0, this.#written - this.#capacity);
+  }
+
+  /** The records that the ring holds, oldest first. */
+  *records(): Generator<TraceRecord, void, void> {
+    const words = this.#words;
+    for (let n = this.lost; n < this.#written; n++) {
+      const at = (n % this.#capacity) * RECORD_WORDS;
+      yield {
+        time: this.#times[at >> 1],
+        vcpu: (words[at + 2] >>> 8) - 1,
+        event: words[at + 2] & 0xff,
+        args: Array.from(words.subarray(at + 3, at + 8)),
+      };
+    }
+  }
+
+  /** The records as bytes, oldest first, 32 a record: two runs are the same run if these are equal. */
+  bytes(): Uint8Array {
+    const kept = this.#written - this.lost;
+    const out = new Uint32Array(kept * RECORD_WORDS);
+    for (let n = 0; n < kept; n++) {
+      const at = ((n + this.lost) % this.#capacity) * RECORD_WORDS;
+      out.set(this.#words.subarray(at, at + RECORD_WORDS), n * RECORD_WORDS);
+    }
+    return new Uint8Array(out.buffer);
+  }
+}

@@ -1,0 +1,142 @@
+/**
+ * KVM's handlers of VMX exits (arch/x86/kvm/vmx/vmx.c, kvm_vmx_exit_handlers): one row an exit reason.
+ *
+ * @module
+ */
+
+import {
+  APIC_ACCESS_LINEAR_WRITE,
+  APIC_EOI,
+  CPU_BASED_INTR_WINDOW_EXITING,
+  CPU_BASED_NMI_WINDOW_EXITING,
+  EXIT_REASON_APIC_ACCESS,
+  EXIT_REASON_CPUID,
+  EXIT_REASON_CR_ACCESS,
+  EXIT_REASON_EPT_MISCONFIG,
+  EXIT_REASON_EPT_VIOLATION,
+  EXIT_REASON_EXCEPTION_NMI,
+  EXIT_REASON_EXTERNAL_INTERRUPT,
+  EXIT_REASON_HLT,
+  EXIT_REASON_INTERRUPT_WINDOW,
+  EXIT_REASON_INVD,
+  EXIT_REASON_IO_INSTRUCTION,
+  EXIT_REASON_MSR_READ,
+  EXIT_REASON_MSR_WRITE,
+  EXIT_REASON_NMI_WINDOW,
+  EXIT_REASON_PREEMPTION_TIMER,
+  EXIT_REASON_TPR_BELOW_THRESHOLD,
+  EXIT_REASON_TRIPLE_FAULT,
+  EXIT_REASON_VMCALL,
+  EXIT_REASON_WBINVD,
+  high,
+  low,
+  OP_VMCALL,
+  OP_VMMCALL,
+  UD_VECTOR,
+} from "../../abi/mod.ts";
+import { NotModelled } from "../cpu/errors.ts";
+import { emulateCpuid } from "../kvm/cpuid.ts";
+import { emulateMemoryAccess, emulateMovToCr, emulatePio, fixHypercall } from "../kvm/emulate.ts";
+import { emulateHalt } from "../kvm/halt.ts";
+import { emulateHypercall } from "../kvm/hypercall.ts";
+import { emulateRdmsr, emulateWrmsr } from "../kvm/msr.ts";
+import { REQ_EVENT, REQ_TRIPLE_FAULT } from "../kvm/requests.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import { emulatedWrite } from "../lapic/mod.ts";
+import { TP } from "../trace/mod.ts";
+import type { Vmcs } from "./vmcs.ts";
+import type { Vmx } from "./vmx.ts";
+
+/** Serves an exit by the slow path. */
+export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {
+  const { processor } = vcpu;
+  switch (processor.exitReason) {
+    case EXIT_REASON_MSR_WRITE:
+      return emulateWrmsr(vcpu);
+    case EXIT_REASON_EXTERNAL_INTERRUPT:
+      vcpu.stats.irq_exits++;
+      return;
+    case EXIT_REASON_VMCALL:
+      return emulateHypercall(vcpu);
+    case EXIT_REASON_HLT:
+      return emulateHalt(vcpu);
+    case EXIT_REASON_IO_INSTRUCTION:
+      return ioInstruction(vcpu, processor.exitInfo1);
+    case EXIT_REASON_MSR_READ:
+      return emulateRdmsr(vcpu);
+    case EXIT_REASON_CPUID:
+      return emulateCpuid(vcpu);
+    case EXIT_REASON_APIC_ACCESS:
+      return apicAccess(vcpu, processor.exitInfo1);
+    case EXIT_REASON_EPT_VIOLATION:
+      vcpu.charge(vcpu.cost.mmu);
+      vcpu.trace(
+        TP.kvm_page_fault,
+        low(processor.exitInfo2),
+        high(processor.exitInfo2),
+        processor.exitInfo1,
+      );
+      vcpu.vm.cacheMmio(processor.exitInfo2);
+      return emulateMemoryAccess(vcpu);
+    case EXIT_REASON_EPT_MISCONFIG:
+      vcpu.charge(vcpu.cost.mmu);
+      return emulateMemoryAccess(vcpu);
+    case EXIT_REASON_INTERRUPT_WINDOW:
+      vmx.setWindows(CPU_BASED_INTR_WINDOW_EXITING, false);
+      vcpu.stats.irq_window_exits++;
+      vcpu.request(REQ_EVENT);
+      return;
+    case EXIT_REASON_NMI_WINDOW:
+      vmx.setWindows(CPU_BASED_NMI_WINDOW_EXITING, false);
+      vcpu.stats.nmi_window_exits++;
+      vcpu.request(REQ_EVENT);
+      return;
+    case EXIT_REASON_CR_ACCESS:
+      return emulateMovToCr(vcpu, processor.exitInfo1 & 0xf);
+    case EXIT_REASON_TPR_BELOW_THRESHOLD:
+      return vcpu.lapic.updatePpr();
+    case EXIT_REASON_PREEMPTION_TIMER:
+      return vcpu.lapic.timer.hvExpired();
+    case EXIT_REASON_INVD:
+    case EXIT_REASON_WBINVD:
+      return vcpu.backend.skipInstruction();
+    case EXIT_REASON_EXCEPTION_NMI:
+      return exception(vcpu, vmx.vmcs);
+    case EXIT_REASON_TRIPLE_FAULT:
+      return vcpu.request(REQ_TRIPLE_FAULT);
+    default:
+      throw new NotModelled(`VM exit ${vcpu.backend.exitName(processor.exitReason)}`, "SDM 3D appendix C");
+  }
+}
+
+function ioInstruction(vcpu: Vcpu, qualification: number): void {
+  emulatePio(vcpu, qualification >>> 16, (qualification & 7) + 1, (qualification & 8) === 0);
+}
+
+/** Writes of the EOI register are served without decoding the instruction (the fasteoi parameter). */
+function apicAccess(vcpu: Vcpu, qualification: number): void {
+  if (qualification === (APIC_ACCESS_LINEAR_WRITE | APIC_EOI)) {
+    emulatedWrite(vcpu.lapic, APIC_EOI, 0);
+    vcpu.backend.skipInstruction();
+  } else {
+    emulateMemoryAccess(vcpu);
+  }
+}
+
+function exception(vcpu: Vcpu, vmcs: Vmcs): void {
+  const { processor } = vcpu;
+  const vector = vmcs.exitIntrInfo & 0xff;
+  if (vector !== UD_VECTOR) {
+    vcpu.queueException(vector, -1);
+    return;
+  }
+  const op = processor.context.pending;
+  if (op === OP_VMCALL || op === OP_VMMCALL) {
+    fixHypercall(vcpu);
+    return;
+  }
+  // handle_ud decodes the instruction, finds nothing that it emulates for #UD, and gives the #UD to the guest.
+  vcpu.charge(vcpu.cost.emulate);
+  vcpu.trace(TP.kvm_emulate_insn, processor.rip, op);
+  vcpu.queueException(UD_VECTOR, -1);
+}

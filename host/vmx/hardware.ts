@@ -1,0 +1,253 @@
+/**
+ * VMX non-root operation: which instruction and event exits, with which reason and qualification (SDM 3C chapters 26
+ * and 28), and what the processor does for the guest without an exit: the TPR shadow.
+ *
+ * @module
+ */
+
+import {
+  APIC_ACCESS_LINEAR_READ,
+  APIC_ACCESS_LINEAR_WRITE,
+  APIC_DEFAULT_BASE,
+  APIC_PAGE_SIZE,
+  APIC_TASKPRI,
+  CPU_BASED_INTR_WINDOW_EXITING,
+  CPU_BASED_NMI_WINDOW_EXITING,
+  CPU_BASED_TPR_SHADOW,
+  CR0_WP,
+  DB_VECTOR,
+  EXIT_REASON_APIC_ACCESS,
+  EXIT_REASON_CPUID,
+  EXIT_REASON_CR_ACCESS,
+  EXIT_REASON_EPT_MISCONFIG,
+  EXIT_REASON_EPT_VIOLATION,
+  EXIT_REASON_EXCEPTION_NMI,
+  EXIT_REASON_EXTERNAL_INTERRUPT,
+  EXIT_REASON_HLT,
+  EXIT_REASON_INTERRUPT_WINDOW,
+  EXIT_REASON_INVD,
+  EXIT_REASON_IO_INSTRUCTION,
+  EXIT_REASON_MSR_READ,
+  EXIT_REASON_MSR_WRITE,
+  EXIT_REASON_NMI_WINDOW,
+  EXIT_REASON_PREEMPTION_TIMER,
+  EXIT_REASON_TPR_BELOW_THRESHOLD,
+  EXIT_REASON_TRIPLE_FAULT,
+  EXIT_REASON_VMCALL,
+  EXIT_REASON_WBINVD,
+  FLAG_IF,
+  INTR_INFO_VALID,
+  INTR_TYPE_EXT_INTR,
+  INTR_TYPE_HARD_EXCEPTION,
+  INTR_TYPE_NMI,
+  NMI_VECTOR,
+  OP_STORE32,
+  RAX,
+  RFLAGS,
+  SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES,
+  SYS_CR0,
+  SYS_CR4,
+  UD_VECTOR,
+  X2APIC_TPR,
+} from "../../abi/mod.ts";
+import {
+  deliverInjectedException,
+  deliverInterrupt,
+  type Processor,
+  raise,
+  type Virtualization,
+} from "../cpu/mod.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import type { Vmcs } from "./vmcs.ts";
+
+/** Exceptions that KVM intercepts with EPT: #DB, #UD, #AC, #MC. */
+const EXCEPTION_BITMAP = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
+const INTR_TYPE_MASK = 7 << 8;
+/** CR0 bits that the guest owns with EPT: TS, WP. */
+const CR0_GUEST_OWNED = (1 << 3) | CR0_WP;
+/** CR4 bits that the guest owns with EPT: PVI, TSD, DE, PGE, PCE, OSFXSR, OSXMMEXCPT. */
+const CR4_GUEST_OWNED = 0x78e;
+/** EPT-violation qualification: a data read; a data write; of a linear address, translated. */
+const EPT_READ = 1 << 0;
+const EPT_WRITE = 1 << 1;
+const EPT_LINEAR = (1 << 7) | (1 << 8);
+
+/** The virtualization hardware of one VMX processor. */
+export class VmxHardware implements Virtualization {
+  readonly #vcpu: Vcpu;
+  readonly #vmcs: Vmcs;
+
+  /** The hardware that `vmcs` controls. */
+  constructor(vcpu: Vcpu, vmcs: Vmcs) {
+    this.#vcpu = vcpu;
+    this.#vmcs = vmcs;
+  }
+
+  /** VM entry: delivers the event in the entry's interruption information, whose valid bit the exit will find clear. */
+  enter(p: Processor): void {
+    const vmcs = this.#vmcs;
+    const info = vmcs.entryIntrInfo;
+    if ((info & INTR_INFO_VALID) === 0) return;
+    vmcs.entryIntrInfo = 0;
+    const vector = info & 0xff;
+    switch (info & INTR_TYPE_MASK) {
+      case INTR_TYPE_EXT_INTR:
+        return deliverInterrupt(p, vector, false);
+      case INTR_TYPE_NMI:
+        return deliverInterrupt(p, NMI_VECTOR, true);
+      case INTR_TYPE_HARD_EXCEPTION:
+        return deliverInjectedException(p, vector, vmcs.entryErrorCode);
+    }
+  }
+
+  /** The preemption timer has priority over external interrupts (SDM 3C 26.2). */
+  asynchronous(p: Processor): boolean {
+    if (this.#vcpu.preemptionTimerExpired) return p.leave(EXIT_REASON_PREEMPTION_TIMER);
+    return p.leave(EXIT_REASON_EXTERNAL_INTERRUPT);
+  }
+
+  /** NMI-window exits have priority over interrupt-window exits. */
+  window(p: Processor): boolean {
+    const { primary } = this.#vmcs;
+    if ((primary & CPU_BASED_NMI_WINDOW_EXITING) !== 0 && !p.nmiBlocked && !p.shadow) {
+      return p.leave(EXIT_REASON_NMI_WINDOW);
+    }
+    if ((primary & CPU_BASED_INTR_WINDOW_EXITING) !== 0 && (p.regs[RFLAGS] & FLAG_IF) !== 0 && !p.shadow) {
+      return p.leave(EXIT_REASON_INTERRUPT_WINDOW);
+    }
+    return false;
+  }
+
+  /** Exceptions in the bitmap exit, with RIP at the instruction. */
+  exception(p: Processor, vector: number, _errorCode: number): boolean {
+    if (((EXCEPTION_BITMAP >>> vector) & 1) === 0) return false;
+    this.#vmcs.exitIntrInfo = INTR_INFO_VALID | INTR_TYPE_HARD_EXCEPTION | vector;
+    return p.leave(EXIT_REASON_EXCEPTION_NMI);
+  }
+
+  /** A triple fault exits. */
+  tripleFault(p: Processor): void {
+    p.leave(EXIT_REASON_TRIPLE_FAULT);
+  }
+
+  /** CPUID always exits. */
+  cpuid(p: Processor): boolean {
+    return p.leave(EXIT_REASON_CPUID);
+  }
+
+  /** HLT exits. */
+  hlt(p: Processor): boolean {
+    return p.leave(EXIT_REASON_HLT);
+  }
+
+  /** PAUSE does not exit: PAUSE-loop exiting is off (ple_gap=0). */
+  pause(_p: Processor): boolean {
+    return false;
+  }
+
+  /** MSR accesses exit as the bitmap says; the x2APIC TPR is virtualized when it does not exit. */
+  msr(p: Processor, msr: number, write: boolean): boolean {
+    if (this.#vmcs.msrBitmap.exits(msr, write)) {
+      return p.leave(write ? EXIT_REASON_MSR_WRITE : EXIT_REASON_MSR_READ);
+    }
+    if (msr !== X2APIC_TPR) return false;
+    if (!write) {
+      p.virtualValue = this.#vcpu.lapic.get(APIC_TASKPRI);
+      return false;
+    }
+    const { pending } = p.context;
+    p.charge(p.cost.msr);
+    p.retire(pending);
+    this.#setVtpr(p, p.regs[RAX] & 0xff);
+    return true;
+  }
+
+  /** VMCALL exits at any privilege level; VMMCALL is an invalid opcode here. */
+  hypercall(p: Processor, vmmcall: boolean): boolean {
+    if (!vmmcall) return p.leave(EXIT_REASON_VMCALL);
+    raise(p, UD_VECTOR, 0);
+    return true;
+  }
+
+  /** I/O exits unconditionally. Qualification: size - 1, direction in bit 3, port in bits 31:16. */
+  io(p: Processor, port: number, bytes: number, write: boolean): boolean {
+    return p.leave(EXIT_REASON_IO_INSTRUCTION, port * 0x1_0000 + (write ? 0 : 8) + bytes - 1);
+  }
+
+  /** MOV to CR0 and CR4 exits when it changes a bit that the host owns; CR3 and CR8 do not exit. */
+  movToCr(p: Processor, cr: number): boolean {
+    const value = p.regs[RAX];
+    if (cr === 0 && ((value ^ p.sys[SYS_CR0]) & ~CR0_GUEST_OWNED) === 0) return false;
+    if (cr === 4 && ((value ^ p.sys[SYS_CR4]) & ~CR4_GUEST_OWNED) === 0) return false;
+    if (cr === 3) return false;
+    if (cr === 8 && (this.#vmcs.primary & CPU_BASED_TPR_SHADOW) !== 0) return false;
+    return p.leave(EXIT_REASON_CR_ACCESS, cr); // Access type 0 (MOV to CR), register 0 (RAX).
+  }
+
+  /** MOV from CR0 and CR4 reads their shadows; CR3 and CR8 do not exit either. */
+  movFromCr(_p: Processor, _cr: number): boolean {
+    return false;
+  }
+
+  /** INVD always exits, WBINVD because KVM asks for it. */
+  invalidate(p: Processor, writeBack: boolean): boolean {
+    return p.leave(writeBack ? EXIT_REASON_WBINVD : EXIT_REASON_INVD);
+  }
+
+  /** IRET does not exit. */
+  iret(_p: Processor): boolean {
+    return false;
+  }
+
+  /**
+   * Accesses outside memory. On the APIC-access page, while it is in use, they exit with their offset, except the
+   * TPR's, which the shadow serves. Elsewhere they are EPT violations, and misconfigurations once KVM has marked the
+   * page as MMIO.
+   */
+  unbacked(p: Processor, address: number, bytes: number, write: boolean): boolean {
+    const offset = address - APIC_DEFAULT_BASE;
+    const apicPage = offset >= 0 && offset < APIC_PAGE_SIZE;
+    if (apicPage && (this.#vmcs.secondary & SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES) !== 0) {
+      if (this.#vcpu.vm.behaviour.apicAccessPage) return this.#apicAccess(p, offset, bytes, write);
+      return p.leave(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
+    }
+    if (this.#vcpu.vm.mmioCached(address)) return p.leave(EXIT_REASON_EPT_MISCONFIG, 0, address);
+    return p.leave(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
+  }
+
+  #apicAccess(p: Processor, offset: number, bytes: number, write: boolean): boolean {
+    if (offset === APIC_TASKPRI && bytes === 4) {
+      if (!write) {
+        p.virtualValue = this.#vcpu.lapic.get(APIC_TASKPRI);
+        return false;
+      }
+      if (p.context.pending === OP_STORE32) {
+        p.charge(p.cost.store);
+        p.retire(OP_STORE32);
+        this.#setVtpr(p, p.regs[RAX] & 0xff);
+        return true;
+      }
+    }
+    return p.leave(
+      EXIT_REASON_APIC_ACCESS,
+      (write ? APIC_ACCESS_LINEAR_WRITE : APIC_ACCESS_LINEAR_READ) | offset,
+    );
+  }
+
+  /** CR8 is the shadow's class. */
+  readCr8(_p: Processor): number {
+    return (this.#vcpu.lapic.get(APIC_TASKPRI) & 0xf0) >>> 4;
+  }
+
+  /** MOV to CR8 writes the shadow. */
+  writeCr8(p: Processor, value: number): boolean {
+    return this.#setVtpr(p, value << 4);
+  }
+
+  /** TPR virtualization: below the threshold it exits, trap-like (SDM 3C 30.1.2). */
+  #setVtpr(p: Processor, value: number): boolean {
+    this.#vcpu.lapic.set(APIC_TASKPRI, value);
+    if (value >>> 4 >= this.#vmcs.tprThreshold) return false;
+    return p.leave(EXIT_REASON_TPR_BELOW_THRESHOLD);
+  }
+}

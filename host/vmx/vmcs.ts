@@ -1,0 +1,83 @@
+/**
+ * The fields of a VMCS that this host uses (SDM 3C chapter 25), and the MSR bitmap.
+ *
+ * @module
+ */
+
+import {
+  CPU_BASED_ACTIVATE_SECONDARY,
+  CPU_BASED_HLT_EXITING,
+  CPU_BASED_TPR_SHADOW,
+  CPU_BASED_USE_MSR_BITMAPS,
+  IA32_FS_BASE,
+  IA32_GS_BASE,
+  IA32_KERNEL_GS_BASE,
+  IA32_TSC,
+  SECONDARY_EXEC_ENABLE_EPT,
+} from "../../abi/mod.ts";
+
+/** What KVM sets for every vCPU with an in-kernel local APIC. */
+const PRIMARY = CPU_BASED_HLT_EXITING | CPU_BASED_TPR_SHADOW | CPU_BASED_USE_MSR_BITMAPS |
+  CPU_BASED_ACTIVATE_SECONDARY;
+
+/** A virtual-machine control structure. Controls are signed 32-bit words: small integers. */
+export class Vmcs {
+  /** Primary processor-based VM-execution controls. */
+  primary: number = PRIMARY;
+  /** Secondary processor-based VM-execution controls. */
+  secondary: number = SECONDARY_EXEC_ENABLE_EPT;
+  /** TPR threshold, a priority class. */
+  tprThreshold = 0;
+  /** VM-entry interruption information. */
+  entryIntrInfo = 0;
+  /** VM-entry exception error code. */
+  entryErrorCode = 0;
+  /** VM-exit interruption information. */
+  exitIntrInfo = 0;
+  /** Which MSR accesses exit. */
+  readonly msrBitmap: MsrBitmap = new MsrBitmap();
+}
+
+/** Where the four parts of the bitmap begin (SDM 3C 25.6.9). */
+const READ_LOW = 0;
+const READ_HIGH = 1024;
+const WRITE_LOW = 2048;
+const WRITE_HIGH = 3072;
+const HIGH_FIRST = 0xc000_0000;
+const RANGE = 0x2000;
+
+/** The MSR bitmap: a page in which a set bit makes an access exit. MSRs outside its two ranges always exit. */
+export class MsrBitmap {
+  readonly #bytes = new Uint8Array(4096).fill(0xff);
+
+  /** The bitmap that KVM gives a vCPU: a handful of MSRs pass through. */
+  constructor() {
+    this.intercept(IA32_TSC, false, false);
+    for (const msr of [IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE]) {
+      this.intercept(msr, false, false);
+      this.intercept(msr, true, false);
+    }
+  }
+
+  /** Whether an access exits. */
+  exits(msr: number, write: boolean): boolean {
+    if (msr < RANGE) return this.#bit(write ? WRITE_LOW : READ_LOW, msr);
+    if (msr >= HIGH_FIRST && msr < HIGH_FIRST + RANGE) {
+      return this.#bit(write ? WRITE_HIGH : READ_HIGH, msr - HIGH_FIRST);
+    }
+    return true;
+  }
+
+  #bit(part: number, n: number): boolean {
+    return ((this.#bytes[part + (n >>> 3)] >>> (n & 7)) & 1) !== 0;
+  }
+
+  /** Sets whether an access exits. */
+  intercept(msr: number, write: boolean, exits: boolean): void {
+    const upper = msr >= HIGH_FIRST;
+    const part = upper ? (write ? WRITE_HIGH : READ_HIGH) : write ? WRITE_LOW : READ_LOW;
+    const n = upper ? msr - HIGH_FIRST : msr;
+    if (exits) this.#bytes[part + (n >>> 3)] |= 1 << (n & 7);
+    else this.#bytes[part + (n >>> 3)] &= ~(1 << (n & 7));
+  }
+}

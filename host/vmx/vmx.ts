@@ -1,0 +1,213 @@
+/**
+ * KVM's VMX module: kvm_x86_ops for one vCPU (arch/x86/kvm/vmx/vmx.c).
+ *
+ * @module
+ */
+
+import {
+  CPU_BASED_INTR_WINDOW_EXITING,
+  CPU_BASED_NMI_WINDOW_EXITING,
+  EXIT_REASON_EXTERNAL_INTERRUPT,
+  EXIT_REASON_HLT,
+  EXIT_REASON_INVD,
+  EXIT_REASON_MSR_WRITE,
+  EXIT_REASON_PREEMPTION_TIMER,
+  FLAG_IF,
+  INTR_INFO_ERROR_CODE,
+  INTR_INFO_VALID,
+  INTR_TYPE_EXT_INTR,
+  INTR_TYPE_HARD_EXCEPTION,
+  INTR_TYPE_NMI,
+  NMI_VECTOR,
+  RFLAGS,
+  SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES,
+  SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE,
+  VMX_EXIT_REASONS,
+  X2APIC_TPR,
+} from "../../abi/mod.ts";
+import { type Backend, FastPath } from "../kvm/backend.ts";
+import { fastHalt, fastInvd, fastWrmsr } from "../kvm/fast_path.ts";
+import { REQ_EVENT } from "../kvm/requests.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import { handleVmxExit } from "./exits.ts";
+import { VmxHardware } from "./hardware.ts";
+import { Vmcs } from "./vmcs.ts";
+
+const WINDOWS = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
+
+/** The VMX module's part of a vCPU. */
+export class Vmx implements Backend {
+  /** Which vendor. */
+  readonly name = "vmx";
+  /** The VMCS. */
+  readonly vmcs: Vmcs = new Vmcs();
+  /** The hardware that it controls. */
+  readonly hardware: VmxHardware;
+  /** Intel keeps the x2APIC ICR in one piece. */
+  readonly x2apicIcrIsSplit = false;
+  readonly #vcpu: Vcpu;
+  #immediateExit = false;
+  /** The entry was to deliver an event. */
+  #injected = false;
+
+  /** The VMX part of a new vCPU. */
+  constructor(vcpu: Vcpu) {
+    this.#vcpu = vcpu;
+    this.hardware = new VmxHardware(vcpu, this.vmcs);
+  }
+
+  /** The VMX-preemption timer; in explored runs timers are threads instead. */
+  get hasPreemptionTimer(): boolean {
+    return !this.#vcpu.engine.explores;
+  }
+
+  /** The name that kvm_exit prints. */
+  exitName(reason: number): string {
+    return VMX_EXIT_REASONS[reason] ?? `0x${reason.toString(16)}`;
+  }
+
+  /** RESET, or INIT: nothing is injected, no window is open, the APIC mode's controls are set. */
+  reset(_init: boolean): void {
+    this.vmcs.entryIntrInfo = 0;
+    this.vmcs.tprThreshold = 0;
+    this.setWindows(WINDOWS, false);
+    this.apicModeChanged();
+  }
+
+  /** xAPIC mode uses the APIC-access page, x2APIC mode the virtualized TPR MSR (vmx_set_virtual_apic_mode). */
+  apicModeChanged(): void {
+    const { lapic } = this.#vcpu;
+    const { vmcs } = this;
+    vmcs.secondary &= ~(SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES | SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE);
+    if (lapic.hardwareEnabled) {
+      vmcs.secondary |= lapic.x2apicMode
+        ? SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE
+        : SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES;
+    }
+    const virtualized = lapic.hardwareEnabled && lapic.x2apicMode;
+    vmcs.msrBitmap.intercept(X2APIC_TPR, false, !virtualized);
+    vmcs.msrBitmap.intercept(X2APIC_TPR, true, !virtualized);
+  }
+
+  /** KVM forces an immediate exit with a preemption timer of 0. */
+  requestImmediateExit(): void {
+    this.#immediateExit = true;
+    this.#vcpu.setPreemptionTimer(this.#vcpu.now);
+  }
+
+  /** Nothing is left to do. */
+  prepareEntry(): void {}
+
+  /** What was injected has been delivered: nothing exits in the middle of a delivery here. */
+  completeExit(): void {
+    if (!this.#injected) return;
+    this.#injected = false;
+    const vcpu = this.#vcpu;
+    vcpu.eventDelivered();
+    if (!this.#immediateExit) return;
+    this.#immediateExit = false;
+    vcpu.setPreemptionTimer(Infinity);
+    if (vcpu.lapic.timer.hvInUse) vcpu.lapic.timer.switchToHv();
+  }
+
+  /** vmx_exit_handlers_fastpath. */
+  fastPath(): FastPath {
+    const vcpu = this.#vcpu;
+    switch (vcpu.processor.exitReason) {
+      case EXIT_REASON_MSR_WRITE:
+        return fastWrmsr(vcpu);
+      case EXIT_REASON_HLT:
+        return fastHalt(vcpu);
+      case EXIT_REASON_INVD:
+        return fastInvd(vcpu);
+      case EXIT_REASON_PREEMPTION_TIMER:
+        if (!vcpu.lapic.timer.hvInUse) return FastPath.Handled;
+        if (!vcpu.vm.behaviour.timerFastPath) return FastPath.None;
+        vcpu.lapic.timer.hvExpired();
+        return FastPath.Reenter;
+      default:
+        return FastPath.None;
+    }
+  }
+
+  /** vmx_handle_exit. */
+  handleExit(): void {
+    handleVmxExit(this.#vcpu, this);
+  }
+
+  /** Whether the exit was an external interrupt. */
+  exitedForInterrupt(): boolean {
+    return this.#vcpu.processor.exitReason === EXIT_REASON_EXTERNAL_INTERRUPT;
+  }
+
+  /** RIP moves on by the instruction's length, and the STI shadow ends (vmx_skip_emulated_instruction). */
+  skipInstruction(): void {
+    this.#vcpu.processor.skipInstruction();
+  }
+
+  /** RFLAGS.IF, and no blocking by STI. */
+  interruptAllowed(): boolean {
+    const { processor } = this.#vcpu;
+    return (processor.regs[RFLAGS] & FLAG_IF) !== 0 && !processor.shadow;
+  }
+
+  /** No blocking by NMI or STI. */
+  nmiAllowed(): boolean {
+    const { processor } = this.#vcpu;
+    return !processor.nmiBlocked && !processor.shadow;
+  }
+
+  /** Blocking by NMI. */
+  nmiMasked(): boolean {
+    return this.#vcpu.processor.nmiBlocked;
+  }
+
+  /** Writes an external interrupt into the entry's interruption information. */
+  injectInterrupt(vector: number): void {
+    this.#injected = true;
+    this.vmcs.entryIntrInfo = INTR_INFO_VALID | INTR_TYPE_EXT_INTR | vector;
+  }
+
+  /** Writes an NMI. */
+  injectNmi(): void {
+    this.#injected = true;
+    this.vmcs.entryIntrInfo = INTR_INFO_VALID | INTR_TYPE_NMI | NMI_VECTOR;
+  }
+
+  /** Writes an exception. */
+  injectException(vector: number, errorCode: number): void {
+    const withCode = errorCode >= 0 ? INTR_INFO_ERROR_CODE : 0;
+    this.#injected = true;
+    this.vmcs.entryIntrInfo = INTR_INFO_VALID | INTR_TYPE_HARD_EXCEPTION | withCode | vector;
+    this.vmcs.entryErrorCode = Math.max(0, errorCode);
+  }
+
+  /** What was written stays queued and is written again at the next entry. */
+  cancelInjection(): void {
+    if ((this.vmcs.entryIntrInfo & INTR_INFO_VALID) !== 0) this.#vcpu.request(REQ_EVENT);
+    this.vmcs.entryIntrInfo = 0;
+  }
+
+  /** Interrupt-window exiting. */
+  enableInterruptWindow(): void {
+    this.setWindows(CPU_BASED_INTR_WINDOW_EXITING, true);
+  }
+
+  /** Sets window-exiting controls; the hardware looks for windows only while there are some. */
+  setWindows(controls: number, on: boolean): void {
+    const { vmcs } = this;
+    vmcs.primary = on ? vmcs.primary | controls : vmcs.primary & ~controls;
+    this.#vcpu.processor.requestWindow((vmcs.primary & WINDOWS) !== 0);
+  }
+
+  /** NMI-window exiting; behind STI, an interrupt window comes first (vmx_enable_nmi_window). */
+  enableNmiWindow(): void {
+    if (this.#vcpu.processor.shadow) this.enableInterruptWindow();
+    else this.setWindows(CPU_BASED_NMI_WINDOW_EXITING, true);
+  }
+
+  /** The TPR threshold: the class of the requested vector, while the task priority is not below it. */
+  updateCr8Intercept(taskPriorityClass: number, requestedClass: number): void {
+    this.vmcs.tprThreshold = requestedClass === -1 || taskPriorityClass < requestedClass ? 0 : requestedClass;
+  }
+}
