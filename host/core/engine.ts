@@ -9,9 +9,9 @@ import { SeededEntropy } from "./entropy.ts";
 import { LimitExceeded, type Limits } from "./limits.ts";
 import { type Explorer, explorerOf, type PolicySpec } from "./policy.ts";
 import { ThreadQueue } from "./queue.ts";
-import type { Schedule } from "./schedule.ts";
+import { type Schedule, SCHEDULE_LIMIT } from "./schedule.ts";
 import type { Thread } from "./thread.ts";
-import { later } from "./time.ts";
+import { FAR, LONG_AGO, type Rebased } from "./time.ts";
 
 /** Why {@linkcode Engine.run} came back. */
 export type RunEnd =
@@ -24,23 +24,30 @@ export type RunEnd =
   /** The replayed schedule is at its end. */
   | "schedule-end";
 
+/** How far times may be from the epoch before it moves on. */
+const NEAR: number = 1 << 29;
+
 /** Runs threads one step at a time. */
 export class Engine {
   /** Steps taken. */
   steps = 0;
+  /** The clock that times are counted from, in cycles. */
+  epoch = 0;
   /** The thread that takes the present step; undefined before the first. */
   running: Thread | undefined = undefined;
-  /** The threads that can run. */
-  readonly queue: ThreadQueue = new ThreadQueue();
+  /** While the running thread's time is below this, no other thread comes before it. */
+  horizon: number = LONG_AGO;
   /** Whether the policy explores: time is ticks then, and work takes none. */
   readonly explores: boolean;
   /** Random data for the run. */
   readonly entropy: Entropy;
 
+  readonly #queue = new ThreadQueue();
   readonly #threads: Thread[] = [];
-
+  readonly #rebased: Rebased[] = [];
   readonly #explorer: Explorer | undefined;
-  readonly #limits: Limits;
+  readonly #cycleLimit: number;
+  readonly #stepLimit: number;
   readonly #recorded: number[] = [];
   #tick = 0;
   #stopping = false;
@@ -50,17 +57,14 @@ export class Engine {
     this.#explorer = explorerOf(policy);
     this.explores = this.#explorer !== undefined;
     this.entropy = this.#explorer?.entropy ?? new SeededEntropy(seed);
-    this.#limits = limits;
+    this.#cycleLimit = limits.cycles;
+    // Explored runs record a schedule, and a schedule has a limit of its own.
+    this.#stepLimit = this.explores ? Math.min(limits.steps, SCHEDULE_LIMIT) : limits.steps;
   }
 
   /** The steps of an explored run so far; empty under the timed policy. */
   get schedule(): Schedule {
     return this.#recorded;
-  }
-
-  /** Clocks by thread number, in cycles; see {@linkcode Thread.clock}. */
-  get clocks(): Float64Array {
-    return this.queue.clocks;
   }
 
   /** Every thread, by number. */
@@ -69,47 +73,77 @@ export class Engine {
   }
 
   /** The clock of the thread that takes the present step: what "now" means to whatever the step does. */
-  get runningClock(): number {
-    return this.running === undefined ? 0 : this.running.now;
+  get now(): number {
+    return this.running === undefined ? 0 : this.running.clock;
+  }
+
+  /** A clock as a time counted from the epoch; {@linkcode FAR} where it is too far away. */
+  timeOf(clock: number): number {
+    const time = clock - this.epoch;
+    return time >= FAR ? FAR : Math.max(time, LONG_AGO) | 0;
   }
 
   /** Takes a new thread in, parked, and gives it its number. */
   add(thread: Thread): number {
     const id = this.#threads.push(thread) - 1;
-    this.queue.reserve(id + 1);
+    this.#queue.reserve(id + 1);
     return id;
   }
 
-  /** Lets a thread run from time `at` on; its clock becomes `at`. */
-  wake(thread: Thread, at: number): void {
-    thread.setClock(this.explores && at < this.#tick ? this.#tick : at);
-    this.queue.put(thread.id);
+  /** Tells somebody, from now on, when the epoch moves. Threads are told anyway, after everybody else. */
+  tellEpoch(to: Rebased): void {
+    this.#rebased.push(to);
+  }
+
+  /** Lets a thread run from `clock` on. */
+  wake(thread: Thread, clock: number): void {
+    thread.setClock(clock);
+    this.#put(thread);
+  }
+
+  /** Lets a thread run from a time on that is counted from the epoch, and not {@linkcode FAR}. */
+  wakeAt(thread: Thread, time: number): void {
+    thread.time = time;
+    this.#put(thread);
+  }
+
+  #put(thread: Thread): void {
+    const { running } = this;
+    const { time, id } = thread;
+    this.#queue.put(id, time);
+    if (running === undefined || running === thread) {
+      this.horizon = LONG_AGO;
+      return;
+    }
+    const until = running.id < id ? time + 1 : time;
+    if (until < this.horizon) this.horizon = until;
   }
 
   /** Keeps a thread from being chosen until it is woken. */
   park(thread: Thread): void {
-    this.queue.remove(thread.id);
+    this.#queue.remove(thread.id);
+    if (thread === this.running) this.horizon = LONG_AGO;
+  }
+
+  /** The running thread's time has been set: it may not be first any more. */
+  look(): void {
+    this.horizon = LONG_AGO;
   }
 
   /** Whether a thread can be chosen. */
   isQueued(id: number): boolean {
-    return this.queue.places[id] >= 0;
+    return this.#queue.places[id] >= 0;
   }
 
   /** Ends the run after the present step. */
   stop(): void {
     this.#stopping = true;
-    this.queue.changes++;
-  }
-
-  /** The running thread's clock has been set to another time: the core must look again who is first. */
-  clockMoved(): void {
-    this.queue.changes++;
+    this.look();
   }
 
   /** One more step. */
   countStep(): void {
-    if (++this.steps > this.#limits.steps) throw new LimitExceeded("steps", this.#limits.steps);
+    if (++this.steps > this.#stepLimit) throw new LimitExceeded("steps", this.#stepLimit);
   }
 
   /** Runs until nothing can run, somebody stops it, or every thread is past `deadline`. */
@@ -119,33 +153,36 @@ export class Engine {
   }
 
   #timed(deadline: number): RunEnd {
-    const queue = this.queue;
+    const queue = this.#queue;
     const threads = this.#threads;
-    const end = Math.min(deadline, this.#limits.cycles);
+    const last = Math.min(deadline, this.#cycleLimit);
+    let end = this.timeOf(last);
     while (queue.size > 0) {
       const id = queue.ids[0];
-      const slack = queue.slack(end);
-      if (slack <= 0) {
-        if (end < deadline) throw new LimitExceeded("cycles", end);
-        return "deadline";
+      if (queue.times[0] >= NEAR) {
+        if (this.#earliest() > last) return this.#late(deadline);
+        this.#rebase(this.#earliest());
+        end = this.timeOf(last);
+        continue;
       }
       const thread = threads[id];
+      if (queue.times[0] > end) return this.#late(deadline);
       this.running = thread;
-      // Only when it may not be first any more is the clock looked at.
-      thread.burst(slack);
-      if (thread.spent !== 0) {
-        queue.clocks[id] = later(queue.clocks[id], thread.spent);
-        thread.spent = 0;
-        thread.settled();
-      }
-      if (queue.places[id] >= 0) queue.put(id);
+      this.horizon = queue.horizon(end < NEAR ? end + 1 : NEAR);
+      thread.burst();
+      if (queue.places[id] >= 0) queue.put(id, thread.time);
       if (this.#stopping) return "stopped";
     }
     return "idle";
   }
 
+  #late(deadline: number): RunEnd {
+    if (this.#cycleLimit < deadline) throw new LimitExceeded("cycles", this.#cycleLimit);
+    return "deadline";
+  }
+
   #explore(explorer: Explorer): RunEnd {
-    const queue = this.queue;
+    const queue = this.#queue;
     const candidates: number[] = [];
     while (queue.size > 0) {
       candidates.length = 0;
@@ -159,11 +196,32 @@ export class Engine {
       this.running = thread;
       // A timer that is drawn early has expired all the same: time jumps to it.
       this.#tick = Math.max(this.#tick + 1, thread.clock);
+      if (this.#tick - this.epoch >= NEAR) this.#rebase(this.#tick);
       thread.setClock(this.#tick);
       thread.step();
-      thread.spent = 0; // Ticks alone count.
       if (this.#stopping) return "stopped";
     }
     return "idle";
+  }
+
+  /** The earliest clock of a queued thread. */
+  #earliest(): number {
+    const { ids, size } = this.#queue;
+    let earliest = Infinity;
+    for (let place = 0; place < size; place++) {
+      earliest = Math.min(earliest, this.#threads[ids[place]].clock);
+    }
+    return earliest;
+  }
+
+  #rebase(epoch: number): void {
+    const by = epoch - this.epoch;
+    this.epoch = epoch;
+    for (const other of this.#rebased) other.rebase(by);
+    for (const thread of this.#threads) thread.rebase(by);
+    const queue = this.#queue;
+    const queued = queue.ids.slice(0, queue.size);
+    for (const id of queued) queue.remove(id);
+    for (const id of queued) queue.put(id, this.#threads[id].time);
   }
 }

@@ -6,22 +6,20 @@
  */
 
 import type { Engine } from "./engine.ts";
-import { later } from "./time.ts";
+import { FAR, type Rebased, rebased } from "./time.ts";
 
 /** Something that runs in steps and has a clock of its own. */
-export abstract class Thread {
+export abstract class Thread implements Rebased {
   /** Its number: the order in which threads were added, and what breaks ties between equal clocks. */
   readonly id: number;
   /** Its name, for traces and errors. */
   readonly name: string;
   /** The core that steps it. */
   readonly engine: Engine;
-
-  /**
-   * Cycles that its steps have taken since its clock was settled: a small integer. Adding to it and comparing it is much
-   * cheaper than doing either with the clock, so the core settles the two only when it looks at another thread.
-   */
-  spent = 0;
+  /** Its time, counted from the engine's epoch: a small integer. */
+  time = 0;
+  /** Its clock, while {@linkcode time} is {@linkcode FAR}. */
+  #far = 0;
 
   /** Adds a parked thread to `engine`. */
   constructor(engine: Engine, name: string) {
@@ -33,43 +31,39 @@ export abstract class Thread {
   /** Runs one step: everything that happens up to the next point at which another thread may come between. */
   abstract step(): void;
 
-  /** Local time up to which its steps are settled, in cycles. */
-  get clock(): number {
-    return this.engine.clocks[this.id];
-  }
-
   /**
-   * Runs steps until it has spent `slack` cycles, or the heap has changed: until another thread may be first. Threads
-   * that can do better than one call a step override this; the order of events must be the same.
+   * Runs steps until another thread may be first: until its time reaches the engine's horizon. Threads that can do
+   * better than one call a step override this; the order of events must be the same.
    */
-  burst(slack: number): void {
+  burst(): void {
     const { engine } = this;
-    const { changes } = engine.queue;
     do {
       engine.countStep();
       this.step();
-    } while (this.spent < slack && engine.queue.changes === changes);
+    } while (this.time < engine.horizon);
   }
 
   /** Lets local time pass. */
   charge(cycles: number): void {
-    this.spent += cycles;
+    this.time += cycles;
   }
 
-  /** Local time, in cycles. */
-  get now(): number {
-    return later(this.engine.clocks[this.id], this.spent);
+  /** Local time: its clock, in cycles. */
+  get clock(): number {
+    return this.time === FAR ? this.#far : this.engine.epoch + this.time;
   }
 
-  /** Sets local time. */
-  setClock(time: number): void {
-    this.engine.clocks[this.id] = time;
-    this.spent = 0;
-    this.settled();
+  /** Sets its clock. */
+  setClock(clock: number): void {
+    this.time = this.engine.timeOf(clock);
+    if (this.time === FAR) this.#far = clock;
   }
 
-  /** {@linkcode clock} has changed, and {@linkcode spent} is 0: what is kept relative to the clock must follow. */
-  settled(): void {}
+  /** The epoch has moved on. */
+  rebase(by: number): void {
+    if (this.time === FAR) this.setClock(this.#far);
+    else this.time = rebased(this.time, by);
+  }
 
   /** Whether the core may choose it. */
   get queued(): boolean {

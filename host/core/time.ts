@@ -1,20 +1,22 @@
 /**
- * Arithmetic on clocks, in doubles.
- *
- * Clocks are whole numbers, so V8 would take `a + b` for integer arithmetic and convert both ways each time, at several
- * times the price. Having met fractions, these two functions stay with doubles wherever they are inlined.
+ * Time. A clock is a whole number of cycles, as a double. Where speed matters, time is counted from the engine's epoch
+ * instead, in small integers; the epoch moves on every now and then, and everybody who keeps such a time is told.
  *
  * @module
  */
 
-/** A clock, some cycles later. */
-export function later(clock: number, cycles: number): number {
-  return clock + cycles;
+/** A time further away than small integers are used for: whoever has it keeps the clock beside it. */
+export const FAR = 0x3fff_ffff;
+/** A time further back than anybody looks. */
+export const LONG_AGO: number = -FAR;
+
+/** Whoever keeps times that are counted from the epoch. */
+export interface Rebased {
+  /** The epoch has moved on by `by` cycles: takes them off every time that is not {@linkcode FAR}. */
+  rebase(by: number): void;
 }
 
-/** The cycles from one clock to a later one. */
-export function between(earlier: number, clock: number): number {
-  return clock - earlier;
+/** A time, counted from an epoch that is `by` cycles later. Not for {@linkcode FAR}. */
+export function rebased(time: number, by: number): number {
+  return Math.max(time - by, LONG_AGO) | 0;
 }
-
-for (let i = 0; i < 2000; i++) between(later(0.5, i), later(0.25, i));

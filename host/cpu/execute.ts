@@ -165,12 +165,9 @@ export function execute(p: Processor, op: number): void {
     case OP_OUT32:
       portIo(p, op);
       return;
-    case OP_PAUSE_WHILE: {
-      const address = regs[RDI + 1] * HIGH + regs[RDI];
-      if (!p.memory.backed(address, 4)) throw p.error("a PAUSE loop can only spin on plain memory");
-      pauseWhile(p, address);
+    case OP_PAUSE_WHILE:
+      pauseWhile(p);
       return;
-    }
     case OP_PUSHF:
       regs[RAX] = regs[RFLAGS];
       regs[RAX + 1] = 0;

@@ -35,19 +35,14 @@ import {
   X86Fault,
 } from "../../abi/mod.ts";
 import type { CodeStore, Guest } from "../../abi/mod.ts";
-import { between, type Engine, later, type Thread } from "../core/mod.ts";
+import { type Engine, FAR, LONG_AGO, type Thread } from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
 import type { GuestMemory, Watcher } from "../memory/mod.ts";
 import { GuestError } from "./errors.ts";
 import { execute } from "./execute.ts";
 import { endFrame, resumeAt } from "./frames.ts";
-import { endSpin, spinInterrupted, workInterrupted } from "./waiting.ts";
+import { endSpin, rebaseSleep, spinInterrupted, workInterrupted } from "./waiting.ts";
 import type { Virtualization } from "./virtualization.ts";
-
-/** No asynchronous event is due. */
-export const NEVER = Infinity;
-/** More cycles than a thread ever spends before its clock is settled. */
-const NOT_SOON = 0x7fff_ffff;
 
 /**
  * Resumes a generator. Each guest function has a prototype of its own, so looking `next` up on the generators would be
@@ -110,21 +105,20 @@ export class Processor {
   shadow = false;
   /** NMIs are blocked until the next IRET. */
   nmiBlocked = false;
-  /** When the next asynchronous host event is due. */
-  asyncAt: number = NEVER;
-  /** Cycles that its thread may spend before it must look for an event: a small integer. */
-  eventIn: number = NOT_SOON;
-  #asyncIn: number = NOT_SOON;
+  /** When the next asynchronous host event is due, counted from the epoch; FAR for none. */
+  asyncAt: number = FAR;
+  /** When it must look for an event. */
+  eventAt: number = FAR;
   #windowRequested = false;
 
-  /** When a computation that is under way began, -1 for none. */
-  workStart = -1;
-  /** When the present turn of that loop began. */
-  spinStart = 0;
+  /** Whether a computation sleeps. */
+  working = false;
+  /** When the computation, or the PAUSE loop, fell asleep, counted from the epoch. */
+  sleepStart = 0;
   /** The word that a PAUSE loop spins on, at -1 while there is none; is told of stores to it. */
   readonly spin: { address: number } & Watcher = {
     address: -1,
-    stored: () => spinInterrupted(this, this.engine.runningClock),
+    stored: () => spinInterrupted(this, this.engine.running!.time),
   };
   /** Whether PAUSE loops are charged in bulk; off, each turn is a step: the slow reference. */
   bulkSpin = true;
@@ -167,20 +161,15 @@ export class Processor {
     this.shadow = false;
     this.nmiBlocked = false;
     this.requestWindow(false);
-    this.workStart = -1;
+    this.working = false;
     this.#ripWritten = true;
     this.finished = false;
     this.bootContext = this.context;
   }
 
-  /** Local time, in cycles. */
-  get now(): number {
-    return this.thread.now;
-  }
-
   /** Lets local time pass. */
   charge(cycles: number): void {
-    this.thread.spent += cycles;
+    this.thread.time += cycles;
   }
 
   /** Whether it executes 64-bit code: IA32_EFER.LMA and a 64-bit code segment. */
@@ -196,7 +185,7 @@ export class Processor {
 
   /** The guest's time-stamp counter. */
   tsc(): number {
-    return later(this.thread.now, this.tscOffset);
+    return this.thread.clock + this.tscOffset;
   }
 
   /** Whether it executes real-mode code: CR0.PE is clear. */
@@ -281,12 +270,12 @@ export class Processor {
   /** VM exit: out of guest mode. RIP is at the present instruction. */
   leave(reason: number, info1: number = 0, info2: number = 0): true {
     this.guestMode = false;
-    this.workStart = -1;
+    this.working = false;
     if (this.spin.address >= 0) endSpin(this);
     this.exitReason = reason;
     this.exitInfo1 = info1;
     this.exitInfo2 = info2;
-    this.thread.spent += this.cost.vmexit;
+    this.thread.time += this.cost.vmexit;
     return true;
   }
 
@@ -297,22 +286,20 @@ export class Processor {
 
   /** Runs one instruction, or takes one event. Only in guest mode. */
   step(): void {
-    if (this.thread.spent >= this.eventIn && this.#event()) return;
+    if (this.thread.time >= this.eventAt && this.#event()) return;
     const op = this.context.pending;
     if (op !== 0 || this.fetch()) execute(this, this.context.pending);
   }
 
-  /** Runs instructions until there is an exit, its thread has spent `slack` cycles, or the heap of threads has changed. */
-  burst(slack: number): void {
+  /** Runs instructions until there is an exit, or its thread's time reaches the engine's horizon. */
+  burst(): void {
     const { thread, engine } = this;
-    const { queue } = engine;
-    const { changes } = queue;
     do {
       engine.countStep();
-      if (thread.spent >= this.eventIn && this.#event()) continue;
+      if (thread.time >= this.eventAt && this.#event()) continue;
       const { context } = this;
       if (context.pending !== 0 || this.fetch()) execute(this, context.pending);
-    } while (this.guestMode && thread.spent < slack && queue.changes === changes);
+    } while (this.guestMode && thread.time < engine.horizon);
   }
 
   /** Resumes the guest function up to its next instruction, which is pending then. false where it has ended. */
@@ -347,28 +334,32 @@ export class Processor {
     this.shadow = false;
   }
 
-  /** The next asynchronous event, or the thread's clock, has changed. */
-  settleAsync(): void {
-    const cycles = between(this.thread.clock, this.asyncAt);
-    this.#asyncIn = cycles < NOT_SOON ? cycles | 0 : NOT_SOON;
-    this.eventIn = this.#windowRequested ? 0 : this.#asyncIn;
+  /** The next asynchronous event is due at `time`. */
+  setAsync(time: number): void {
+    this.asyncAt = time;
+    this.eventAt = this.#windowRequested ? LONG_AGO : time;
   }
 
   /** Software asks, or does not ask any more, for an exit at an interrupt or NMI window. */
   requestWindow(requested: boolean): void {
     this.#windowRequested = requested;
-    this.eventIn = requested ? 0 : this.#asyncIn;
+    this.eventAt = requested ? LONG_AGO : this.asyncAt;
   }
 
   /** Whether an asynchronous event is due. */
   get asyncDue(): boolean {
-    return this.thread.spent >= this.#asyncIn;
+    return this.thread.time >= this.asyncAt;
   }
 
   /** The wait of the present instruction is cut short: a host event is due at `time`. */
   interruptWait(time: number): void {
-    if (this.workStart >= 0) workInterrupted(this, time);
+    if (this.working) workInterrupted(this, time);
     else if (this.spin.address >= 0) spinInterrupted(this, time);
+  }
+
+  /** The engine's epoch has moved on. */
+  rebase(by: number): void {
+    rebaseSleep(this, by);
   }
 
   /** Throws a fault into the function of a frame, as its fixup does; what it yields next stays pending. */

@@ -8,49 +8,61 @@
  * @module
  */
 
-import { HIGH, OP_PAUSE_WHILE, OP_WORK, RAX, RCX } from "../../abi/mod.ts";
-import { between, later } from "../core/mod.ts";
+import { OP_PAUSE_WHILE, OP_WORK, RAX, RCX } from "../../abi/mod.ts";
+import { FAR } from "../core/mod.ts";
+import { operandBase } from "./memory_access.ts";
 import type { Processor } from "./processor.ts";
+
+/** The longest sleep at a stretch; a longer computation goes on behind it. */
+const STRETCH: number = 1 << 28;
 
 /** Executes LOOP: it falls asleep for as long as RCX says, less where an event is already on its way. */
 export function work(p: Processor): void {
   const { engine, thread, regs } = p;
-  const left = regs[RCX + 1] * HIGH + regs[RCX];
+  const low = regs[RCX];
+  const left = regs[RCX + 1] !== 0 || low > STRETCH ? STRETCH : low;
   if (left === 0 || engine.explores) {
-    p.workStart = -1;
-    setLeft(p, 0);
+    p.working = false;
+    regs[RCX] = 0;
+    regs[RCX + 1] = 0;
     p.retire(OP_WORK);
     return;
   }
-  const { now } = thread;
   p.shadow = false; // Each turn of the loop is an instruction.
-  const sleep = Math.min(left, between(now, p.asyncAt));
-  p.workStart = now;
-  thread.setClock(later(now, sleep));
-  engine.clockMoved();
-  setLeft(p, between(sleep, left));
+  const start = thread.time;
+  const until = p.asyncAt < start + left ? p.asyncAt : start + left;
+  p.sleepStart = start;
+  thread.time = until;
+  takeLeft(regs, until - start);
+  // Nobody comes before its end: it need not wait to be interrupted.
+  if (until < engine.horizon) return;
+  p.working = true;
 }
 
 /** An event at `time` cuts a sleeping computation short. */
 export function workInterrupted(p: Processor, time: number): void {
-  const { engine, thread, regs } = p;
-  const end = thread.clock;
-  if (time >= end) return;
-  const cut = Math.max(time, p.workStart);
-  setLeft(p, regs[RCX + 1] * HIGH + regs[RCX] + between(cut, end));
-  engine.wake(thread, cut);
+  const { engine, thread, sleepStart } = p;
+  if (time >= thread.time) return;
+  const cut = time < sleepStart ? sleepStart : time;
+  takeLeft(p.regs, cut - thread.time);
+  engine.wakeAt(thread, cut);
 }
 
-function setLeft(p: Processor, cycles: number): void {
-  p.regs[RCX] = cycles;
-  p.regs[RCX + 1] = cycles / HIGH;
+/** Takes cycles off what is left; a negative number gives them back. */
+function takeLeft(regs: Uint32Array, cycles: number): void {
+  const low = regs[RCX] - cycles;
+  regs[RCX] = low;
+  if (low < 0) regs[RCX + 1]--;
+  else if (low > 0xffff_ffff) regs[RCX + 1]++;
 }
 
-/** Executes PAUSE; CMP [address], EAX; JE: looks at the word, and sleeps until it may have changed. */
-export function pauseWhile(p: Processor, address: number): void {
-  const { engine, thread } = p;
-  endSpin(p);
-  if (p.memory.word(address) !== p.regs[RAX]) {
+/** Executes PAUSE; CMP [RDI], EAX; JE: looks at the word, and sleeps until it may have changed. */
+export function pauseWhile(p: Processor): void {
+  const { engine, thread, memory, spin } = p;
+  const address = operandBase(p);
+  if (!memory.backed(address, 4)) throw p.error("a PAUSE loop can only spin on plain memory");
+  if (memory.word(address) !== p.regs[RAX]) {
+    endSpin(p);
     p.charge(p.cost.load);
     p.retire(OP_PAUSE_WHILE);
     return;
@@ -60,10 +72,13 @@ export function pauseWhile(p: Processor, address: number): void {
     p.charge(p.cost.pauseLoop);
     return;
   }
-  p.spin.address = address;
-  p.spinStart = thread.now;
-  p.memory.watch(p.spin);
-  if (p.asyncAt < Infinity) engine.wake(thread, turnAfter(p, p.asyncAt));
+  if (spin.address !== address) {
+    endSpin(p);
+    spin.address = address;
+    memory.watch(spin);
+  }
+  p.sleepStart = thread.time;
+  if (p.asyncAt !== FAR) engine.wakeAt(thread, turnAfter(p, p.asyncAt));
   else engine.park(thread);
 }
 
@@ -78,19 +93,29 @@ export function endSpin(p: Processor): void {
 export function spinInterrupted(p: Processor, time: number): void {
   const { engine, thread } = p;
   const end = turnAfter(p, time);
-  if (thread.queued && thread.clock <= end) return;
-  engine.wake(thread, end);
+  if (thread.queued && thread.time <= end) return;
+  engine.wakeAt(thread, end);
 }
 
 /**
- * When the turn ends during which `time` falls; turns follow one another from {@linkcode Processor.spinStart}. The
+ * When the turn ends during which `time` falls; turns follow one another from {@linkcode Processor.sleepStart}. The
  * slow loop looks at the end of each turn: at equal times, before a running thread with a higher number.
  */
 function turnAfter(p: Processor, time: number): number {
-  const { engine, spinStart } = p;
+  const { sleepStart, thread } = p;
   const turn = p.cost.pauseLoop;
-  if (turn === 0) return Math.max(time, spinStart);
-  const end = spinStart + Math.max(1, Math.ceil(between(spinStart, time) / turn)) * turn;
-  const lookedBefore = end === time && time === engine.runningClock && p.thread.id < engine.running!.id;
-  return lookedBefore ? end + turn : end;
+  if (turn === 0) return time > sleepStart ? time : sleepStart;
+  const passed = time - sleepStart;
+  const turns = passed > turn ? ((passed + turn - 1) / turn) | 0 : 1;
+  const end = sleepStart + turns * turn;
+  if (end !== time) return end;
+  const running = p.engine.running!;
+  return time === running.time && thread.id < running.id ? end + turn : end;
+}
+
+/** The engine's epoch has moved on: the start of a sleep moves too, a PAUSE loop's by whole turns as well. */
+export function rebaseSleep(p: Processor, by: number): void {
+  const turn = Math.max(1, p.cost.pauseLoop);
+  const start = p.sleepStart - by;
+  p.sleepStart = start < -turn ? start - (Math.ceil(start / turn) + 1) * turn : start;
 }

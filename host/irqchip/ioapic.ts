@@ -157,7 +157,7 @@ export class Ioapic implements MmioDevice {
     if (++this.#successive[pin] === SUCCESSIVE_EOI_LIMIT) {
       this.#successive[pin] = 0;
       const { engine, tscKhz } = this.#vm;
-      this.#storm.arm(engine.runningClock + nsToCycles(STORM_DELAY_NS, tscKhz));
+      this.#storm.arm(engine.now + nsToCycles(STORM_DELAY_NS, tscKhz));
       this.#vm.traceRunning(TP.kvm_ioapic_delayed_eoi_inj, pin);
     } else {
       this.#service(pin, false);

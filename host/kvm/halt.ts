@@ -91,7 +91,7 @@ export function* block(vcpu: Vcpu): Generator<void, void, void> {
 /** Polls for as long as the window says, then sleeps (kvm_vcpu_halt). */
 function* halt(vcpu: Vcpu): Generator<void, void, void> {
   const { haltPolling, vm, stats } = vcpu;
-  const start = vcpu.now;
+  const start = vcpu.clock;
   let waited = false;
   haltPolling.windowNs = Math.min(haltPolling.windowNs, vm.haltPollNs);
   const poll = haltPolling.allowed && haltPolling.windowNs > 0 && vm.scheduler.single();
@@ -103,7 +103,7 @@ function* halt(vcpu: Vcpu): Generator<void, void, void> {
   } else {
     waited = yield* sleep(vcpu);
   }
-  const ns = cyclesToNs(vcpu.now - start, vm.tscKhz);
+  const ns = cyclesToNs(vcpu.clock - start, vm.tscKhz);
   const valid = runnable(vcpu);
   if (haltPolling.allowed) haltPolling.adapt(ns, valid);
   vcpu.trace(TP.kvm_vcpu_wakeup, ns, waited ? 1 : 0, valid ? 1 : 0);
@@ -119,7 +119,7 @@ function* pollUntil(vcpu: Vcpu, end: number): Generator<void, boolean, void> {
   vcpu.blocked = true;
   for (;;) {
     vcpu.woken = false;
-    if (wakeable(vcpu) || vcpu.now >= end || vcpu.pcpu!.needResched) break;
+    if (wakeable(vcpu) || vcpu.clock >= end || vcpu.pcpu!.needResched) break;
     vcpu.engine.wake(vcpu, end);
     yield;
   }

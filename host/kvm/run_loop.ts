@@ -183,7 +183,7 @@ function recordExit(vcpu: Vcpu): void {
 
 /** The host takes the physical interrupts that have arrived. */
 function serveInterrupts(vcpu: Vcpu): void {
-  if (vcpu.pcpu!.interruptAt > vcpu.now) return;
+  if (vcpu.pcpu!.interruptAt > vcpu.time) return;
   vcpu.charge(vcpu.cost.hostInterrupt);
   vcpu.pcpu!.interruptsServed();
 }

@@ -6,7 +6,7 @@
  */
 
 import { GP_VECTOR, type VcpuId } from "../../abi/mod.ts";
-import { later, Thread } from "../core/mod.ts";
+import { FAR, Thread } from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
 import { Processor } from "../cpu/mod.ts";
 import { Lapic, resetLapic } from "../lapic/mod.ts";
@@ -204,6 +204,7 @@ export class Vcpu extends Thread {
   highestStaleEoi = -1;
 
   #preemptionTimer = Infinity;
+  #preemptionAt: number = FAR;
   readonly #loop: Generator<void, void, void>;
 
   /** A vCPU after KVM_CREATE_VCPU. */
@@ -279,27 +280,28 @@ export class Vcpu extends Thread {
 
   /** Records an event that {@linkcode hit} has counted. */
   record(event: number, a = 0, b = 0, c = 0, d = 0, e = 0): void {
-    this.tracer.record(event, this.index, this.now, a, b, c, d, e);
+    this.tracer.record(event, this.index, this.clock, a, b, c, d, e);
   }
 
   /** Many steps, without looking each time who it is that steps. */
-  override burst(slack: number): void {
+  override burst(): void {
     const { processor, engine } = this;
-    const { queue } = engine;
-    const { changes } = queue;
     do {
       if (processor.guestMode) {
-        processor.burst(slack);
+        processor.burst();
       } else {
         engine.countStep();
         this.step();
       }
-    } while (this.spent < slack && queue.changes === changes);
+    } while (this.time < engine.horizon);
   }
 
-  /** Its clock has changed. */
-  override settled(): void {
-    this.processor.settleAsync();
+  /** The engine's epoch has moved on. */
+  override rebase(by: number): void {
+    super.rebase(by);
+    this.processor.rebase(by);
+    this.#preemptionAt = this.engine.timeOf(this.#preemptionTimer);
+    this.#settleAsync();
   }
 
   // Requests and kicks.
@@ -330,21 +332,22 @@ export class Vcpu extends Thread {
     this.mode = VcpuMode.Exiting;
     if (this.engine.running === this) return;
     this.vm.chargeRunning(this.cost.kick);
-    this.pcpu!.interrupt(later(this.engine.runningClock, this.cost.ipiLatency));
+    this.pcpu!.interrupt(this.engine.running!.time + this.cost.ipiLatency);
   }
 
   /** Wakes the vCPU if it waits for an event. */
   wakeUp(): void {
     if (this.woken) return;
     this.woken = true;
-    const now = this.engine.runningClock;
+    const { running } = this.engine;
+    const now = running!.time;
     if (this.asleep) {
       this.asleep = false;
       this.ready = true;
       this.stats.halt_wakeup++;
       this.vm.scheduler.ready(this, now + this.cost.wake);
-    } else if (this.engine.running !== this) {
-      this.engine.wake(this, Math.min(this.clock, now + this.cost.pollTurn));
+    } else if (running !== this) {
+      this.engine.wakeAt(this, Math.min(this.time, now + this.cost.pollTurn));
     }
   }
 
@@ -370,21 +373,27 @@ export class Vcpu extends Thread {
   /** When the VMX-preemption timer expires, in cycles of host time; Infinity switches it off. */
   setPreemptionTimer(at: number): void {
     this.#preemptionTimer = at;
+    this.#preemptionAt = this.engine.timeOf(at);
     this.asynchronousEvent();
   }
 
   /** Whether the preemption timer has expired. */
   get preemptionTimerExpired(): boolean {
-    return this.#preemptionTimer <= this.now;
+    return this.#preemptionAt <= this.time;
   }
 
   /** The next asynchronous event has changed. */
   asynchronousEvent(): void {
-    const interrupt = this.pcpu?.interruptAt ?? Infinity;
-    const at = interrupt < this.#preemptionTimer ? interrupt : this.#preemptionTimer;
-    this.processor.asyncAt = at;
-    this.processor.settleAsync();
-    if (at < Infinity && this.processor.guestMode) this.processor.interruptWait(at);
+    const at = this.#settleAsync();
+    if (at !== FAR && this.processor.guestMode) this.processor.interruptWait(at);
+  }
+
+  #settleAsync(): number {
+    const { pcpu } = this;
+    const interrupt = pcpu === undefined ? FAR : pcpu.interruptAt;
+    const at = interrupt < this.#preemptionAt ? interrupt : this.#preemptionAt;
+    this.processor.setAsync(at);
+    return at;
   }
 
   // Exceptions.

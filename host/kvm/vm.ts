@@ -296,9 +296,9 @@ export class Vm {
     const vcpu = this.bootstrap;
     if (mode === "64-bit") vcpu.processor.startLongMode(entry);
     else vcpu.processor.startProtectedMode(entry);
-    this.scheduler.ready(vcpu, vcpu.clock);
+    this.scheduler.ready(vcpu, vcpu.time);
     for (const other of this.vcpus) {
-      if (other !== vcpu) this.scheduler.ready(other, other.clock);
+      if (other !== vcpu) this.scheduler.ready(other, other.time);
     }
   }
 
@@ -344,7 +344,7 @@ export class Vm {
 
   /** The running thread spends time. */
   chargeRunning(cycles: number): void {
-    this.engine.running!.spent += cycles;
+    this.engine.running!.time += cycles;
   }
 
   /** Emits an event that the running thread causes: a vCPU's of this machine, or nobody's. */
@@ -353,7 +353,7 @@ export class Vm {
     const index = running === undefined ? NOBODY : this.#vcpuIndex[running.id] ?? NOBODY;
     this.tracer.counts[index + 1][event]++;
     if (this.tracer.recording) {
-      this.tracer.record(event, index, this.engine.runningClock, a, b, c, d, e);
+      this.tracer.record(event, index, this.engine.now, a, b, c, d, e);
     }
   }
 

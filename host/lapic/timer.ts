@@ -71,7 +71,7 @@ export class LapicTimer {
   }
 
   get #nowNs(): number {
-    return cyclesToNs(this.#lapic.vcpu.engine.runningClock, this.#lapic.vcpu.vm.tscKhz);
+    return cyclesToNs(this.#lapic.vcpu.engine.now, this.#lapic.vcpu.vm.tscKhz);
   }
 
   /** Whether the VMX-preemption timer times it. */
@@ -240,7 +240,7 @@ export class LapicTimer {
     if (!this.#periodic) {
       if (this.pending) {
         this.#cancelHv();
-      } else if (deadline <= vcpu.engine.runningClock) {
+      } else if (deadline <= vcpu.engine.now) {
         this.#expired(false);
         this.#cancelHv();
       }
@@ -265,13 +265,13 @@ export class LapicTimer {
       return;
     }
     const deadline = this.#deadlineCycles();
-    if (deadline > vcpu.engine.runningClock) {
+    if (deadline > vcpu.engine.now) {
       if (deadline < Infinity) this.#soft.arm(deadline);
     } else {
       this.#expired(false);
       if (this.#periodic) {
         this.#nextPeriod();
-        this.#soft.arm(Math.max(this.#deadlineCycles(), vcpu.engine.runningClock));
+        this.#soft.arm(Math.max(this.#deadlineCycles(), vcpu.engine.now));
       }
     }
     vcpu.trace(TP.kvm_hv_timer_state, vcpu.vcpuId, 0);
@@ -289,7 +289,7 @@ export class LapicTimer {
     this.#expired(true);
     if (!this.#periodic || this.periodNs === 0) return;
     this.#nextPeriod();
-    this.#soft.arm(Math.max(this.#deadlineCycles(), this.#lapic.vcpu.engine.runningClock));
+    this.#soft.arm(Math.max(this.#deadlineCycles(), this.#lapic.vcpu.engine.now));
   }
 
   /** The VMX-preemption timer's exit. */

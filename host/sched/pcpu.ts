@@ -4,23 +4,19 @@
  * @module
  */
 
-import { Timer } from "../core/mod.ts";
-import type { Engine } from "../core/mod.ts";
+import { type Engine, FAR, type Rebased, rebased, Timer } from "../core/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 
-/** No interrupt is on its way. */
-const NONE = Infinity;
-
 /** A physical CPU. */
-export class Pcpu {
+export class Pcpu implements Rebased {
   /** Its number. */
   readonly id: number;
   /** The vCPU whose thread it runs; undefined while it is idle. */
   current: Vcpu | undefined = undefined;
   /** The host's scheduler wants to run somebody else. */
   needResched = false;
-  /** When the next physical interrupt arrives; Infinity for none. */
-  interruptAt: number = NONE;
+  /** When the next physical interrupt arrives, counted from the epoch; FAR for none. */
+  interruptAt: number = FAR;
   /** Fires at the end of a time slice. */
   readonly slice: Timer;
 
@@ -30,10 +26,16 @@ export class Pcpu {
   constructor(engine: Engine, id: number) {
     this.#engine = engine;
     this.id = id;
+    engine.tellEpoch(this);
     this.slice = new Timer(engine, `pcpu ${id} slice`, () => this.#sliceEnded());
   }
 
-  /** A physical interrupt arrives at `time`: in guest mode it is a VM exit. */
+  /** The epoch has moved on. */
+  rebase(by: number): void {
+    if (this.interruptAt !== FAR) this.interruptAt = rebased(this.interruptAt, by);
+  }
+
+  /** A physical interrupt arrives at `time`, counted from the epoch: in guest mode it is a VM exit. */
   interrupt(time: number): void {
     if (time >= this.interruptAt) return;
     this.interruptAt = time;
@@ -48,13 +50,13 @@ export class Pcpu {
 
   /** The host has served what arrived. */
   interruptsServed(): void {
-    this.interruptAt = NONE;
+    this.interruptAt = FAR;
     this.current?.asynchronousEvent();
   }
 
   #sliceEnded(): void {
     if (this.current === undefined) return;
     this.reschedule(true);
-    this.interrupt(this.#engine.runningClock);
+    this.interrupt(this.#engine.running!.time);
   }
 }

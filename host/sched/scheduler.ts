@@ -49,7 +49,7 @@ export class HostScheduler {
     return this.#waiting;
   }
 
-  /** A vCPU can run from time `at` on: it gets an idle CPU, or waits its turn. */
+  /** A vCPU can run from time `at` on, counted from the epoch: it gets an idle CPU, or waits its turn. */
   ready(vcpu: Vcpu, at: number): void {
     const last = vcpu.lastPcpu;
     const pcpu = last !== undefined && last.current === undefined
@@ -59,16 +59,16 @@ export class HostScheduler {
       this.#run(vcpu, pcpu, at);
       return;
     }
-    vcpu.readySince = at;
+    vcpu.readySince = this.#engine.epoch + at;
     this.#waiting.push(vcpu);
-    this.#limitSlices(at);
+    this.#limitSlices(vcpu.readySince);
   }
 
   /** A vCPU that runs gives its CPU up: it sleeps, or has ended. */
   release(vcpu: Vcpu): void {
     const { pcpu } = vcpu;
     if (pcpu === undefined) return;
-    const now = vcpu.now;
+    const { clock } = vcpu;
     pcpu.reschedule(false);
     pcpu.current = undefined;
     pcpu.slice.cancel();
@@ -76,14 +76,15 @@ export class HostScheduler {
     vcpu.lastPcpu = pcpu;
     this.#engine.park(vcpu);
     const next = this.#waiting.shift();
-    if (next !== undefined) this.#run(next, pcpu, Math.max(now, next.readySince) + next.vm.switchCost);
+    if (next === undefined) return;
+    this.#run(next, pcpu, this.#engine.timeOf(Math.max(clock, next.readySince) + next.vm.switchCost));
   }
 
   /** A vCPU that runs goes behind those that wait. Whether anybody waited. */
   preempt(vcpu: Vcpu): boolean {
     vcpu.pcpu!.reschedule(false);
     if (this.#waiting.length === 0) return false;
-    vcpu.readySince = vcpu.now;
+    vcpu.readySince = vcpu.clock;
     this.#waiting.push(vcpu);
     this.release(vcpu);
     return true;
@@ -106,15 +107,15 @@ export class HostScheduler {
   #run(vcpu: Vcpu, pcpu: Pcpu, at: number): void {
     pcpu.current = vcpu;
     vcpu.pcpu = pcpu;
-    this.#engine.wake(vcpu, Math.max(at, vcpu.now));
+    this.#engine.wakeAt(vcpu, Math.max(at, vcpu.time));
     vcpu.loaded();
-    if (this.#waiting.length > 0) pcpu.slice.arm(vcpu.now + this.#slice);
+    if (this.#waiting.length > 0) pcpu.slice.arm(vcpu.clock + this.#slice);
   }
 
   /** Somebody waits now: whoever runs has until the end of a slice. */
-  #limitSlices(now: number): void {
+  #limitSlices(clock: number): void {
     for (const pcpu of this.pcpus) {
-      if (pcpu.current !== undefined && !pcpu.slice.queued) pcpu.slice.arm(now + this.#slice);
+      if (pcpu.current !== undefined && !pcpu.slice.queued) pcpu.slice.arm(clock + this.#slice);
     }
   }
 }

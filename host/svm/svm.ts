@@ -78,7 +78,7 @@ export class Svm implements Backend {
 
   /** The host sends itself a reschedule interrupt, which ends the guest's stay at once. */
   requestImmediateExit(): void {
-    this.#vcpu.pcpu!.interrupt(this.#vcpu.now);
+    this.#vcpu.pcpu!.interrupt(this.#vcpu.time);
   }
 
   /** V_TPR gets the task priority's class (sync_lapic_to_cr8). */

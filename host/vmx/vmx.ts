@@ -92,7 +92,7 @@ export class Vmx implements Backend {
   /** KVM forces an immediate exit with a preemption timer of 0. */
   requestImmediateExit(): void {
     this.#immediateExit = true;
-    this.#vcpu.setPreemptionTimer(this.#vcpu.now);
+    this.#vcpu.setPreemptionTimer(this.#vcpu.clock);
   }
 
   /** Nothing is left to do. */
