@@ -7,6 +7,7 @@
 export * from "./engine.ts";
 export * from "./entropy.ts";
 export * from "./limits.ts";
+export * from "./mutex.ts";
 export * from "./policy.ts";
 export * from "./queue.ts";
 export * from "./schedule.ts";

@@ -18,7 +18,7 @@ import {
   type Text,
   type VcpuId,
 } from "../../abi/mod.ts";
-import type { Engine } from "../core/mod.ts";
+import { type Engine, Mutex } from "../core/mod.ts";
 import { costTable, freeTable, GENERIC_SVM, SKYLAKE_VMX } from "../cost/mod.ts";
 import type { CostProfile, Costs } from "../cost/mod.ts";
 import { DeviceBus } from "../devices/bus.ts";
@@ -161,8 +161,8 @@ export class Vm {
   apicMap: ApicMap | undefined = undefined;
   /** Whether the map is current. */
   apicMapState: MapState = MapState.Clean;
-  /** Somebody rebuilds the map. */
-  apicMapLocked = false;
+  /** Held by whoever rebuilds the map (apic_map_lock). */
+  readonly apicMapLock: Mutex;
   /** The message that ICR writes are sent with. */
   readonly ipi: InterruptMessage = new InterruptMessage();
   /** The message that kicks are sent with. */
@@ -181,6 +181,7 @@ export class Vm {
     this.machine = machine;
     this.engine = machine.engine;
     this.scheduler = machine.scheduler;
+    this.apicMapLock = new Mutex(machine.engine);
     this.backend = backendName(options.backend ?? "vmx");
     this.semantics = hostSemantics(options.hostSemantics ?? "v6.19");
     this.behaviour = HOST_SEMANTICS[this.semantics];

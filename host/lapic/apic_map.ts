@@ -103,12 +103,11 @@ export enum MapState {
  */
 export function* recalculateApicMap(vm: Vm): Generator<void, void, void> {
   if (vm.apicMapState === MapState.Clean) return;
-  while (vm.apicMapLocked) yield;
-  vm.apicMapLocked = true;
+  yield* vm.apicMapLock.lock();
   try {
     yield* rebuild(vm);
   } finally {
-    vm.apicMapLocked = false;
+    vm.apicMapLock.unlock();
   }
 }
 
