@@ -1,0 +1,280 @@
+/**
+ * A kernel image: text, the drivers it was built with, and what it patches in itself at boot. Everything that it
+ * remembers otherwise is in guest memory.
+ *
+ * @module
+ */
+
+import {
+  APIC_EOI,
+  type Guest,
+  type GuestFunction,
+  type Gva,
+  NMI_VECTOR,
+  Text,
+  type X86Cpu,
+} from "../../abi/mod.ts";
+import type { ApicDriver, ApicName } from "../apic/driver.ts";
+import { apicDrivers, chooseApicDriver } from "../apic/drivers.ts";
+import type { PvDriver, PvHook } from "../drivers/driver.ts";
+import { PV_DRIVERS } from "../drivers/registry.ts";
+import type { HypercallInstruction } from "../instructions.ts";
+import { GUEST_SEMANTICS, type GuestBehaviour, type GuestSemantics, guestSemantics } from "../semantics.ts";
+import { secondaryStart, startKernel } from "./boot.ts";
+import { CPU_LIMIT, memoryNeeded, percpu, PERCPU_AREA, TRAMPOLINE } from "./memory_map.ts";
+import { flushCallFunctionQueue, type SmpFunction } from "./smp.ts";
+import { FIXED_UP, fixupException, spuriousInterrupt } from "./traps.ts";
+import {
+  CALL_FUNCTION_SINGLE_VECTOR,
+  CALL_FUNCTION_VECTOR,
+  FIRST_EXTERNAL_VECTOR,
+  RESCHEDULE_VECTOR,
+} from "./vectors.ts";
+
+/** What runs on a processor of a kernel. */
+export type KernelProgram = (cpu: X86Cpu, kernel: Kernel) => Guest;
+
+/** How a kernel is built. Everything has a default. */
+export interface KernelOptions {
+  /** Processors; 1 by default. Their APIC IDs are 0, 1, 2 ... */
+  readonly cpus?: number;
+  /** The processors' APIC IDs where they are not 0, 1, 2 ...: what firmware's table lists, the boot processor first. */
+  readonly apicIds?: readonly number[];
+  /** The APIC driver; x2APIC with physical destinations by default, as on KVM without interrupt remapping. */
+  readonly apic?: ApicName;
+  /** The width of a long: a 64-bit or a 32-bit kernel. */
+  readonly bits?: 64 | 32;
+  /** Whose kernel it is; "v6.19" by default. */
+  readonly guestSemantics?: GuestSemantics;
+  /** Paravirtual drivers not to use, by name; none by default. */
+  readonly disable?: readonly string[];
+  /** Paravirtual drivers of one's own, probed after the kernel's. */
+  readonly drivers?: readonly PvDriver[];
+  /** What the boot processor runs once every processor is up. When it returns, the guest's program has ended. */
+  readonly main: KernelProgram;
+  /** What each other processor runs once it is up; the idle loop by default. */
+  readonly secondary?: KernelProgram;
+}
+
+/**
+ * A kernel, to be loaded into a virtual machine.
+ *
+ * @example Boot four processors and end
+ * ```ts
+ * import { Machine } from "@exitless/exitless";
+ * import { Kernel } from "@exitless/exitless/guest";
+ *
+ * const kernel = new Kernel({
+ *   cpus: 4,
+ *   *main(cpu) {
+ *     yield cpu.work(1000);
+ *   },
+ * });
+ * const vm = new Machine().createVm({ vcpus: 4 });
+ * vm.load(kernel.text);
+ * vm.start(kernel.entry);
+ * console.assert(vm.machine.run().end === "finished");
+ * ```
+ */
+export class Kernel {
+  /** The image. */
+  readonly text: Text = new Text();
+  /** Where the boot processor starts. */
+  readonly entry: Gva;
+  /** Processors. */
+  readonly cpus: number;
+  /** Their APIC IDs. */
+  readonly apicIds: readonly number[];
+  /** The width of a long. */
+  readonly bits: 64 | 32;
+  /** Whose kernel it is. */
+  readonly semantics: GuestSemantics;
+  /** What that kernel does. */
+  readonly behaviour: GuestBehaviour;
+  /** The APIC drivers that are compiled in. */
+  readonly apicDrivers: readonly ApicDriver[];
+  /** The one in use. */
+  readonly apic: ApicDriver;
+  /** What the boot processor runs. */
+  readonly main: KernelProgram;
+  /** What the others run. */
+  readonly secondary: KernelProgram;
+  /** Bytes of memory that the kernel needs from address 0. */
+  readonly memory: number;
+  /** What it printed: warnings, oldest first. */
+  readonly log: string[] = [];
+
+  /** Patched at boot: which hypercall instruction this processor has (an alternative). */
+  hypercallInstruction: HypercallInstruction = "vmcall";
+  /** Patched at boot: whether IPIs to all may use the shorthand (a static key). */
+  ipiShorthand = false;
+
+  readonly #candidates: readonly PvDriver[];
+  #drivers: readonly PvDriver[] = [];
+  readonly #gates = new Map<number, Gva>();
+  readonly #functions = new Map<number, SmpFunction>();
+  readonly #spurious: Gva;
+
+  /** Links a kernel. Throws `RangeError` for options that cannot be. */
+  constructor(options: KernelOptions) {
+    this.apicIds = checkApicIds(options);
+    this.cpus = this.apicIds.length;
+    this.bits = options.bits ?? 64;
+    this.semantics = guestSemantics(options.guestSemantics ?? "v6.19");
+    this.behaviour = GUEST_SEMANTICS[this.semantics];
+    this.apicDrivers = apicDrivers(this);
+    this.apic = chooseApicDriver(this.apicDrivers, options.apic ?? "x2apic-physical");
+    this.main = options.main;
+    this.secondary = options.secondary ?? idle;
+    this.memory = memoryNeeded(this.cpus);
+    this.#candidates = chooseDrivers(options);
+
+    this.entry = this.text.add((cpu) => startKernel(cpu, this), "start_kernel");
+    this.text.addAt(TRAMPOLINE, (cpu) => secondaryStart(cpu, this), "trampoline_start");
+    this.#spurious = this.text.add((cpu) => spuriousInterrupt(cpu, this), "spurious_interrupt");
+    const fixup = this.text.add(fixupException, "fixup_exception");
+    for (const vector of FIXED_UP) this.#gates.set(vector, fixup);
+    this.irq(RESCHEDULE_VECTOR, nothing, "sysvec_reschedule_ipi");
+    const flush = (cpu: X86Cpu): Guest => flushCallFunctionQueue(cpu, this);
+    this.irq(CALL_FUNCTION_VECTOR, flush, "sysvec_call_function");
+    this.irq(CALL_FUNCTION_SINGLE_VECTOR, flush, "sysvec_call_function_single");
+  }
+
+  // Linking: before the kernel is loaded.
+
+  /** Puts a handler of one's own behind a vector, in place of what is there. Throws `RangeError` for other numbers. */
+  gate(vector: number, handler: GuestFunction, name?: string): Gva {
+    if (!Number.isInteger(vector) || vector < 0 || vector > 255) {
+      throw new RangeError(`Cannot handle vector ${vector}: allowed are 0 to 255`);
+    }
+    const address = this.text.add(handler, name ?? (handler.name || `asm_${vector.toString(16)}`));
+    this.#gates.set(vector, address);
+    return address;
+  }
+
+  /**
+   * Handles an interrupt: it is counted and ended, and then the handler does its work with interrupts off. NMIs are not
+   * ended. Throws `RangeError` for an exception's vector.
+   */
+  irq(vector: number, handler: GuestFunction, name?: string): Gva {
+    if (vector !== NMI_VECTOR && !(vector >= FIRST_EXTERNAL_VECTOR && vector <= 255)) {
+      throw new RangeError(`Cannot handle interrupt ${vector}: allowed are 2 and 32 to 255`);
+    }
+    const named = name ?? (handler.name || `irq_${vector.toString(16)}`);
+    return this.gate(vector, (cpu) => this.#interrupt(cpu, vector, handler), named);
+  }
+
+  *#interrupt(cpu: X86Cpu, vector: number, handler: GuestFunction): Guest {
+    if (vector !== NMI_VECTOR) yield* this.ackApicIrq(cpu);
+    yield* this.countIrq(cpu, vector);
+    yield* handler(cpu);
+  }
+
+  /** Registers a function for calls on other processors, and gives its address. */
+  smpFunction(func: SmpFunction, name: string = func.name): Gva {
+    const address = this.text.add(notCalled, name || "smp_function");
+    this.#functions.set(address, func);
+    return address;
+  }
+
+  // Running.
+
+  /** The function at an address. Throws `RangeError` where none was registered. */
+  functionAt(address: number): SmpFunction {
+    const func = this.#functions.get(address);
+    if (func === undefined) {
+      throw new RangeError(`Cannot call 0x${address.toString(16)}: no function was registered there`);
+    }
+    return func;
+  }
+
+  /** The handler of a vector. */
+  handlerOf(vector: number): Gva | undefined {
+    return this.#gates.get(vector) ?? (vector >= FIRST_EXTERNAL_VECTOR ? this.#spurious : undefined);
+  }
+
+  /** Ends the interrupt in service, the way this kernel's drivers have it. */
+  ackApicIrq(cpu: X86Cpu): Guest {
+    return this.behaviour.eoiHook === "eoi" ? this.apic.eoi(cpu) : this.apic.eoiWrite(cpu, APIC_EOI, 0);
+  }
+
+  /** Counts an interrupt in this processor's area. */
+  *countIrq(cpu: X86Cpu, vector: number): Guest {
+    const counter = cpu.gsBase + PERCPU_AREA.fields.irqs.offset + 4 * vector;
+    yield cpu.load32(counter);
+    yield cpu.store32(counter, cpu.eax + 1);
+  }
+
+  /** The address of a processor's counter of a vector. */
+  irqCounter(cpu: number, vector: number): number {
+    return percpu(cpu, "irqs") + 4 * vector;
+  }
+
+  /** Prints a warning, once. */
+  warn(text: string): void {
+    if (!this.log.includes(text)) this.log.push(text);
+  }
+
+  // Paravirtual drivers.
+
+  /** The paravirtual drivers in use. */
+  get drivers(): readonly PvDriver[] {
+    return this.#drivers;
+  }
+
+  /** Probes the paravirtual drivers. */
+  *probeDrivers(cpu: X86Cpu): Guest {
+    const found: PvDriver[] = [];
+    for (const driver of this.#candidates) {
+      if (yield* driver.probe(cpu, this)) found.push(driver);
+    }
+    this.#drivers = found;
+  }
+
+  /** Runs a hook of every driver in use. */
+  *runHook(cpu: X86Cpu, hook: PvHook): Guest {
+    for (const driver of this.#drivers) {
+      if (driver[hook] !== undefined) yield* driver[hook](cpu, this);
+    }
+  }
+}
+
+/** The idle loop: sleeps until the next interrupt. */
+export function* idle(cpu: X86Cpu): Guest {
+  for (;;) {
+    yield cpu.sti();
+    yield cpu.hlt();
+  }
+}
+
+/** An interrupt that only had to arrive. */
+function* nothing(_cpu: X86Cpu): Guest {}
+
+/** What stands at a function's address: it is called, never jumped to. */
+function* notCalled(cpu: X86Cpu): Guest {
+  yield cpu.ud2();
+}
+
+function checkApicIds(options: KernelOptions): readonly number[] {
+  const cpus = options.cpus ?? options.apicIds?.length ?? 1;
+  if (!Number.isInteger(cpus) || cpus < 1 || cpus > CPU_LIMIT) {
+    throw new RangeError(`Cannot build a kernel for ${cpus} processors: allowed are 1 to ${CPU_LIMIT}`);
+  }
+  const ids = options.apicIds ?? Array.from({ length: cpus }, (_, id) => id);
+  if (ids.length !== cpus || new Set(ids).size !== cpus) {
+    throw new RangeError(`Cannot build a kernel for ${cpus} processors with APIC IDs ${ids.join(", ")}`);
+  }
+  return ids;
+}
+
+function chooseDrivers(options: KernelOptions): readonly PvDriver[] {
+  const all = [...PV_DRIVERS, ...options.drivers ?? []];
+  for (const name of options.disable ?? []) {
+    if (!all.some((driver) => driver.name === name)) {
+      throw new RangeError(
+        `Cannot disable driver ${name}: allowed are ${all.map((driver) => driver.name).join(", ")}`,
+      );
+    }
+  }
+  return all.filter((driver) => !options.disable?.includes(driver.name));
+}

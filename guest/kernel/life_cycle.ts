@@ -1,0 +1,54 @@
+/**
+ * The kernel's ways down: a processor goes off, the machine sleeps, restarts or crashes. Each runs the paravirtual
+ * drivers' hook where the kernel runs it.
+ *
+ * @module
+ */
+
+import type { Guest, X86Cpu } from "../../abi/mod.ts";
+import { withInterruptsOff } from "../apic/driver.ts";
+import type { Kernel } from "./kernel.ts";
+import { data } from "./memory_map.ts";
+import { smpCallFunctionMany } from "./smp.ts";
+
+/**
+ * Takes this processor off line: it disables what it shares with the host and halts for good, until another starts it
+ * again with INIT. To be run by a processor's own program.
+ */
+export function* cpuDown(cpu: X86Cpu, kernel: Kernel): Guest {
+  yield cpu.cli();
+  yield cpu.load32(cpu.gsBase);
+  yield cpu.lockBtr(data("online"), cpu.eax);
+  yield* kernel.runHook(cpu, "offline");
+  for (;;) yield cpu.hlt();
+}
+
+/** The boot processor's last and first steps around a sleep of the whole machine. The others are off line. */
+export function* suspend(cpu: X86Cpu, kernel: Kernel): Guest {
+  yield* withInterruptsOff(cpu, kernel.runHook(cpu, "suspend"));
+}
+
+/** After {@linkcode suspend}. */
+export function* resume(cpu: X86Cpu, kernel: Kernel): Guest {
+  yield* withInterruptsOff(cpu, kernel.runHook(cpu, "resume"));
+}
+
+/** A crash: this processor alone disables its areas, and stops. */
+export function* crash(cpu: X86Cpu, kernel: Kernel): Guest {
+  yield cpu.cli();
+  yield* kernel.runHook(cpu, "crash");
+}
+
+/**
+ * Every processor disables its areas, the caller last: what happens before a restart, or before another kernel is
+ * started in this memory. `func` is the address that {@linkcode linkReboot} gave.
+ */
+export function* reboot(cpu: X86Cpu, kernel: Kernel, func: number): Guest {
+  yield* smpCallFunctionMany(cpu, kernel, data("online"), { func, info: 0 });
+  yield* withInterruptsOff(cpu, kernel.runHook(cpu, "reboot"));
+}
+
+/** Links what {@linkcode reboot} has other processors run. */
+export function linkReboot(kernel: Kernel): number {
+  return kernel.smpFunction((cpu) => kernel.runHook(cpu, "reboot"), "kvm_pv_guest_cpu_reboot");
+}

@@ -1,0 +1,24 @@
+/**
+ * The guest's side: a small kernel that boots, takes interrupts and sends them, and its paravirtual drivers. It knows
+ * the host through the ABI alone.
+ *
+ * @module
+ */
+
+export * from "./apic/driver.ts";
+export * from "./apic/x2apic.ts";
+export * from "./apic/xapic.ts";
+export * from "./drivers/driver.ts";
+export * from "./drivers/pv_eoi.ts";
+export * from "./drivers/pv_ipi.ts";
+export * from "./drivers/registry.ts";
+export * from "./instructions.ts";
+export * from "./kernel/boot.ts";
+export * from "./kernel/cpumask.ts";
+export * from "./kernel/kernel.ts";
+export * from "./kernel/life_cycle.ts";
+export * from "./kernel/memory_map.ts";
+export * from "./kernel/smp.ts";
+export * from "./kernel/vectors.ts";
+export * from "./kvm_para.ts";
+export * from "./semantics.ts";
