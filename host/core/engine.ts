@@ -9,9 +9,13 @@ import { SeededEntropy } from "./entropy.ts";
 import { LimitExceeded, type Limits } from "./limits.ts";
 import { type Explorer, explorerOf, type PolicySpec } from "./policy.ts";
 import { ThreadQueue } from "./queue.ts";
-import { type Schedule, SCHEDULE_LIMIT } from "./schedule.ts";
+import type { Schedule } from "./schedule.ts";
 import type { Thread } from "./thread.ts";
-import { FAR, LONG_AGO, type Rebased } from "./time.ts";
+import * as time from "./time.ts";
+import type { Rebased } from "./time.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { FAR, LONG_AGO } = time;
 
 /** Why {@linkcode Engine.run} came back. */
 export type RunEnd =
@@ -48,6 +52,7 @@ export class Engine {
   readonly #explorer: Explorer | undefined;
   readonly #cycleLimit: number;
   readonly #stepLimit: number;
+  readonly #scheduleLimit: number;
   readonly #recorded: number[] = [];
   #tick = 0;
   #stopping = false;
@@ -58,8 +63,8 @@ export class Engine {
     this.explores = this.#explorer !== undefined;
     this.entropy = this.#explorer?.entropy ?? new SeededEntropy(seed);
     this.#cycleLimit = limits.cycles;
-    // Explored runs record a schedule, and a schedule has a limit of its own.
-    this.#stepLimit = this.explores ? Math.min(limits.steps, SCHEDULE_LIMIT) : limits.steps;
+    this.#stepLimit = limits.steps;
+    this.#scheduleLimit = limits.schedule;
   }
 
   /** The steps of an explored run so far; empty under the timed policy. */
@@ -146,10 +151,10 @@ export class Engine {
     if (++this.steps > this.#stepLimit) throw new LimitExceeded("steps", this.#stepLimit);
   }
 
-  /** Runs until nothing can run, somebody stops it, or every thread is past `deadline`. */
+  /** Runs until nothing can run, somebody stops it, or every thread is past `deadline` (in explored runs, a tick). */
   run(deadline: number = Infinity): RunEnd {
     this.#stopping = false;
-    return this.#explorer === undefined ? this.#timed(deadline) : this.#explore(this.#explorer);
+    return this.#explorer === undefined ? this.#timed(deadline) : this.#explore(this.#explorer, deadline);
   }
 
   #timed(deadline: number): RunEnd {
@@ -181,18 +186,23 @@ export class Engine {
     return "deadline";
   }
 
-  #explore(explorer: Explorer): RunEnd {
+  #explore(explorer: Explorer, deadline: number): RunEnd {
     const queue = this.#queue;
+    const last = Math.min(deadline, this.#cycleLimit);
     const candidates: number[] = [];
     while (queue.size > 0) {
+      if (this.#tick >= last) return this.#late(deadline);
       candidates.length = 0;
       for (let place = 0; place < queue.size; place++) candidates.push(queue.ids[place]);
       candidates.sort((a, b) => a - b);
       const pick = explorer.pick(candidates, this.#recorded.length);
       if (pick < 0) return "schedule-end";
       const thread = this.#threads[candidates[pick]];
-      this.#recorded.push(thread.id);
       this.countStep();
+      if (this.#recorded.length >= this.#scheduleLimit) {
+        throw new LimitExceeded("schedule", this.#scheduleLimit);
+      }
+      this.#recorded.push(thread.id);
       this.running = thread;
       // A timer that is drawn early has expired all the same: time jumps to it.
       this.#tick = Math.max(this.#tick + 1, thread.clock);

@@ -31,10 +31,10 @@ export class SeededEntropy implements Entropy {
   #c: number;
   #counter = 1;
 
-  /** A generator that gives the same numbers for the same seed. */
-  constructor(seed: number) {
+  /** A generator that gives the same numbers for the same seed, and others in each stream of it. */
+  constructor(seed: number, stream: number = 0) {
     checkSeed(seed);
-    this.#a = 0;
+    this.#a = stream;
     this.#b = (seed / 2 ** 32) | 0;
     this.#c = seed | 0;
     for (let i = 0; i < 15; i++) this.bits();

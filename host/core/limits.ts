@@ -10,12 +10,14 @@ export interface Limits {
   readonly steps: number;
   /** VM exits, of all vCPUs together. */
   readonly exits: number;
-  /** Simulated time, in cycles. */
+  /** Simulated time, in cycles; in explored runs, in ticks. */
   readonly cycles: number;
+  /** Steps of an explored run: each is recorded. */
+  readonly schedule: number;
 }
 
 /** What a machine has unless its options say otherwise. */
-export const DEFAULT_LIMITS: Limits = { steps: 1e10, exits: 1e9, cycles: 1e15 };
+export const DEFAULT_LIMITS: Limits = { steps: 1e10, exits: 1e9, cycles: 1e15, schedule: 1e7 };
 
 /** A limit was hit. */
 export class LimitExceeded extends Error {
@@ -28,7 +30,8 @@ export class LimitExceeded extends Error {
 
   /** `limit`, whose value is `value`, was hit. */
   constructor(limit: string, value: number) {
-    super(`Cannot go on: the limit of ${value} ${limit} is reached; raise limits.${limit} to allow more`);
+    const what = limit === "schedule" ? "scheduled steps" : limit;
+    super(`Cannot go on: the limit of ${value} ${what} is reached; raise limits.${limit} to allow more`);
     this.limit = limit;
     this.value = value;
   }

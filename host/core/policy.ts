@@ -18,7 +18,7 @@ export type PolicySpec =
   | "timed"
   /** Drawn from a seed. */
   | { readonly random: number }
-  /** As recorded: a schedule, or the line that it prints as. Data is drawn from `seed`. */
+  /** As recorded: a schedule, or the line that it prints as. Data is drawn from `seed`: give the random run's. */
   | { readonly replay: Schedule | string; readonly seed?: number };
 
 /** The choice of the next thread in an explored run. */
@@ -45,14 +45,19 @@ export class ReplayDiverged extends Error {
   }
 }
 
+/** Choices have a stream of their own, so that a replay draws the data that the random run drew. */
+const CHOICES = 1;
+
 class RandomExplorer implements Explorer {
   readonly name = "random";
   readonly entropy: Entropy;
+  readonly #choices: Entropy;
   constructor(seed: number) {
     this.entropy = new SeededEntropy(seed);
+    this.#choices = new SeededEntropy(seed, CHOICES);
   }
   pick(candidates: readonly number[]): number {
-    return this.entropy.choose(candidates.length);
+    return this.#choices.choose(candidates.length);
   }
 }
 

@@ -6,7 +6,11 @@
  */
 
 import type { Engine } from "./engine.ts";
-import { FAR, type Rebased, rebased } from "./time.ts";
+import * as time from "./time.ts";
+import { type Rebased, rebased } from "./time.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { FAR } = time;
 
 /** Something that runs in steps and has a clock of its own. */
 export abstract class Thread implements Rebased {
