@@ -5,4 +5,5 @@
  */
 
 export * from "./abi/mod.ts";
+export * from "./guest/mod.ts";
 export * from "./host/mod.ts";

@@ -1,0 +1,132 @@
+/**
+ * The command line: `exitless list`, `exitless run EXPERIMENT`.
+ *
+ * Exit codes: 0, or 2 where the command makes no sense; then one line on standard error says what is allowed.
+ *
+ * @module
+ */
+
+import { parseArgs, type ParseArgsConfig } from "node:util";
+import { type Experiment, experimentOptions } from "./experiments/experiment.ts";
+import { experimentNamed, EXPERIMENTS } from "./experiments/registry.ts";
+import { table, wrapped } from "./report/table.ts";
+
+/** What a command did: what it prints, and its exit code. */
+export interface CommandResult {
+  /** For standard output. */
+  readonly out: string;
+  /** For standard error. */
+  readonly err: string;
+  /** The exit code. */
+  readonly code: number;
+}
+
+const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
+
+  exitless list                      the experiments and their options
+  exitless run EXPERIMENT [options]  runs one and prints its tables
+
+  --backend vmx|svm   Intel's or AMD's virtualization (vmx)
+  --vcpus N           vCPUs
+  --seed S            what random data is drawn from (0)
+  --json              prints one JSON object in place of the tables`;
+
+/** Runs a command line. `columns` is the width of the terminal. */
+export function command(args: readonly string[], columns: number): CommandResult {
+  try {
+    return { out: dispatch(args, columns), err: "", code: 0 };
+  } catch (error) {
+    // A mistake of whoever typed this; anything else is one of ours, and keeps its stack.
+    if (error instanceof RangeError || (error instanceof TypeError && "code" in error)) {
+      return { out: "", err: firstLine(error.message), code: 2 };
+    }
+    throw error;
+  }
+}
+
+function dispatch(args: readonly string[], columns: number): string {
+  const [verb, ...rest] = args;
+  switch (verb) {
+    case "list":
+      if (rest.length > 0) throw new RangeError(`Cannot list ${rest.join(" ")}: "list" takes no arguments`);
+      return list(columns);
+    case "run":
+      return run(rest, columns);
+    case "help":
+    case "--help":
+    case "-h":
+      return USAGE;
+    case undefined:
+      throw new RangeError("Cannot do nothing: allowed are list, run, help");
+    default:
+      throw new RangeError(`Cannot do ${verb}: allowed are list, run, help`);
+  }
+}
+
+function list(columns: number): string {
+  return EXPERIMENTS.map((experiment) => {
+    const rows = Object.entries(experiment.options).map(([name, spec]) => [
+      `  --${name}`,
+      String(spec.default),
+      `${spec.min}..${spec.max}`,
+      spec.meaning,
+    ]);
+    const head = ["  option", "default", "allowed", "meaning"];
+    return `${experiment.name}\n${wrapped(experiment.summary, columns)}\n${table(head, rows, columns)}`;
+  }).join("\n\n");
+}
+
+function run(args: readonly string[], columns: number): string {
+  const [name, ...rest] = args;
+  if (name === undefined || name.startsWith("-")) {
+    throw new RangeError(
+      `Cannot run without an experiment's name: allowed are ${EXPERIMENTS.map((e) => e.name).join(", ")}`,
+    );
+  }
+  const experiment = experimentNamed(name);
+  const { values } = parseArgs({
+    args: [...rest],
+    options: flags(experiment),
+    strict: true,
+    allowPositionals: false,
+  });
+  const given: Record<string, number> = {};
+  for (const option of Object.keys(experiment.options)) {
+    const value = values[option];
+    if (typeof value === "string") given[option] = wholeNumber(option, value);
+  }
+  const backend = typeof values.backend === "string" ? values.backend : "vmx";
+  const result = experiment.run(experimentOptions(experiment, backend, given));
+  return values.json === true ? JSON.stringify(result) : experiment.report(result, columns);
+}
+
+function flags(experiment: Experiment): NonNullable<ParseArgsConfig["options"]> {
+  const numbers = Object.keys(experiment.options).map((name) => [name, { type: "string" }] as const);
+  return { ...Object.fromEntries(numbers), backend: { type: "string" }, json: { type: "boolean" } };
+}
+
+function wholeNumber(option: string, text: string): number {
+  if (!/^(\d+|0x[0-9a-f]+)$/i.test(text)) {
+    throw new RangeError(`Cannot use ${text} for --${option}: allowed are whole numbers`);
+  }
+  return Number(text);
+}
+
+function firstLine(text: string): string {
+  return text.split("\n")[0].replace(/\.$/, "");
+}
+
+/** Runs a command line, prints what it has to say, and ends the process with its exit code. */
+export function main(args: readonly string[]): never {
+  const { out, err, code } = command(args, terminalColumns());
+  if (out !== "") console.log(out);
+  if (err !== "") console.error(err);
+  Deno.exit(code);
+}
+
+/** The terminal's width; what is written to a file is not folded. */
+function terminalColumns(): number {
+  return Deno.stdout.isTerminal() ? Deno.consoleSize().columns : 200;
+}
+
+if (import.meta.main) main(Deno.args);

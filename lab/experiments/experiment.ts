@@ -1,0 +1,143 @@
+/**
+ * What an experiment is, what it can be told, and what it answers: the object that `--json` prints.
+ *
+ * @module
+ */
+
+import type { GuestSemantics } from "../../guest/mod.ts";
+import type { BackendName, HostSemantics } from "../../host/mod.ts";
+import type { Counts } from "../measure.ts";
+
+/** What every experiment can be told. */
+export interface ExperimentOptions {
+  /** Which vendor's virtualization. */
+  readonly backend: BackendName;
+  /** vCPUs. */
+  readonly vcpus: number;
+  /** What random data is drawn from. */
+  readonly seed: number;
+  /** The experiment's own numbers, by name. */
+  readonly [name: string]: number | string;
+}
+
+/** A number that an experiment can be told. */
+export interface OptionSpec {
+  /** What it is. */
+  readonly meaning: string;
+  /** What it is when nothing is said. */
+  readonly default: number;
+  /** The smallest. */
+  readonly min: number;
+  /** The largest. */
+  readonly max: number;
+}
+
+/** One run of an experiment. */
+export interface ExperimentRun extends Counts {
+  /** The run's name. */
+  readonly name: string;
+  /** Whose guest, where it is another than the experiment's. */
+  readonly guestSemantics?: GuestSemantics;
+  /** Whose host, where it is another than the experiment's. */
+  readonly hostSemantics?: HostSemantics;
+  /** Simulated cycles. */
+  readonly cycles: number;
+  /** How often what is measured was done. */
+  readonly operations: number;
+  /** Cycles by operations. */
+  readonly cyclesPerOperation: number;
+  /** Exits by operations, of all vCPUs together. */
+  readonly exitsPerOperation: number;
+  /** What only this experiment has. */
+  readonly figures: Readonly<Record<string, number>>;
+}
+
+/** What an experiment found. */
+export interface ExperimentResult {
+  /** Its name. */
+  readonly experiment: string;
+  /** What it was told. */
+  readonly options: ExperimentOptions;
+  /** Whose guest. */
+  readonly guestSemantics: GuestSemantics;
+  /** Whose host. */
+  readonly hostSemantics: HostSemantics;
+  /** The runs. */
+  readonly runs: readonly ExperimentRun[];
+  /** The published figures that it stands beside; null where there are none. */
+  readonly published: unknown;
+}
+
+/** An experiment. */
+export interface Experiment {
+  /** Its name, as the command line has it. */
+  readonly name: string;
+  /** One line: what it shows. */
+  readonly summary: string;
+  /** The numbers that it can be told, by name; `vcpus` and `seed` are among them. */
+  readonly options: Readonly<Record<string, OptionSpec>>;
+  /** Runs it. Throws `RangeError` for options that cannot be. */
+  run(options: ExperimentOptions): ExperimentResult;
+  /** The result as text, at most `columns` wide where it can be. */
+  report(result: ExperimentResult, columns: number): string;
+}
+
+/** The option that every experiment has. */
+export const SEED: OptionSpec = {
+  meaning: "what random data is drawn from",
+  default: 0,
+  min: 0,
+  max: Number.MAX_SAFE_INTEGER,
+};
+
+/**
+ * Fills in what was not said and checks what was. Throws `RangeError` for a name or a number that is not allowed,
+ * naming those that are.
+ */
+export function experimentOptions(
+  experiment: Experiment,
+  backend: string,
+  given: Readonly<Record<string, number>>,
+): ExperimentOptions {
+  if (backend !== "vmx" && backend !== "svm") {
+    throw new RangeError(`Cannot run ${experiment.name} on backend ${backend}: allowed are vmx, svm`);
+  }
+  for (const name of Object.keys(given)) {
+    if (!Object.hasOwn(experiment.options, name)) {
+      throw new RangeError(
+        `Cannot tell ${experiment.name} ${name}: allowed are ${Object.keys(experiment.options).join(", ")}`,
+      );
+    }
+  }
+  const numbers: Record<string, number> = {};
+  for (const [name, spec] of Object.entries(experiment.options)) {
+    const value = given[name] ?? spec.default;
+    if (!Number.isSafeInteger(value) || value < spec.min || value > spec.max) {
+      throw new RangeError(
+        `Cannot run ${experiment.name} with ${name} ${value}: allowed are ${spec.min} to ${spec.max}`,
+      );
+    }
+    numbers[name] = value;
+  }
+  return { vcpus: 1, seed: 0, ...numbers, backend };
+}
+
+/** A run's counts with its averages. */
+export function experimentRun(
+  name: string,
+  counts: Counts & { readonly cycles: number },
+  operations: number,
+  figures: Readonly<Record<string, number>> = {},
+): ExperimentRun {
+  const { counters, exits, cycles } = counts;
+  return {
+    name,
+    counters,
+    exits,
+    cycles,
+    operations,
+    cyclesPerOperation: cycles / operations,
+    exitsPerOperation: (counters.kvm_exit ?? 0) / operations,
+    figures,
+  };
+}

@@ -1,0 +1,25 @@
+/**
+ * The experiments. A new one is a file and a line here.
+ *
+ * @module
+ */
+
+import type { Experiment } from "./experiment.ts";
+import { pvEoiExperiment } from "./pv_eoi.ts";
+import { pvIpiExperiment } from "./pv_ipi.ts";
+
+/** Every experiment. */
+export const EXPERIMENTS: readonly Experiment[] = [pvEoiExperiment, pvIpiExperiment];
+
+/** The experiment of a name. Throws `RangeError` naming those that there are. */
+export function experimentNamed(name: string): Experiment {
+  const found = EXPERIMENTS.find((experiment) => experiment.name === name);
+  if (found === undefined) {
+    throw new RangeError(
+      `Cannot run experiment ${name}: allowed are ${
+        EXPERIMENTS.map((experiment) => experiment.name).join(", ")
+      }`,
+    );
+  }
+  return found;
+}

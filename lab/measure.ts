@@ -1,0 +1,63 @@
+/**
+ * What happened between two points of a run: a stopwatch over a virtual machine's counters.
+ *
+ * @module
+ */
+
+import type { Vm } from "../host/mod.ts";
+
+/** What happened, by the names of tracepoints and exits. What did not happen is left out. */
+export interface Counts {
+  /** Tracepoints. */
+  readonly counters: Readonly<Record<string, number>>;
+  /** Exits by reason. */
+  readonly exits: Readonly<Record<string, number>>;
+}
+
+/** A stopwatch. */
+export class Stopwatch {
+  readonly #vm: Vm;
+  #start: Counts;
+  #clock: number;
+
+  /** A stopwatch that starts now. */
+  constructor(vm: Vm) {
+    this.#vm = vm;
+    this.#start = read(vm);
+    this.#clock = vm.engine.now;
+  }
+
+  /** Starts again. */
+  restart(): void {
+    this.#start = read(this.#vm);
+    this.#clock = this.#vm.engine.now;
+  }
+
+  /** What happened since the start, and the cycles that the running thread spent. */
+  lap(): Counts & { readonly cycles: number } {
+    const now = read(this.#vm);
+    return {
+      counters: difference(now.counters, this.#start.counters),
+      exits: difference(now.exits, this.#start.exits),
+      cycles: this.#vm.engine.now - this.#clock,
+    };
+  }
+}
+
+function read(vm: Vm): Counts {
+  return { counters: vm.counters(), exits: vm.exits() };
+}
+
+function difference(now: Counts["counters"], then: Counts["counters"]): Record<string, number> {
+  const result: Record<string, number> = {};
+  for (const [name, count] of Object.entries(now)) {
+    const more = count - (then[name] ?? 0);
+    if (more > 0) result[name] = more;
+  }
+  return result;
+}
+
+/** All exits together. */
+export function totalExits(exits: Readonly<Record<string, number>>): number {
+  return Object.values(exits).reduce((sum, count) => sum + count, 0);
+}

@@ -1,0 +1,13 @@
+/**
+ * What people do with guests and hosts: experiments, and reports of what they found.
+ *
+ * @module
+ */
+
+export * from "./experiments/experiment.ts";
+export * from "./experiments/pv_eoi.ts";
+export * from "./experiments/pv_ipi.ts";
+export * from "./experiments/registry.ts";
+export * from "./measure.ts";
+export * from "./report/perf_stat.ts";
+export * from "./report/table.ts";

@@ -1,0 +1,45 @@
+/**
+ * Tables of text.
+ *
+ * @module
+ */
+
+/** A number with thousands separated. */
+export function grouped(value: number, digits: number = 0): string {
+  return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+/**
+ * A table with a head, the first column aligned left and the others right. Where it is wider than `columns`, each row
+ * becomes a paragraph of `head: cell` lines.
+ */
+export function table(
+  head: readonly string[],
+  rows: readonly (readonly string[])[],
+  columns: number,
+): string {
+  const widths = head.map((title, i) => Math.max(title.length, ...rows.map((row) => row[i].length)));
+  const width = widths.reduce((sum, w) => sum + w, 0) + 2 * (widths.length - 1);
+  if (width > columns) return paragraphs(head, rows);
+  const line = (cells: readonly string[]): string =>
+    cells.map((cell, i) => i === 0 ? cell.padEnd(widths[i]) : cell.padStart(widths[i])).join("  ").trimEnd();
+  return [line(head), "-".repeat(width), ...rows.map(line)].join("\n");
+}
+
+function paragraphs(head: readonly string[], rows: readonly (readonly string[])[]): string {
+  const named = (row: readonly string[]): string[] =>
+    row.slice(1).map((cell, i) => `  ${head[i + 1]}: ${cell}`).filter((line) => !line.endsWith(": "));
+  return rows.map((row) => [row[0], ...named(row)].join("\n")).join("\n");
+}
+
+/** A text broken into lines of at most `columns`. */
+export function wrapped(text: string, columns: number): string {
+  const lines: string[] = [""];
+  for (const word of text.split(/\s+/)) {
+    const last = lines[lines.length - 1];
+    if (last === "") lines[lines.length - 1] = word;
+    else if (last.length + 1 + word.length <= columns) lines[lines.length - 1] = `${last} ${word}`;
+    else lines.push(word);
+  }
+  return lines.join("\n");
+}
