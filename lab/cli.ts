@@ -37,9 +37,7 @@ export function command(args: readonly string[], columns: number): CommandResult
     return { out: dispatch(args, columns), err: "", code: 0 };
   } catch (error) {
     // A mistake of whoever typed this; anything else is one of ours, and keeps its stack.
-    if (error instanceof RangeError || (error instanceof TypeError && "code" in error)) {
-      return { out: "", err: firstLine(error.message), code: 2 };
-    }
+    if (error instanceof RangeError) return { out: "", err: error.message, code: 2 };
     throw error;
   }
 }
@@ -84,12 +82,7 @@ function run(args: readonly string[], columns: number): string {
     );
   }
   const experiment = experimentNamed(name);
-  const { values } = parseArgs({
-    args: [...rest],
-    options: flags(experiment),
-    strict: true,
-    allowPositionals: false,
-  });
+  const values = parsed(experiment, rest);
   const given: Record<string, number> = {};
   for (const option of Object.keys(experiment.options)) {
     const value = values[option];
@@ -100,6 +93,18 @@ function run(args: readonly string[], columns: number): string {
   return values.json === true ? JSON.stringify(result) : experiment.report(result, columns);
 }
 
+/** The flags of a command line. Throws `RangeError` naming those that an experiment has. */
+function parsed(experiment: Experiment, args: readonly string[]): Readonly<Record<string, unknown>> {
+  const options = flags(experiment);
+  try {
+    return parseArgs({ args: [...args], options, strict: true, allowPositionals: false }).values;
+  } catch (error) {
+    const problem = (error as Error).message.split(/[.\n]/)[0];
+    const allowed = Object.keys(options).map((name) => `--${name}`).join(", ");
+    throw new RangeError(`Cannot run ${experiment.name}: ${problem}; allowed are ${allowed}`);
+  }
+}
+
 function flags(experiment: Experiment): NonNullable<ParseArgsConfig["options"]> {
   const numbers = Object.keys(experiment.options).map((name) => [name, { type: "string" }] as const);
   return { ...Object.fromEntries(numbers), backend: { type: "string" }, json: { type: "boolean" } };
@@ -107,13 +112,9 @@ function flags(experiment: Experiment): NonNullable<ParseArgsConfig["options"]> 
 
 function wholeNumber(option: string, text: string): number {
   if (!/^(\d+|0x[0-9a-f]+)$/i.test(text)) {
-    throw new RangeError(`Cannot use ${text} for --${option}: allowed are whole numbers`);
+    throw new RangeError(`Cannot use ${text} for --${option}: allowed are whole numbers from 0`);
   }
   return Number(text);
-}
-
-function firstLine(text: string): string {
-  return text.split("\n")[0].replace(/\.$/, "");
 }
 
 /** Runs a command line, prints what it has to say, and ends the process with its exit code. */

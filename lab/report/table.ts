@@ -10,15 +10,16 @@ export function grouped(value: number, digits: number = 0): string {
 }
 
 /**
- * A table with a head, the first column aligned left and the others right. Where it is wider than `columns`, each row
- * becomes a paragraph of `head: cell` lines.
+ * A table with a head, the first column aligned left and the others right. A row of one cell is a heading for those
+ * below it. Where the table is wider than `columns`, each row becomes a paragraph of `head: cell` lines.
  */
 export function table(
   head: readonly string[],
   rows: readonly (readonly string[])[],
   columns: number,
 ): string {
-  const widths = head.map((title, i) => Math.max(title.length, ...rows.map((row) => row[i].length)));
+  const full = rows.filter((row) => row.length > 1);
+  const widths = head.map((title, i) => Math.max(title.length, ...full.map((row) => row[i].length)));
   const width = widths.reduce((sum, w) => sum + w, 0) + 2 * (widths.length - 1);
   if (width > columns) return paragraphs(head, rows);
   const line = (cells: readonly string[]): string =>
@@ -27,9 +28,10 @@ export function table(
 }
 
 function paragraphs(head: readonly string[], rows: readonly (readonly string[])[]): string {
-  const named = (row: readonly string[]): string[] =>
-    row.slice(1).map((cell, i) => `  ${head[i + 1]}: ${cell}`).filter((line) => !line.endsWith(": "));
-  return rows.map((row) => [row[0], ...named(row)].join("\n")).join("\n");
+  return rows.map(([name, ...cells]) => {
+    const named = cells.map((cell, i) => cell === "" ? "" : `  ${head[i + 1]}: ${cell}`);
+    return [name, ...named.filter((line) => line !== "")].join("\n");
+  }).join("\n");
 }
 
 /** A text broken into lines of at most `columns`. */
