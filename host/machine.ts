@@ -13,7 +13,7 @@ import {
   type RunEnd,
   type Schedule,
 } from "./core/mod.ts";
-import { MpState } from "./kvm/vcpu.ts";
+import { MpState } from "./kvm/modes.ts";
 import { Vm, type VmOptions } from "./kvm/vm.ts";
 import { checkQuirks, type Quirk } from "./quirks.ts";
 import { HostScheduler } from "./sched/mod.ts";
@@ -74,11 +74,11 @@ const DEFAULT_SLICE = 7_500_000;
  */
 export class Machine {
   /** The stepping core. */
-  readonly engine: Engine;
+  declare readonly engine: Engine;
   /** The host's scheduler. */
-  readonly scheduler: HostScheduler;
+  declare readonly scheduler: HostScheduler;
   /** The deviations that are on. */
-  readonly quirks: ReadonlySet<Quirk>;
+  declare readonly quirks: ReadonlySet<Quirk>;
   /** The virtual machines. */
   readonly vms: Vm[] = [];
   /** VM exits, of all vCPUs together. */

@@ -11,9 +11,74 @@
  * @module
  */
 
-import { HIGH, highOf, lowOf, u64 } from "../bits.ts";
-import * as I from "./instructions.ts";
-import {
+import * as bits from "../bits.ts";
+import { highOf, lowOf, u64 } from "../bits.ts";
+import * as instructions from "./instructions.ts";
+import { instructionText } from "./instructions.ts";
+import * as registers from "./registers.ts";
+import type { Guest, TextBlock } from "./text.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { HIGH } = bits;
+const {
+  BLOCK,
+  FIXUP_PAD,
+  LENGTH,
+  OP_BTR,
+  OP_BTS,
+  OP_CLI,
+  OP_CMPXCHG32,
+  OP_CMPXCHG64,
+  OP_CPUID,
+  OP_HLT,
+  OP_IN16,
+  OP_IN32,
+  OP_IN8,
+  OP_INVD,
+  OP_IRET,
+  OP_LIDT,
+  OP_LOAD16,
+  OP_LOAD32,
+  OP_LOAD64,
+  OP_LOAD8,
+  OP_LOCK_BTR,
+  OP_LOCK_BTS,
+  OP_LRET,
+  OP_MOV_FROM_CR0,
+  OP_MOV_FROM_CR3,
+  OP_MOV_FROM_CR4,
+  OP_MOV_FROM_CR8,
+  OP_MOV_TO_CR0,
+  OP_MOV_TO_CR3,
+  OP_MOV_TO_CR4,
+  OP_MOV_TO_CR8,
+  OP_OUT16,
+  OP_OUT32,
+  OP_OUT8,
+  OP_PAUSE,
+  OP_PAUSE_WHILE,
+  OP_PUSHF,
+  OP_RDMSR,
+  OP_RDTSC,
+  OP_STI,
+  OP_STORE16,
+  OP_STORE32,
+  OP_STORE64,
+  OP_STORE8,
+  OP_SWITCH,
+  OP_SYSCALL,
+  OP_SYSRET,
+  OP_UD2,
+  OP_VMCALL,
+  OP_VMMCALL,
+  OP_WBINVD,
+  OP_WORK,
+  OP_WRMSR,
+  OP_XADD32,
+  OP_XCHG32,
+  OP_XCHG64,
+} = instructions;
+const {
   CS,
   ERROR_CODE,
   FLAG_CF,
@@ -36,8 +101,7 @@ import {
   SYS_WORDS,
   VECTOR,
   WINDOW,
-} from "./registers.ts";
-import type { Guest, TextBlock } from "./text.ts";
+} = registers;
 
 /** How many activations may be nested: a program, and handlers above it. */
 export const MAX_FRAMES = 24;
@@ -182,13 +246,13 @@ export class X86Cpu {
    */
   fixup(): void {
     const { regs } = this.#interrupted("fix up");
-    regs[RIP] = (regs[RIP] & -I.BLOCK) | I.FIXUP_PAD;
+    regs[RIP] = (regs[RIP] & -BLOCK) | FIXUP_PAD;
   }
 
   /** Sends the interrupted function behind its pending instruction, as a handler does that emulated it. */
   skip(): void {
     const { regs, pending } = this.#interrupted("skip an instruction");
-    regs[RIP] += I.LENGTH[pending];
+    regs[RIP] += LENGTH[pending];
   }
 
   /** Sets the RAX that the interrupted activation will find: how a system call returns a value. */
@@ -207,41 +271,41 @@ export class X86Cpu {
 
   /** CPUID: leaf `leaf`, subleaf `subleaf`; answers in EAX, EBX, ECX, EDX. */
   cpuid(leaf: number, subleaf: number = 0): number {
-    this.#begin(I.OP_CPUID);
+    this.#begin(OP_CPUID);
     this.#pair(RAX, leaf, 0);
     this.#pair(RCX, subleaf, 0);
-    return I.OP_CPUID;
+    return OP_CPUID;
   }
 
   /** RDMSR: the value comes in EDX:EAX. Raises #GP for a register that is not there. */
   rdmsr(msr: number): number {
-    this.#begin(I.OP_RDMSR);
+    this.#begin(OP_RDMSR);
     this.#pair(RCX, msr, 0);
-    return I.OP_RDMSR;
+    return OP_RDMSR;
   }
 
   /** WRMSR of `hi`:`lo`. Raises #GP for a register or a value that is not allowed. */
   wrmsr(msr: number, lo: number, hi: number = 0): number {
-    this.#begin(I.OP_WRMSR);
+    this.#begin(OP_WRMSR);
     this.#pair(RCX, msr, 0);
     this.#pair(RAX, lo, 0);
     this.#pair(RDX, hi, 0);
-    return I.OP_WRMSR;
+    return OP_WRMSR;
   }
 
   /** RDTSC: the time-stamp counter comes in EDX:EAX. */
   rdtsc(): number {
-    return this.#begin(I.OP_RDTSC);
+    return this.#begin(OP_RDTSC);
   }
 
   /** VMCALL with the registers as they are; see {@linkcode loadHypercall}. */
   vmcall(): number {
-    return this.#begin(I.OP_VMCALL);
+    return this.#begin(OP_VMCALL);
   }
 
   /** VMMCALL with the registers as they are; see {@linkcode loadHypercall}. */
   vmmcall(): number {
-    return this.#begin(I.OP_VMMCALL);
+    return this.#begin(OP_VMMCALL);
   }
 
   /**
@@ -266,212 +330,212 @@ export class X86Cpu {
 
   /** HLT: waits for an interrupt. Privileged. */
   hlt(): number {
-    return this.#begin(I.OP_HLT);
+    return this.#begin(OP_HLT);
   }
   /** PAUSE. */
   pause(): number {
-    return this.#begin(I.OP_PAUSE);
+    return this.#begin(OP_PAUSE);
   }
   /** CLI. Needs CPL <= IOPL. */
   cli(): number {
-    return this.#begin(I.OP_CLI);
+    return this.#begin(OP_CLI);
   }
   /** STI. Needs CPL <= IOPL. */
   sti(): number {
-    return this.#begin(I.OP_STI);
+    return this.#begin(OP_STI);
   }
   /** RFLAGS to RAX. */
   pushf(): number {
-    return this.#begin(I.OP_PUSHF);
+    return this.#begin(OP_PUSHF);
   }
 
   /** IN AL, DX. */
   in8(port: number): number {
-    this.#begin(I.OP_IN8);
+    this.#begin(OP_IN8);
     this.#pair(RDX, port, 0);
-    return I.OP_IN8;
+    return OP_IN8;
   }
   /** IN AX, DX. */
   in16(port: number): number {
-    this.#begin(I.OP_IN16);
+    this.#begin(OP_IN16);
     this.#pair(RDX, port, 0);
-    return I.OP_IN16;
+    return OP_IN16;
   }
   /** IN EAX, DX. */
   in32(port: number): number {
-    this.#begin(I.OP_IN32);
+    this.#begin(OP_IN32);
     this.#pair(RDX, port, 0);
-    return I.OP_IN32;
+    return OP_IN32;
   }
   /** OUT DX, AL. */
   out8(port: number, value: number): number {
-    return this.#out(I.OP_OUT8, port, value);
+    return this.#out(OP_OUT8, port, value);
   }
   /** OUT DX, AX. */
   out16(port: number, value: number): number {
-    return this.#out(I.OP_OUT16, port, value);
+    return this.#out(OP_OUT16, port, value);
   }
   /** OUT DX, EAX. */
   out32(port: number, value: number): number {
-    return this.#out(I.OP_OUT32, port, value);
+    return this.#out(OP_OUT32, port, value);
   }
 
   /** Loads a byte into RAX, zero-extended. */
   load8(address: number): number {
-    return this.#memory(I.OP_LOAD8, address);
+    return this.#memory(OP_LOAD8, address);
   }
   /** Loads 16 bits into RAX, zero-extended. */
   load16(address: number): number {
-    return this.#memory(I.OP_LOAD16, address);
+    return this.#memory(OP_LOAD16, address);
   }
   /** Loads 32 bits into RAX, zero-extended. */
   load32(address: number): number {
-    return this.#memory(I.OP_LOAD32, address);
+    return this.#memory(OP_LOAD32, address);
   }
   /** Loads 64 bits into RAX. */
   load64(address: number): number {
-    return this.#memory(I.OP_LOAD64, address);
+    return this.#memory(OP_LOAD64, address);
   }
   /** Stores a byte. */
   store8(address: number, value: number): number {
-    return this.#store(I.OP_STORE8, address, value, 0);
+    return this.#store(OP_STORE8, address, value, 0);
   }
   /** Stores 16 bits. */
   store16(address: number, value: number): number {
-    return this.#store(I.OP_STORE16, address, value, 0);
+    return this.#store(OP_STORE16, address, value, 0);
   }
   /** Stores 32 bits. */
   store32(address: number, value: number): number {
-    return this.#store(I.OP_STORE32, address, value, 0);
+    return this.#store(OP_STORE32, address, value, 0);
   }
   /** Stores `hi`:`lo`. */
   store64(address: number, lo: number, hi: number = 0): number {
-    return this.#store(I.OP_STORE64, address, lo, hi);
+    return this.#store(OP_STORE64, address, lo, hi);
   }
 
   /** Test-and-reset of bit `bit` of the bit string at `address`; the old bit comes in CF. Not locked. */
   btr(address: number, bit: number): number {
-    return this.#bit(I.OP_BTR, address, bit);
+    return this.#bit(OP_BTR, address, bit);
   }
   /** Test-and-set of a bit; the old bit comes in CF. Not locked. */
   bts(address: number, bit: number): number {
-    return this.#bit(I.OP_BTS, address, bit);
+    return this.#bit(OP_BTS, address, bit);
   }
   /** Locked test-and-reset of a bit; the old bit comes in CF. */
   lockBtr(address: number, bit: number): number {
-    return this.#bit(I.OP_LOCK_BTR, address, bit);
+    return this.#bit(OP_LOCK_BTR, address, bit);
   }
   /** Locked test-and-set of a bit; the old bit comes in CF. */
   lockBts(address: number, bit: number): number {
-    return this.#bit(I.OP_LOCK_BTS, address, bit);
+    return this.#bit(OP_LOCK_BTS, address, bit);
   }
 
   /** Exchanges 32 bits with memory; the old value comes in RAX. */
   xchg32(address: number, value: number): number {
-    return this.#store(I.OP_XCHG32, address, value, 0);
+    return this.#store(OP_XCHG32, address, value, 0);
   }
   /** Exchanges 64 bits with memory; the old value comes in RAX. */
   xchg64(address: number, lo: number, hi: number = 0): number {
-    return this.#store(I.OP_XCHG64, address, lo, hi);
+    return this.#store(OP_XCHG64, address, lo, hi);
   }
   /** Stores `value` if memory holds `expected`; ZF says so, and EAX gets what memory held if not. */
   cmpxchg32(address: number, expected: number, value: number): number {
-    this.#begin(I.OP_CMPXCHG32);
+    this.#begin(OP_CMPXCHG32);
     this.#address(address);
     this.#pair(RAX, expected, 0);
     this.#pair(RCX, value, 0);
-    return I.OP_CMPXCHG32;
+    return OP_CMPXCHG32;
   }
   /** The 64-bit form of {@linkcode cmpxchg32}; values are whole numbers below 2^53. */
   cmpxchg64(address: number, expected: number, value: number): number {
-    this.#begin(I.OP_CMPXCHG64);
+    this.#begin(OP_CMPXCHG64);
     this.#address(address);
     this.#pair(RAX, expected, expected / HIGH);
     this.#pair(RCX, value, value / HIGH);
-    return I.OP_CMPXCHG64;
+    return OP_CMPXCHG64;
   }
   /** Adds to 32 bits of memory, locked; the old value comes in EAX. */
   xadd32(address: number, value: number): number {
-    return this.#store(I.OP_XADD32, address, value, 0);
+    return this.#store(OP_XADD32, address, value, 0);
   }
 
   /** MOV to CR0. Privileged. */
   movToCr0(lo: number): number {
-    return this.#value(I.OP_MOV_TO_CR0, lo, 0);
+    return this.#value(OP_MOV_TO_CR0, lo, 0);
   }
   /** MOV to CR3. Privileged. */
   movToCr3(lo: number, hi: number = 0): number {
-    return this.#value(I.OP_MOV_TO_CR3, lo, hi);
+    return this.#value(OP_MOV_TO_CR3, lo, hi);
   }
   /** MOV to CR4. Privileged. */
   movToCr4(lo: number): number {
-    return this.#value(I.OP_MOV_TO_CR4, lo, 0);
+    return this.#value(OP_MOV_TO_CR4, lo, 0);
   }
   /** MOV to CR8, the task priority's class. Privileged. */
   movToCr8(lo: number, hi: number = 0): number {
-    return this.#value(I.OP_MOV_TO_CR8, lo, hi);
+    return this.#value(OP_MOV_TO_CR8, lo, hi);
   }
   /** MOV from CR0 to RAX. Privileged. */
   movFromCr0(): number {
-    return this.#begin(I.OP_MOV_FROM_CR0);
+    return this.#begin(OP_MOV_FROM_CR0);
   }
   /** MOV from CR3 to RAX. Privileged. */
   movFromCr3(): number {
-    return this.#begin(I.OP_MOV_FROM_CR3);
+    return this.#begin(OP_MOV_FROM_CR3);
   }
   /** MOV from CR4 to RAX. Privileged. */
   movFromCr4(): number {
-    return this.#begin(I.OP_MOV_FROM_CR4);
+    return this.#begin(OP_MOV_FROM_CR4);
   }
   /** MOV from CR8 to RAX. Privileged. */
   movFromCr8(): number {
-    return this.#begin(I.OP_MOV_FROM_CR8);
+    return this.#begin(OP_MOV_FROM_CR8);
   }
 
   /** LIDT from the memory operand at `address`. Privileged. */
   lidt(address: number): number {
-    return this.#memory(I.OP_LIDT, address);
+    return this.#memory(OP_LIDT, address);
   }
   /** Far return to behind itself: goes on in the code segment `selector`. */
   loadCs(selector: number): number {
-    return this.#value(I.OP_LRET, selector, 0);
+    return this.#value(OP_LRET, selector, 0);
   }
   /** IRET: ends this handler, as returning from it does. */
   iret(): number {
-    return this.#begin(I.OP_IRET);
+    return this.#begin(OP_IRET);
   }
   /** SYSCALL: on at IA32_LSTAR with CPL 0. The handler returns with {@linkcode iret}, or by returning. */
   syscall(): number {
-    return this.#begin(I.OP_SYSCALL);
+    return this.#begin(OP_SYSCALL);
   }
   /**
    * SYSRET: runs the function at `entry` at CPL 3 with `rflags` (interrupts enabled by default). When that function
    * returns, it has left user mode for good, and the kernel goes on behind this instruction.
    */
   sysret(entry: number, rflags: number = FLAG_FIXED | FLAG_IF): number {
-    this.#begin(I.OP_SYSRET);
+    this.#begin(OP_SYSRET);
     this.#pair(RCX, entry, entry / HIGH);
     this.#pair(R11, rflags, 0);
-    return I.OP_SYSRET;
+    return OP_SYSRET;
   }
   /** UD2: raises #UD. */
   ud2(): number {
-    return this.#begin(I.OP_UD2);
+    return this.#begin(OP_UD2);
   }
   /** INVD. Privileged. */
   invd(): number {
-    return this.#begin(I.OP_INVD);
+    return this.#begin(OP_INVD);
   }
   /** WBINVD. Privileged. */
   wbinvd(): number {
-    return this.#begin(I.OP_WBINVD);
+    return this.#begin(OP_WBINVD);
   }
 
   /** Computes for `cycles` cycles; interrupts are taken in the middle, and the rest is done after them. */
   work(cycles: number): number {
-    this.#begin(I.OP_WORK);
+    this.#begin(OP_WORK);
     this.#pair(RCX, cycles, cycles / HIGH);
-    return I.OP_WORK;
+    return OP_WORK;
   }
 
   /**
@@ -479,21 +543,21 @@ export class X86Cpu {
    * EAX is still `value`.
    */
   pauseWhile(address: number, value: number): number {
-    return this.#store(I.OP_PAUSE_WHILE, address, value, 0);
+    return this.#store(OP_PAUSE_WHILE, address, value, 0);
   }
 
   /** Switches the stack: the processor goes on with `task`, and with this context once a task switches back. */
   switchTo(task: X86Cpu): number {
-    this.#begin(I.OP_SWITCH);
+    this.#begin(OP_SWITCH);
     this.next = task;
-    return I.OP_SWITCH;
+    return OP_SWITCH;
   }
 
   #begin(opcode: number): number {
     if (this.pending !== 0) {
       throw new Error(
-        `Cannot build ${I.instructionText(opcode)}: ${
-          I.instructionText(this.pending)
+        `Cannot build ${instructionText(opcode)}: ${
+          instructionText(this.pending)
         } was built before it and not yielded`,
       );
     }

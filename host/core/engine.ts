@@ -42,9 +42,9 @@ export class Engine {
   /** While the running thread's time is below this, no other thread comes before it. */
   horizon: number = LONG_AGO;
   /** Whether the policy explores: time is ticks then, and work takes none. */
-  readonly explores: boolean;
+  declare readonly explores: boolean;
   /** Random data for the run. */
-  readonly entropy: Entropy;
+  declare readonly entropy: Entropy;
 
   readonly #queue = new ThreadQueue();
   readonly #threads: Thread[] = [];

@@ -15,11 +15,11 @@ const { FAR } = time;
 /** Something that runs in steps and has a clock of its own. */
 export abstract class Thread implements Rebased {
   /** Its number: the order in which threads were added, and what breaks ties between equal clocks. */
-  readonly id: number;
+  declare readonly id: number;
   /** Its name, for traces and errors. */
-  readonly name: string;
+  declare readonly name: string;
   /** The core that steps it. */
-  readonly engine: Engine;
+  declare readonly engine: Engine;
   /** Its time, counted from the engine's epoch: a small integer. */
   time = 0;
   /** Its clock, while {@linkcode time} is {@linkcode FAR}. */

@@ -7,15 +7,19 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import { exceptionOf, hex } from "../../abi/mod.ts";
+import { popFrame, pushFrame } from "./frames.ts";
+import { knownSelector, type Processor } from "./processor.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   CS,
   DF_VECTOR,
   ERROR_CODE,
-  exceptionOf,
   FLAG_IF,
   GATE_PRESENT,
   GP_VECTOR,
-  hex,
   HIGH,
   IDT_GATE32,
   IDT_GATE64,
@@ -23,13 +27,11 @@ import {
   NO_VECTOR,
   NP_VECTOR,
   RFLAGS,
+  SYSCALL_ENTRY,
   SYS_IDT_BASE,
   SYS_IDT_LIMIT,
-  SYSCALL_ENTRY,
   VECTOR,
-} from "../../abi/mod.ts";
-import { popFrame, pushFrame } from "./frames.ts";
-import { knownSelector, type Processor } from "./processor.ts";
+} = abi;
 
 const TYPE_INTERRUPT = 0xe;
 const TYPE_TRAP = 0xf;

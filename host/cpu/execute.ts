@@ -5,7 +5,15 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import { iret, raise } from "./events.ts";
+import { accessMemory } from "./memory_access.ts";
+import type { Processor } from "./processor.ts";
+import { hypercall, portIo, readMsr, system, writeMsr } from "./privileged.ts";
+import { pauseWhile, work } from "./waiting.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   FLAG_CF,
   FLAG_IF,
   FLAG_IOPL,
@@ -53,12 +61,7 @@ import {
   RDI,
   RDX,
   RFLAGS,
-} from "../../abi/mod.ts";
-import { iret, raise } from "./events.ts";
-import { accessMemory } from "./memory_access.ts";
-import type { Processor } from "./processor.ts";
-import { hypercall, portIo, readMsr, system, writeMsr } from "./privileged.ts";
-import { pauseWhile, work } from "./waiting.ts";
+} = abi;
 
 /** Executes the pending instruction. It completes, stays pending (a fault, a wait), or causes a VM exit. */
 export function execute(p: Processor, op: number): void {

@@ -9,14 +9,25 @@
  * @module
  */
 
+import * as abi from "../../abi/mod.ts";
 import {
-  ERROR_CODE,
   faultOf,
-  FIXUP_PAD,
   Frame,
   type Guest,
   hex,
   instructionText,
+  type TextBlock,
+  type Vector,
+  type X86Cpu,
+} from "../../abi/mod.ts";
+import { LimitExceeded } from "../core/mod.ts";
+import { execute } from "./execute.ts";
+import type { Processor } from "./processor.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
+  ERROR_CODE,
+  FIXUP_PAD,
   LENGTH,
   MAX_FRAMES,
   NO_VECTOR,
@@ -25,14 +36,8 @@ import {
   RIP,
   SITE,
   SYSCALL_ENTRY,
-  type TextBlock,
   VECTOR,
-  type Vector,
-  type X86Cpu,
-} from "../../abi/mod.ts";
-import { LimitExceeded } from "../core/mod.ts";
-import { execute } from "./execute.ts";
-import type { Processor } from "./processor.ts";
+} = abi;
 
 /** Begins an activation of the function at `address` above the present one, with the registers as they are. */
 export function pushFrame(p: Processor, address: number): void {

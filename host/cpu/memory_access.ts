@@ -7,13 +7,20 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import { instructionText, u64 } from "../../abi/mod.ts";
+import type { Primitive } from "../cost/mod.ts";
+import * as slots from "../memory/mod.ts";
+import { raise } from "./events.ts";
+import type { Processor } from "./processor.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   CR0_WP,
   FLAG_CF,
   FLAG_ZF,
   GP_VECTOR,
   HIGH,
-  instructionText,
   OP_BTR,
   OP_BTS,
   OP_CMPXCHG32,
@@ -31,10 +38,10 @@ import {
   OP_XADD32,
   OP_XCHG32,
   OP_XCHG64,
-  PF_VECTOR,
   PFERR_PRESENT,
   PFERR_USER,
   PFERR_WRITE,
+  PF_VECTOR,
   PHYSICAL_ADDRESS_LIMIT,
   RAX,
   RCX,
@@ -42,12 +49,8 @@ import {
   RFLAGS,
   SYS_CR0,
   SYS_CR2,
-  u64,
-} from "../../abi/mod.ts";
-import type { Primitive } from "../cost/mod.ts";
-import { PAGE_SIZE } from "../memory/mod.ts";
-import { raise } from "./events.ts";
-import type { Processor } from "./processor.ts";
+} = abi;
+const { PAGE_SIZE } = slots;
 
 /** How an instruction uses memory. */
 export interface AccessSpec {

@@ -4,7 +4,13 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import { raise } from "./events.ts";
+import { pushFrame, switchContext } from "./frames.ts";
+import { knownSelector, type Processor } from "./processor.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   CS,
   DESCRIPTOR_PTR64,
   EFER_SCE,
@@ -47,6 +53,7 @@ import {
   RDI,
   RDX,
   RFLAGS,
+  SYSCALL_ENTRY,
   SYS_CR0,
   SYS_CR3,
   SYS_CR4,
@@ -60,14 +67,10 @@ import {
   SYS_KERNEL_GS_BASE,
   SYS_LSTAR,
   SYS_STAR,
-  SYSCALL_ENTRY,
   UD_VECTOR,
   USER_CS,
   VECTOR,
-} from "../../abi/mod.ts";
-import { raise } from "./events.ts";
-import { pushFrame, switchContext } from "./frames.ts";
-import { knownSelector, type Processor } from "./processor.ts";
+} = abi;
 
 /** MSRs that a processor keeps in its system registers and that hosts let guests reach without an exit. */
 const SYSTEM_MSRS: ReadonlyMap<number, number> = new Map<number, number>([

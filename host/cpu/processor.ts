@@ -5,7 +5,21 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import { exceptionName, type Frame, instructionText, X86Cpu, X86Fault } from "../../abi/mod.ts";
+import type { CodeStore, Guest } from "../../abi/mod.ts";
+import * as core from "../core/mod.ts";
+import type { Engine, Thread } from "../core/mod.ts";
+import type { Costs } from "../cost/mod.ts";
+import type { GuestMemory, Watcher } from "../memory/mod.ts";
+import { GuestError } from "./errors.ts";
+import { execute } from "./execute.ts";
+import { endFrame, resumeAt } from "./frames.ts";
+import { endSpin, rebaseSleep, spinInterrupted, workInterrupted } from "./waiting.ts";
+import type { Virtualization } from "./virtualization.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   CR0_ET,
   CR0_PE,
   CR0_PG,
@@ -13,11 +27,8 @@ import {
   CS,
   EFER_LMA,
   EFER_LME,
-  exceptionName,
   FLAG_FIXED,
-  type Frame,
   HIGH,
-  instructionText,
   KERNEL32_CS,
   KERNEL_CS,
   LENGTH,
@@ -31,18 +42,8 @@ import {
   SYS_WORDS,
   USER32_CS,
   USER_CS,
-  X86Cpu,
-  X86Fault,
-} from "../../abi/mod.ts";
-import type { CodeStore, Guest } from "../../abi/mod.ts";
-import { type Engine, FAR, LONG_AGO, type Thread } from "../core/mod.ts";
-import type { Costs } from "../cost/mod.ts";
-import type { GuestMemory, Watcher } from "../memory/mod.ts";
-import { GuestError } from "./errors.ts";
-import { execute } from "./execute.ts";
-import { endFrame, resumeAt } from "./frames.ts";
-import { endSpin, rebaseSleep, spinInterrupted, workInterrupted } from "./waiting.ts";
-import type { Virtualization } from "./virtualization.ts";
+} = abi;
+const { FAR, LONG_AGO } = core;
 
 /**
  * Resumes a generator. Each guest function has a prototype of its own, so looking `next` up on the generators would be
@@ -70,17 +71,17 @@ export interface ProcessorParts {
 /** A logical processor in guest mode. */
 export class Processor {
   /** Its name in messages. */
-  readonly name: string;
+  declare readonly name: string;
   /** The stepping core. */
-  readonly engine: Engine;
+  declare readonly engine: Engine;
   /** The thread that steps it, and whose clock it advances. */
-  readonly thread: Thread;
+  declare readonly thread: Thread;
   /** The virtual machine's memory. */
-  readonly memory: GuestMemory;
+  declare readonly memory: GuestMemory;
   /** Prices. */
-  readonly cost: Costs;
+  declare readonly cost: Costs;
   /** Its virtualization hardware. */
-  readonly virtualization: Virtualization;
+  declare readonly virtualization: Virtualization;
   /** The guest's text; empty until an image is loaded. */
   text: CodeStore = { blockAt: () => undefined };
 

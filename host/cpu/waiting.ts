@@ -8,10 +8,14 @@
  * @module
  */
 
-import { OP_PAUSE_WHILE, OP_WORK, RAX, RCX } from "../../abi/mod.ts";
-import { FAR } from "../core/mod.ts";
+import * as abi from "../../abi/mod.ts";
+import * as core from "../core/mod.ts";
 import { operandBase } from "./memory_access.ts";
 import type { Processor } from "./processor.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { OP_PAUSE_WHILE, OP_WORK, RAX, RCX } = abi;
+const { FAR } = core;
 
 /** The longest sleep at a stretch; a longer computation goes on behind it. */
 const STRETCH: number = 1 << 28;
@@ -28,8 +32,14 @@ export function work(p: Processor): void {
     p.retire(OP_WORK);
     return;
   }
-  p.shadow = false; // Each turn of the loop is an instruction.
   const start = thread.time;
+  if (p.shadow) {
+    // Each turn of the loop is an instruction: an event that the shadow holds off comes after the first.
+    p.shadow = false;
+    thread.time = start + 1;
+    takeLeft(regs, 1);
+    return;
+  }
   const until = p.asyncAt < start + left ? p.asyncAt : start + left;
   p.sleepStart = start;
   thread.time = until;
@@ -67,8 +77,9 @@ export function pauseWhile(p: Processor): void {
     p.retire(OP_PAUSE_WHILE);
     return;
   }
-  p.shadow = false;
-  if (!p.bulkSpin) {
+  // The first turn ends the STI shadow, and an event that it holds off comes then.
+  if (p.shadow || !p.bulkSpin) {
+    p.shadow = false;
     p.charge(p.cost.pauseLoop);
     return;
   }
@@ -117,5 +128,5 @@ function turnAfter(p: Processor, time: number): number {
 export function rebaseSleep(p: Processor, by: number): void {
   const turn = Math.max(1, p.cost.pauseLoop);
   const start = p.sleepStart - by;
-  p.sleepStart = start < -turn ? start - (Math.ceil(start / turn) + 1) * turn : start;
+  p.sleepStart = (start < -turn ? start - (Math.ceil(start / turn) + 1) * turn : start) | 0;
 }

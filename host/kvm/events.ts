@@ -6,9 +6,15 @@
  */
 
 import { PENDING_INIT, PENDING_SIPI } from "../lapic/mod.ts";
-import { TP } from "../trace/mod.ts";
-import { REQ_EVENT, REQ_NMI } from "./requests.ts";
-import { MpState, type Vcpu } from "./vcpu.ts";
+import * as tracing from "../trace/mod.ts";
+import * as requests from "./requests.ts";
+import * as modes from "./modes.ts";
+import type { Vcpu } from "./vcpu.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { TP } = tracing;
+const { REQ_EVENT, REQ_NMI } = requests;
+const { MpState } = modes;
 
 /** Counts NMIs that arrived: one waits while NMIs are blocked, two otherwise. */
 export function processNmi(vcpu: Vcpu): void {

@@ -4,12 +4,21 @@
  * @module
  */
 
-import { IA32_TSC_DEADLINE, RAX, RCX, RDX, u64, X2APIC_ICR } from "../../abi/mod.ts";
+import * as abi from "../../abi/mod.ts";
+import { u64 } from "../../abi/mod.ts";
 import { writeX2apicIcr } from "../lapic/mod.ts";
-import { TP } from "../trace/mod.ts";
-import { FastPath } from "./backend.ts";
+import * as tracing from "../trace/mod.ts";
+import * as vendor from "./backend.ts";
 import { emulateHalt } from "./halt.ts";
-import { MpState, type Vcpu } from "./vcpu.ts";
+import * as modes from "./modes.ts";
+import type { Vcpu } from "./vcpu.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { IA32_TSC_DEADLINE, RAX, RCX, RDX, X2APIC_ICR } = abi;
+const { TP } = tracing;
+const { FastPath } = vendor;
+const { MpState } = modes;
+type FastPath = vendor.FastPath;
 
 /** WRMSR of the x2APIC ICR, where the optimized map knows the targets, and of IA32_TSC_DEADLINE. */
 export function fastWrmsr(vcpu: Vcpu): FastPath {

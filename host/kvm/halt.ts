@@ -4,11 +4,17 @@
  * @module
  */
 
-import { TP } from "../trace/mod.ts";
+import * as tracing from "../trace/mod.ts";
 import { acceptApicEvents, hasEvents } from "./events.ts";
-import { REQ_UNBLOCK } from "./requests.ts";
+import * as requests from "./requests.ts";
 import { cyclesToNs, nsToCycles } from "./time.ts";
-import { MpState, type Vcpu } from "./vcpu.ts";
+import * as modes from "./modes.ts";
+import type { Vcpu } from "./vcpu.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { TP } = tracing;
+const { REQ_UNBLOCK } = requests;
+const { MpState } = modes;
 
 /** halt_poll_ns: the longest poll, x86's default. */
 export const HALT_POLL_NS_MAX = 200_000;

@@ -4,19 +4,16 @@
  * @module
  */
 
-import {
-  type HypercallName,
-  hypercallName,
-  HYPERCALLS,
-  KVM_ENOSYS,
-  KVM_EPERM,
-  RAX,
-  RBX,
-} from "../../abi/mod.ts";
+import * as abi from "../../abi/mod.ts";
+import { type HypercallName, hypercallName } from "../../abi/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
 import { PV_HYPERCALLS } from "../pv/registry.ts";
-import { TP } from "../trace/mod.ts";
+import * as tracing from "../trace/mod.ts";
 import type { Vcpu } from "./vcpu.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { HYPERCALLS, KVM_ENOSYS, KVM_EPERM, RAX, RBX } = abi;
+const { TP } = tracing;
 
 /** What the host does on a call. The answer goes to RAX: a small number, negative for an error. */
 export interface HypercallHandler {

@@ -4,12 +4,22 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import { highOf, lowOf, msrName, u64 } from "../../abi/mod.ts";
+import { NotModelled } from "../cpu/errors.ts";
+import { systemMsrWord } from "../cpu/privileged.ts";
+import { MsrValue, readX2apicMsr, writeApicBase, writeX2apicMsr } from "../lapic/mod.ts";
+import { PV_MSR_HANDLERS } from "../pv/registry.ts";
+import * as tracing from "../trace/mod.ts";
+import type { Vcpu } from "./vcpu.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
+  CR0_PG,
   EFER_LMA,
   EFER_LME,
   EFER_NX,
   EFER_SCE,
-  highOf,
   IA32_APICBASE,
   IA32_CSTAR,
   IA32_EFER,
@@ -23,27 +33,18 @@ import {
   IA32_TSC_ADJUST,
   IA32_TSC_AUX,
   IA32_TSC_DEADLINE,
-  lowOf,
-  MSR_KVM_POLL_CONTROL,
-  msrName,
   MSRS,
+  MSR_KVM_POLL_CONTROL,
   RAX,
   RCX,
   RDX,
   SYS_CR0,
   SYS_EFER,
   SYS_TSC_AUX,
-  u64,
   X2APIC_MSR_BASE,
   X2APIC_MSR_LAST,
-} from "../../abi/mod.ts";
-import { CR0_PG } from "../../abi/mod.ts";
-import { NotModelled } from "../cpu/errors.ts";
-import { systemMsrWord } from "../cpu/privileged.ts";
-import { MsrValue, readX2apicMsr, writeApicBase, writeX2apicMsr } from "../lapic/mod.ts";
-import { PV_MSR_HANDLERS } from "../pv/registry.ts";
-import { TP } from "../trace/mod.ts";
-import type { Vcpu } from "./vcpu.ts";
+} = abi;
+const { TP } = tracing;
 
 /** What the host does on an access. A `false` raises #GP. */
 export interface MsrHandler {

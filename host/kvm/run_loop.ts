@@ -11,11 +11,18 @@
 
 import { high } from "../../abi/mod.ts";
 import { recalculateApicMap } from "../lapic/mod.ts";
-import { TP } from "../trace/mod.ts";
-import { FastPath } from "./backend.ts";
+import * as tracing from "../trace/mod.ts";
+import * as vendor from "./backend.ts";
 import { acceptApicEvents, injectEvents, processNmi, updateCr8Intercept } from "./events.ts";
 import { block } from "./halt.ts";
-import {
+import * as requests from "./requests.ts";
+import * as modes from "./modes.ts";
+import type { Vcpu } from "./vcpu.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { TP } = tracing;
+const { FastPath } = vendor;
+const {
   ATTENTION_APIC_MAP,
   ATTENTION_INTERLEAVE,
   ATTENTION_PV_EOI,
@@ -27,36 +34,9 @@ import {
   REQ_TRIPLE_FAULT,
   REQ_UNBLOCK,
   REQ_VM_DEAD,
-} from "./requests.ts";
-import { MpState, type Vcpu, VcpuMode } from "./vcpu.ts";
-
-/** Where in the loop a vCPU is. */
-export enum Phase {
-  /** At the top: runnable or not, requests, events. */
-  Top,
-  /** Ready to enter, but for the last check. */
-  Prepared,
-  /** An exit has happened. */
-  Exited,
-  /** The exit, or the block, is over. */
-  Done,
-}
-
-/** What a turn came to. */
-export enum Turn {
-  /** The vCPU is in guest mode. */
-  Guest,
-  /** It has nothing to run and must wait. */
-  Block,
-  /** The APIC map must be rebuilt. */
-  ApicMap,
-  /** It gave its CPU to somebody who waited. */
-  Preempted,
-  /** In explored runs: others may come between the checks and the entry. */
-  Interleave,
-  /** The virtual machine is dead. */
-  Dead,
-}
+} = requests;
+const { MpState, Phase, Turn, VcpuMode } = modes;
+type Turn = modes.Turn;
 
 /** Runs a vCPU until its virtual machine is dead. While it is in guest mode its thread takes the turns itself. */
 export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {

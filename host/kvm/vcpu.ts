@@ -5,8 +5,10 @@
  * @module
  */
 
-import { GP_VECTOR, type VcpuId } from "../../abi/mod.ts";
-import { FAR, Thread } from "../core/mod.ts";
+import * as abi from "../../abi/mod.ts";
+import type { VcpuId } from "../../abi/mod.ts";
+import * as core from "../core/mod.ts";
+import { Thread } from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
 import { Processor } from "../cpu/mod.ts";
 import { Lapic, resetLapic } from "../lapic/mod.ts";
@@ -15,35 +17,27 @@ import type { Machine } from "../machine.ts";
 import type { Pcpu } from "../sched/mod.ts";
 import type { Tracer } from "../trace/mod.ts";
 import { createBackend } from "./backends.ts";
-import { type Backend, FastPath } from "./backend.ts";
+import * as vendor from "./backend.ts";
+import type { Backend } from "./backend.ts";
 import type { CpuidTable } from "./cpuid.ts";
 import { HaltPolling } from "./halt.ts";
 import { MsrState } from "./msr_state.ts";
-import { ATTENTION_INTERLEAVE, ATTENTION_RESCHED, REQ_EVENT, REQ_NMI } from "./requests.ts";
-import { Phase, runLoop, takeTurn, Turn } from "./run_loop.ts";
+import * as requests from "./requests.ts";
+import * as modes from "./modes.ts";
+import { runLoop, takeTurn } from "./run_loop.ts";
 import type { Vm } from "./vm.ts";
 
-/** Where a vCPU is, as others see it (vcpu->mode). */
-export enum VcpuMode {
-  /** In the host. */
-  Outside,
-  /** In guest mode, or about to be: a kick needs an IPI. */
-  InGuest,
-  /** In guest mode, and an IPI is on its way. */
-  Exiting,
-}
-
-/** KVM_MP_STATE_*. */
-export enum MpState {
-  /** It runs, or could. */
-  Runnable,
-  /** It has never been started. */
-  Uninitialized,
-  /** It has had INIT and waits for a start-up IPI. */
-  InitReceived,
-  /** It executed HLT. */
-  Halted,
-}
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { GP_VECTOR } = abi;
+const { FAR } = core;
+const { FastPath } = vendor;
+const { ATTENTION_INTERLEAVE, ATTENTION_RESCHED, REQ_EVENT, REQ_NMI } = requests;
+const { MpState, Phase, Turn, VcpuMode } = modes;
+type MpState = modes.MpState;
+type Phase = modes.Phase;
+type Turn = modes.Turn;
+type VcpuMode = modes.VcpuMode;
+type FastPath = vendor.FastPath;
 
 /** One past the highest exit number of either vendor. */
 const EXIT_NUMBERS = 0x404;
@@ -117,42 +111,42 @@ export interface QueuedException {
 /** A vCPU. */
 export class Vcpu extends Thread {
   /** The virtual machine. */
-  readonly vm: Vm;
+  declare readonly vm: Vm;
   /** The machine. */
-  readonly machine: Machine;
+  declare readonly machine: Machine;
   /** Prices. */
-  readonly cost: Costs;
+  declare readonly cost: Costs;
   /** Its place among the vCPUs. */
-  readonly index: number;
+  declare readonly index: number;
   /** Its number: its x2APIC ID, and for the low 8 bits its xAPIC ID at reset. */
-  readonly vcpuId: VcpuId;
+  declare readonly vcpuId: VcpuId;
   /** Whether it is the bootstrap processor. */
-  readonly bootstrap: boolean;
+  declare readonly bootstrap: boolean;
   /** The processor. */
-  readonly processor: Processor;
+  declare readonly processor: Processor;
   /** The vendor module's part. */
-  readonly backend: Backend;
+  declare readonly backend: Backend;
   /** What CPUID says. */
-  readonly cpuid: CpuidTable;
+  declare readonly cpuid: CpuidTable;
   /** The local APIC. */
-  readonly lapic: Lapic;
+  declare readonly lapic: Lapic;
   /** MSRs that KVM keeps for it. */
-  readonly msrs: MsrState;
+  declare readonly msrs: MsrState;
   /** Paravirtual end of interrupt. */
-  readonly pvEoi: PvEoi;
+  declare readonly pvEoi: PvEoi;
   /** Halt polling. */
-  readonly haltPolling: HaltPolling;
+  declare readonly haltPolling: HaltPolling;
   /** Statistics. */
   readonly stats: VcpuStats = newStats();
   /** Exits by exit number. */
   readonly exitCounts: Uint32Array = new Uint32Array(EXIT_NUMBERS);
 
   /** The virtual machine's events. */
-  readonly tracer: Tracer;
+  declare readonly tracer: Tracer;
   /** Its own events' counts, by tracepoint. */
-  readonly counts: Uint32Array;
+  declare readonly counts: Uint32Array;
   /** Whether events are recorded. */
-  readonly recording: boolean;
+  declare readonly recording: boolean;
 
   /** Requests, as bits. */
   requests = 0;
@@ -161,7 +155,7 @@ export class Vcpu extends Thread {
   /** Where it is, as others see it. */
   mode: VcpuMode = VcpuMode.Outside;
   /** Whether it has been started. */
-  mpState: MpState;
+  declare mpState: MpState;
   /** Where in the run loop it is. */
   phase: Phase = Phase.Top;
   /** What its last turn came to. */

@@ -33,7 +33,8 @@ import { NOBODY, TP, TRACEPOINTS, Tracer } from "../trace/mod.ts";
 import { type BackendName, backendName } from "./backends.ts";
 import { HALT_POLL_NS_MAX } from "./halt.ts";
 import { ATTENTION_APIC_MAP, REQ_SCAN_IOAPIC, REQ_VM_DEAD } from "./requests.ts";
-import { Vcpu, VcpuMode } from "./vcpu.ts";
+import { VcpuMode } from "./modes.ts";
+import { Vcpu } from "./vcpu.ts";
 
 /** The most vCPUs of one virtual machine (KVM_MAX_VCPUS' default). */
 export const VCPU_LIMIT = 1024;
@@ -108,31 +109,31 @@ const KVM_EXIT_SHUTDOWN = 8;
 /** A virtual machine. */
 export class Vm {
   /** The machine that it runs on. */
-  readonly machine: Machine;
+  declare readonly machine: Machine;
   /** The stepping core. */
-  readonly engine: Engine;
+  declare readonly engine: Engine;
   /** The host's scheduler. */
-  readonly scheduler: HostScheduler;
+  declare readonly scheduler: HostScheduler;
   /** Which vendor's virtualization. */
-  readonly backend: BackendName;
+  declare readonly backend: BackendName;
   /** Whose KVM this is. */
-  readonly semantics: HostSemantics;
+  declare readonly semantics: HostSemantics;
   /** What that host does. */
-  readonly behaviour: HostBehaviour;
+  declare readonly behaviour: HostBehaviour;
   /** Prices. */
-  readonly cost: Costs;
+  declare readonly cost: Costs;
   /** The TSC's frequency in kHz. */
-  readonly tscKhz: number;
+  declare readonly tscKhz: number;
   /** Guest memory. */
   readonly memory: GuestMemory = new GuestMemory();
   /** The vCPUs, by index. */
-  readonly vcpus: readonly Vcpu[];
+  declare readonly vcpus: readonly Vcpu[];
   /** Events, counted and recorded. */
-  readonly tracer: Tracer;
+  declare readonly tracer: Tracer;
   /** The I/O APIC. */
-  readonly ioapic: Ioapic;
+  declare readonly ioapic: Ioapic;
   /** Interrupt routing. */
-  readonly routing: IrqRouting;
+  declare readonly routing: IrqRouting;
   /** In-kernel devices at addresses. */
   readonly mmioBus: DeviceBus = new DeviceBus("MMIO");
   /** In-kernel devices at ports. */
@@ -143,26 +144,26 @@ export class Vm {
   userspacePioDevice: UserspaceDevice | undefined = undefined;
 
   /** Whether features that CPUID does not offer are refused. Looked up at each use. */
-  enforcePvFeatureCpuid: boolean;
+  declare enforcePvFeatureCpuid: boolean;
   /** The ignore_msrs parameter. */
-  readonly ignoreMsrs: boolean;
+  declare readonly ignoreMsrs: boolean;
   /** The vector_hashing parameter. */
-  readonly vectorHashing: boolean;
+  declare readonly vectorHashing: boolean;
   /** The halt_poll_ns parameter. */
-  readonly haltPollNs: number;
+  declare readonly haltPollNs: number;
   /** KVM_X2APIC_API_USE_32BIT_IDS. */
-  readonly x2apicFormat: boolean;
+  declare readonly x2apicFormat: boolean;
   /** KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK. */
-  readonly x2apicBroadcastQuirkDisabled: boolean;
+  declare readonly x2apicBroadcastQuirkDisabled: boolean;
   /** Whether the I/O APIC is in the kernel. */
-  readonly ioapicInKernel: boolean;
+  declare readonly ioapicInKernel: boolean;
 
   /** The optimized APIC map; undefined where IDs are ambiguous. */
   apicMap: ApicMap | undefined = undefined;
   /** Whether the map is current. */
   apicMapState: MapState = MapState.Clean;
   /** Held by whoever rebuilds the map (apic_map_lock). */
-  readonly apicMapLock: Mutex;
+  declare readonly apicMapLock: Mutex;
   /** The message that ICR writes are sent with. */
   readonly ipi: InterruptMessage = new InterruptMessage();
   /** The message that kicks are sent with. */

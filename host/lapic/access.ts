@@ -4,11 +4,14 @@
  * @module
  */
 
-import { APIC_ICR, APIC_PAGE_SIZE, X2APIC_MSR_BASE } from "../../abi/mod.ts";
+import * as abi from "../../abi/mod.ts";
 import { apicPageAddress } from "./base.ts";
 import { writeX2apicIcr, x2apicIcrHigh } from "./icr.ts";
 import type { Lapic } from "./lapic.ts";
 import { emulatedRead, emulatedWrite, UNREADABLE } from "./registers.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { APIC_ICR, APIC_PAGE_SIZE, X2APIC_MSR_BASE } = abi;
 
 /** What an MMIO read gave: the value, or that the APIC does not answer. */
 export type MmioRead = { readonly value: bigint } | "not-mine";

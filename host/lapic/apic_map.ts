@@ -29,9 +29,9 @@ export type MapSlot = Lapic | undefined;
 /** A built map. */
 export class ApicMap {
   /** The highest ID that has a slot. */
-  readonly maxApicId: number;
+  declare readonly maxApicId: number;
   /** Slots by physical ID. */
-  readonly phys: MapSlot[];
+  declare readonly phys: MapSlot[];
   /** How logical destinations are looked up. */
   logicalMode: LogicalMode = LogicalMode.SoftwareDisabled;
   /** Flat slots by bit. */

@@ -4,7 +4,17 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import { x2apicLdr } from "../../abi/mod.ts";
+import { type Lapic, LVT_ENTRIES } from "./lapic.ts";
+import { lvtOffset } from "./registers.ts";
+import { countVectors } from "./vectors.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
+  APICBASE_BSP,
+  APICBASE_ENABLE,
+  APICBASE_X2APIC_ENABLE,
   APIC_DEFAULT_BASE,
   APIC_DFR,
   APIC_DFR_FLAT,
@@ -25,15 +35,8 @@ import {
   APIC_TMICT,
   APIC_TMR,
   APIC_VERSION,
-  APICBASE_BSP,
-  APICBASE_ENABLE,
-  APICBASE_X2APIC_ENABLE,
   HIGH,
-  x2apicLdr,
-} from "../../abi/mod.ts";
-import { type Lapic, LVT_ENTRIES } from "./lapic.ts";
-import { lvtOffset } from "./registers.ts";
-import { countVectors } from "./vectors.ts";
+} = abi;
 
 const MODE = APICBASE_ENABLE | APICBASE_X2APIC_ENABLE;
 /** Bits 7:0 and 9. */

@@ -5,7 +5,20 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import { popcount } from "../../abi/mod.ts";
+import { NotModelled } from "../cpu/errors.ts";
+import * as requests from "../kvm/requests.ts";
+import type { Vm } from "../kvm/vm.ts";
+import * as tracing from "../trace/mod.ts";
+import { type ApicMap, LogicalGroup, LogicalMode } from "./apic_map.ts";
+import { matchDestination } from "./destination.ts";
+import { type Lapic, PENDING_INIT, PENDING_SIPI } from "./lapic.ts";
+import type { InterruptMessage } from "./message.ts";
+import { clearVector, setVector, testVector } from "./vectors.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   APIC_BROADCAST,
   APIC_DEST_SELF,
   APIC_DM_EXTINT,
@@ -16,24 +29,16 @@ import {
   APIC_DM_REMRD,
   APIC_DM_SMI,
   APIC_DM_STARTUP,
+  APIC_LVTPC,
   APIC_LVT_LEVEL_TRIGGER,
   APIC_LVT_MASKED,
-  APIC_LVTPC,
   APIC_MODE_MASK,
   APIC_TMR,
   APIC_VECTOR_MASK,
-  popcount,
   X2APIC_BROADCAST,
-} from "../../abi/mod.ts";
-import { NotModelled } from "../cpu/errors.ts";
-import { REQ_EVENT } from "../kvm/requests.ts";
-import type { Vm } from "../kvm/vm.ts";
-import { TP } from "../trace/mod.ts";
-import { type ApicMap, LogicalGroup, LogicalMode } from "./apic_map.ts";
-import { matchDestination } from "./destination.ts";
-import { type Lapic, PENDING_INIT, PENDING_SIPI } from "./lapic.ts";
-import type { InterruptMessage } from "./message.ts";
-import { clearVector, setVector, testVector } from "./vectors.ts";
+} = abi;
+const { REQ_EVENT } = requests;
+const { TP } = tracing;
 
 /** What {@linkcode deliverFast} answers where the map cannot say who is meant. */
 export const NOT_RESOLVED = -2;

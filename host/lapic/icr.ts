@@ -4,10 +4,14 @@
  * @module
  */
 
-import { APIC_ICR, APIC_ICR2, APIC_ICR_BUSY, X2APIC_ICR_RESERVED } from "../../abi/mod.ts";
-import { TP } from "../trace/mod.ts";
+import * as abi from "../../abi/mod.ts";
+import * as tracing from "../trace/mod.ts";
 import { deliver, deliverFast, NOT_RESOLVED } from "./delivery.ts";
 import type { Lapic } from "./lapic.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { APIC_ICR, APIC_ICR2, APIC_ICR_BUSY, X2APIC_ICR_RESERVED } = abi;
+const { TP } = tracing;
 
 /** Sends what the low half of an ICR says to `destination`. */
 export function sendIpi(lapic: Lapic, low: number, destination: number): void {

@@ -5,7 +5,17 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import * as tracing from "../trace/mod.ts";
+import * as requests from "../kvm/requests.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import { LapicTimer } from "./timer.ts";
+import { type ApicPage, clearVector, highestVector, setVector, testVector } from "./vectors.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
+  APICBASE_ENABLE,
+  APICBASE_X2APIC_ENABLE,
   APIC_DEFAULT_BASE,
   APIC_ID,
   APIC_IRR,
@@ -15,14 +25,9 @@ import {
   APIC_SPIV_APIC_ENABLED,
   APIC_TASKPRI,
   APIC_TMR,
-  APICBASE_ENABLE,
-  APICBASE_X2APIC_ENABLE,
-} from "../../abi/mod.ts";
-import { TP } from "../trace/mod.ts";
-import { REQ_EVENT } from "../kvm/requests.ts";
-import type { Vcpu } from "../kvm/vcpu.ts";
-import { LapicTimer } from "./timer.ts";
-import { type ApicPage, clearVector, highestVector, setVector, testVector } from "./vectors.ts";
+} = abi;
+const { TP } = tracing;
+const { REQ_EVENT } = requests;
 
 /** Pending event: INIT. */
 export const PENDING_INIT = 1;
@@ -35,11 +40,11 @@ export const LVT_ENTRIES = 6;
 /** A local APIC. */
 export class Lapic {
   /** The vCPU that it belongs to. */
-  readonly vcpu: Vcpu;
+  declare readonly vcpu: Vcpu;
   /** The register page. */
   readonly page: ApicPage = new Uint32Array(1024);
   /** The timer. */
-  readonly timer: LapicTimer;
+  declare readonly timer: LapicTimer;
 
   /** IA32_APIC_BASE, low half. */
   base: number = APIC_DEFAULT_BASE | APICBASE_ENABLE;

@@ -4,7 +4,10 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   APIC_DEST_LOGICAL,
   APIC_DM_LOWEST,
   APIC_INT_ASSERT,
@@ -12,7 +15,7 @@ import {
   APIC_MODE_MASK,
   APIC_SHORT_MASK,
   APIC_VECTOR_MASK,
-} from "../../abi/mod.ts";
+} = abi;
 
 /** An interrupt message. One is reused for many sends: it holds no state of its own. */
 export class InterruptMessage {

@@ -5,7 +5,14 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import { apicRegister } from "../../abi/mod.ts";
+import * as tracing from "../trace/mod.ts";
+import { sendIpi } from "./icr.ts";
+import { type Lapic, LVT_ENTRIES } from "./lapic.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   APIC_ARBPRI,
   APIC_DEST_SELF,
   APIC_DFR,
@@ -18,12 +25,12 @@ import {
   APIC_LDR,
   APIC_LVR,
   APIC_LVR_DIRECTED_EOI,
-  APIC_LVT_MASKED,
-  APIC_LVT_TIMER_MODE_MASK,
-  APIC_LVT_TIMER_PERIODIC,
   APIC_LVTCMCI,
   APIC_LVTERR,
   APIC_LVTT,
+  APIC_LVT_MASKED,
+  APIC_LVT_TIMER_MODE_MASK,
+  APIC_LVT_TIMER_PERIODIC,
   APIC_PROCPRI,
   APIC_SELF_IPI,
   APIC_SPIV,
@@ -33,11 +40,8 @@ import {
   APIC_TDCR,
   APIC_TMCCT,
   APIC_TMICT,
-  apicRegister,
-} from "../../abi/mod.ts";
-import { TP } from "../trace/mod.ts";
-import { sendIpi } from "./icr.ts";
-import { type Lapic, LVT_ENTRIES } from "./lapic.ts";
+} = abi;
+const { TP } = tracing;
 
 /** What {@linkcode readRegister} answers for a register that cannot be read. */
 export const UNREADABLE = -1;

@@ -7,8 +7,12 @@
  * @module
  */
 
-import { hex, HIGH } from "../../abi/mod.ts";
+import * as abi from "../../abi/mod.ts";
+import { hex } from "../../abi/mod.ts";
 import { Slot, SLOT_LIMIT, type SlotOptions } from "./slot.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { HIGH } = abi;
 
 /** Somebody who waits for a store to a 32-bit word. */
 export interface Watcher {

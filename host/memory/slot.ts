@@ -28,21 +28,21 @@ export interface SlotOptions {
 /** A range of guest memory and its bytes. */
 export class Slot {
   /** First address. */
-  readonly base: number;
+  declare readonly base: number;
   /** Bytes. */
-  readonly size: number;
+  declare readonly size: number;
   /** One past the last address. */
-  readonly end: number;
+  declare readonly end: number;
   /** KVM_MEM_READONLY. */
-  readonly readonly: boolean;
+  declare readonly readonly: boolean;
   /** Mapped read-only by the guest itself. */
-  readonly guestReadonly: boolean;
+  declare readonly guestReadonly: boolean;
   /** The bytes. */
-  readonly u8: Uint8Array;
+  declare readonly u8: Uint8Array;
   /** The bytes as aligned little-endian words. */
-  readonly u32: Uint32Array;
+  declare readonly u32: Uint32Array;
   /** The bytes for accesses of any alignment. */
-  readonly view: DataView;
+  declare readonly view: DataView;
 
   /** Backs a range. Memory that is never touched costs nothing. Throws `RangeError` for a range that cannot be. */
   constructor(options: SlotOptions) {

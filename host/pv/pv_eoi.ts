@@ -11,13 +11,17 @@
  * @module
  */
 
-import { KVM_MSR_ENABLED, KVM_PV_EOI_ENABLED } from "../../abi/mod.ts";
-import { MSR_KVM_PV_EOI_EN } from "../../abi/mod.ts";
-import { ATTENTION_PV_EOI } from "../kvm/requests.ts";
+import * as abi from "../../abi/mod.ts";
+import * as requests from "../kvm/requests.ts";
 import type { MsrHandler } from "../kvm/msr.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { GuestCache } from "../memory/mod.ts";
-import { TP } from "../trace/mod.ts";
+import * as tracing from "../trace/mod.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { KVM_MSR_ENABLED, KVM_PV_EOI_ENABLED, MSR_KVM_PV_EOI_EN } = abi;
+const { ATTENTION_PV_EOI } = requests;
+const { TP } = tracing;
 
 /** Why PV EOI is not armed for the interrupt in service; "armed" where it is. */
 export type PvEoiState =

@@ -4,13 +4,17 @@
  * @module
  */
 
-import { type Engine, FAR, type Rebased, rebased, Timer } from "../core/mod.ts";
+import * as core from "../core/mod.ts";
+import { type Engine, type Rebased, rebased, Timer } from "../core/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { FAR } = core;
 
 /** A physical CPU. */
 export class Pcpu implements Rebased {
   /** Its number. */
-  readonly id: number;
+  declare readonly id: number;
   /** The vCPU whose thread it runs; undefined while it is idle. */
   current: Vcpu | undefined = undefined;
   /** The host's scheduler wants to run somebody else. */
@@ -18,7 +22,7 @@ export class Pcpu implements Rebased {
   /** When the next physical interrupt arrives, counted from the epoch; FAR for none. */
   interruptAt: number = FAR;
   /** Fires at the end of a time slice. */
-  readonly slice: Timer;
+  declare readonly slice: Timer;
 
   readonly #engine: Engine;
 

@@ -23,7 +23,7 @@ export const PCPU_LIMIT = 4096;
 /** Places vCPU threads on CPUs. */
 export class HostScheduler {
   /** The CPUs. */
-  readonly pcpus: readonly Pcpu[];
+  declare readonly pcpus: readonly Pcpu[];
   readonly #engine: Engine;
   readonly #slice: number;
   readonly #waiting: Vcpu[] = [];

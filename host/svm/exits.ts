@@ -4,10 +4,28 @@
  * @module
  */
 
+import * as abi from "../../abi/mod.ts";
+import { high, low } from "../../abi/mod.ts";
+import { NotModelled } from "../cpu/errors.ts";
+import { emulateCpuid } from "../kvm/cpuid.ts";
 import {
+  emulateMemoryAccess,
+  emulateMovFromCr,
+  emulateMovToCr,
+  emulatePio,
+  fixHypercall,
+} from "../kvm/emulate.ts";
+import { emulateHalt } from "../kvm/halt.ts";
+import { emulateHypercall } from "../kvm/hypercall.ts";
+import { emulateRdmsr, emulateWrmsr } from "../kvm/msr.ts";
+import * as requests from "../kvm/requests.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import * as tracing from "../trace/mod.ts";
+import type { Svm } from "./svm.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   DB_VECTOR,
-  high,
-  low,
   OP_VMCALL,
   OP_VMMCALL,
   SVM_EXIT_CPUID,
@@ -26,23 +44,9 @@ import {
   SVM_EXIT_WBINVD,
   SVM_EXIT_WRITE_CR8,
   UD_VECTOR,
-} from "../../abi/mod.ts";
-import { NotModelled } from "../cpu/errors.ts";
-import { emulateCpuid } from "../kvm/cpuid.ts";
-import {
-  emulateMemoryAccess,
-  emulateMovFromCr,
-  emulateMovToCr,
-  emulatePio,
-  fixHypercall,
-} from "../kvm/emulate.ts";
-import { emulateHalt } from "../kvm/halt.ts";
-import { emulateHypercall } from "../kvm/hypercall.ts";
-import { emulateRdmsr, emulateWrmsr } from "../kvm/msr.ts";
-import { REQ_EVENT, REQ_TRIPLE_FAULT } from "../kvm/requests.ts";
-import type { Vcpu } from "../kvm/vcpu.ts";
-import { TP } from "../trace/mod.ts";
-import type { Svm } from "./svm.ts";
+} = abi;
+const { REQ_EVENT, REQ_TRIPLE_FAULT } = requests;
+const { TP } = tracing;
 
 /** Serves an exit by the slow path. */
 export function handleSvmExit(vcpu: Vcpu, svm: Svm): void {

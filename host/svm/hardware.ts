@@ -5,7 +5,20 @@
  * @module
  */
 
+import * as abi from "../../abi/mod.ts";
 import {
+  deliverInjectedException,
+  deliverInterrupt,
+  type Processor,
+  raise,
+  type Virtualization,
+} from "../cpu/mod.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import * as control from "./vmcb.ts";
+import type { Vmcb } from "./vmcb.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   DB_VECTOR,
   FLAG_IF,
   IA32_CSTAR,
@@ -39,23 +52,8 @@ import {
   V_INTR_PRIO_SHIFT,
   V_IRQ_MASK,
   V_TPR_MASK,
-} from "../../abi/mod.ts";
-import {
-  deliverInjectedException,
-  deliverInterrupt,
-  type Processor,
-  raise,
-  type Virtualization,
-} from "../cpu/mod.ts";
-import type { Vcpu } from "../kvm/vcpu.ts";
-import {
-  EVTINJ_TYPE_EXEPT,
-  EVTINJ_TYPE_INTR,
-  EVTINJ_TYPE_MASK,
-  EVTINJ_TYPE_NMI,
-  EVTINJ_VALID,
-} from "./vmcb.ts";
-import type { Vmcb } from "./vmcb.ts";
+} = abi;
+const { EVTINJ_TYPE_EXEPT, EVTINJ_TYPE_INTR, EVTINJ_TYPE_MASK, EVTINJ_TYPE_NMI, EVTINJ_VALID } = control;
 
 /** Exceptions that KVM intercepts with nested paging: #DB, #UD, #AC, #MC. */
 const EXCEPTION_INTERCEPTS = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);

@@ -5,7 +5,19 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import * as vendor from "../kvm/backend.ts";
+import type { Backend } from "../kvm/backend.ts";
+import { fastHalt, fastInvd, fastWrmsr } from "../kvm/fast_path.ts";
+import * as requests from "../kvm/requests.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import { handleSvmExit } from "./exits.ts";
+import { SvmHardware } from "./hardware.ts";
+import * as control from "./vmcb.ts";
+import { Vmcb } from "./vmcb.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   FLAG_IF,
   NMI_VECTOR,
   RFLAGS,
@@ -17,21 +29,11 @@ import {
   V_INTR_PRIO_SHIFT,
   V_IRQ_MASK,
   V_TPR_MASK,
-} from "../../abi/mod.ts";
-import { type Backend, FastPath } from "../kvm/backend.ts";
-import { fastHalt, fastInvd, fastWrmsr } from "../kvm/fast_path.ts";
-import { REQ_EVENT } from "../kvm/requests.ts";
-import type { Vcpu } from "../kvm/vcpu.ts";
-import { handleSvmExit } from "./exits.ts";
-import { SvmHardware } from "./hardware.ts";
-import {
-  EVTINJ_TYPE_EXEPT,
-  EVTINJ_TYPE_INTR,
-  EVTINJ_TYPE_NMI,
-  EVTINJ_VALID,
-  EVTINJ_VALID_ERR,
-  Vmcb,
-} from "./vmcb.ts";
+} = abi;
+const { FastPath } = vendor;
+const { REQ_EVENT } = requests;
+const { EVTINJ_TYPE_EXEPT, EVTINJ_TYPE_INTR, EVTINJ_TYPE_NMI, EVTINJ_VALID, EVTINJ_VALID_ERR } = control;
+type FastPath = vendor.FastPath;
 
 const V_INTR_PRIO_MASK = 0xf << V_INTR_PRIO_SHIFT;
 
@@ -42,7 +44,7 @@ export class Svm implements Backend {
   /** The VMCB. */
   readonly vmcb: Vmcb = new Vmcb();
   /** The hardware that it controls. */
-  readonly hardware: SvmHardware;
+  declare readonly hardware: SvmHardware;
   /** SVM has no timer that exits. */
   readonly hasPreemptionTimer = false;
   /** AMD splits the x2APIC ICR. */

@@ -31,7 +31,7 @@ export class Tracer {
   /** Counts by tracepoint: a row for events without a vCPU, then one for each vCPU. */
   readonly counts: Uint32Array[] = [new Uint32Array(TRACEPOINTS.length)];
   /** Whether records are kept. */
-  readonly recording: boolean;
+  declare readonly recording: boolean;
 
   readonly #capacity: number;
   readonly #words: Uint32Array;

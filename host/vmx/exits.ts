@@ -4,7 +4,23 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import { high, low } from "../../abi/mod.ts";
+import { NotModelled } from "../cpu/errors.ts";
+import { emulateCpuid } from "../kvm/cpuid.ts";
+import { emulateMemoryAccess, emulateMovToCr, emulatePio, fixHypercall } from "../kvm/emulate.ts";
+import { emulateHalt } from "../kvm/halt.ts";
+import { emulateHypercall } from "../kvm/hypercall.ts";
+import { emulateRdmsr, emulateWrmsr } from "../kvm/msr.ts";
+import * as requests from "../kvm/requests.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import { emulatedWrite } from "../lapic/mod.ts";
+import * as tracing from "../trace/mod.ts";
+import type { Vmcs } from "./vmcs.ts";
+import type { Vmx } from "./vmx.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   APIC_ACCESS_LINEAR_WRITE,
   APIC_EOI,
   CPU_BASED_INTR_WINDOW_EXITING,
@@ -28,24 +44,12 @@ import {
   EXIT_REASON_TRIPLE_FAULT,
   EXIT_REASON_VMCALL,
   EXIT_REASON_WBINVD,
-  high,
-  low,
   OP_VMCALL,
   OP_VMMCALL,
   UD_VECTOR,
-} from "../../abi/mod.ts";
-import { NotModelled } from "../cpu/errors.ts";
-import { emulateCpuid } from "../kvm/cpuid.ts";
-import { emulateMemoryAccess, emulateMovToCr, emulatePio, fixHypercall } from "../kvm/emulate.ts";
-import { emulateHalt } from "../kvm/halt.ts";
-import { emulateHypercall } from "../kvm/hypercall.ts";
-import { emulateRdmsr, emulateWrmsr } from "../kvm/msr.ts";
-import { REQ_EVENT, REQ_TRIPLE_FAULT } from "../kvm/requests.ts";
-import type { Vcpu } from "../kvm/vcpu.ts";
-import { emulatedWrite } from "../lapic/mod.ts";
-import { TP } from "../trace/mod.ts";
-import type { Vmcs } from "./vmcs.ts";
-import type { Vmx } from "./vmx.ts";
+} = abi;
+const { REQ_EVENT, REQ_TRIPLE_FAULT } = requests;
+const { TP } = tracing;
 
 /** Serves an exit by the slow path. */
 export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {

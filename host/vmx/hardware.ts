@@ -5,7 +5,19 @@
  * @module
  */
 
+import * as abi from "../../abi/mod.ts";
 import {
+  deliverInjectedException,
+  deliverInterrupt,
+  type Processor,
+  raise,
+  type Virtualization,
+} from "../cpu/mod.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import type { Vmcs } from "./vmcs.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   APIC_ACCESS_LINEAR_READ,
   APIC_ACCESS_LINEAR_WRITE,
   APIC_DEFAULT_BASE,
@@ -36,6 +48,7 @@ import {
   EXIT_REASON_VMCALL,
   EXIT_REASON_WBINVD,
   FLAG_IF,
+  GP_VECTOR,
   INTR_INFO_VALID,
   INTR_TYPE_EXT_INTR,
   INTR_TYPE_HARD_EXCEPTION,
@@ -43,22 +56,14 @@ import {
   NMI_VECTOR,
   OP_STORE32,
   RAX,
+  RDX,
   RFLAGS,
   SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES,
   SYS_CR0,
   SYS_CR4,
   UD_VECTOR,
   X2APIC_TPR,
-} from "../../abi/mod.ts";
-import {
-  deliverInjectedException,
-  deliverInterrupt,
-  type Processor,
-  raise,
-  type Virtualization,
-} from "../cpu/mod.ts";
-import type { Vcpu } from "../kvm/vcpu.ts";
-import type { Vmcs } from "./vmcs.ts";
+} = abi;
 
 /** Exceptions that KVM intercepts with EPT: #DB, #UD, #AC, #MC. */
 const EXCEPTION_BITMAP = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
@@ -155,10 +160,15 @@ export class VmxHardware implements Virtualization {
       p.virtualValue = this.#vcpu.lapic.get(APIC_TASKPRI);
       return false;
     }
+    // The reserved bits are checked as on a physical x2APIC (SDM 3C 30.5).
+    if ((p.regs[RAX] & ~0xff) !== 0 || p.regs[RDX] !== 0) {
+      raise(p, GP_VECTOR, 0);
+      return true;
+    }
     const { pending } = p.context;
     p.charge(p.cost.msr);
     p.retire(pending);
-    this.#setVtpr(p, p.regs[RAX] & 0xff);
+    this.#setVtpr(p, p.regs[RAX]);
     return true;
   }
 

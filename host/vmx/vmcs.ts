@@ -4,7 +4,10 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   CPU_BASED_ACTIVATE_SECONDARY,
   CPU_BASED_HLT_EXITING,
   CPU_BASED_TPR_SHADOW,
@@ -14,7 +17,7 @@ import {
   IA32_KERNEL_GS_BASE,
   IA32_TSC,
   SECONDARY_EXEC_ENABLE_EPT,
-} from "../../abi/mod.ts";
+} = abi;
 
 /** What KVM sets for every vCPU with an in-kernel local APIC. */
 const PRIMARY = CPU_BASED_HLT_EXITING | CPU_BASED_TPR_SHADOW | CPU_BASED_USE_MSR_BITMAPS |

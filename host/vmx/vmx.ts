@@ -4,7 +4,18 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import * as vendor from "../kvm/backend.ts";
+import type { Backend } from "../kvm/backend.ts";
+import { fastHalt, fastInvd, fastWrmsr } from "../kvm/fast_path.ts";
+import * as requests from "../kvm/requests.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
+import { handleVmxExit } from "./exits.ts";
+import { VmxHardware } from "./hardware.ts";
+import { Vmcs } from "./vmcs.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   CPU_BASED_INTR_WINDOW_EXITING,
   CPU_BASED_NMI_WINDOW_EXITING,
   EXIT_REASON_EXTERNAL_INTERRUPT,
@@ -24,14 +35,10 @@ import {
   SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE,
   VMX_EXIT_REASONS,
   X2APIC_TPR,
-} from "../../abi/mod.ts";
-import { type Backend, FastPath } from "../kvm/backend.ts";
-import { fastHalt, fastInvd, fastWrmsr } from "../kvm/fast_path.ts";
-import { REQ_EVENT } from "../kvm/requests.ts";
-import type { Vcpu } from "../kvm/vcpu.ts";
-import { handleVmxExit } from "./exits.ts";
-import { VmxHardware } from "./hardware.ts";
-import { Vmcs } from "./vmcs.ts";
+} = abi;
+const { FastPath } = vendor;
+const { REQ_EVENT } = requests;
+type FastPath = vendor.FastPath;
 
 const WINDOWS = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
 
@@ -42,7 +49,7 @@ export class Vmx implements Backend {
   /** The VMCS. */
   readonly vmcs: Vmcs = new Vmcs();
   /** The hardware that it controls. */
-  readonly hardware: VmxHardware;
+  declare readonly hardware: VmxHardware;
   /** Intel keeps the x2APIC ICR in one piece. */
   readonly x2apicIcrIsSplit = false;
   readonly #vcpu: Vcpu;

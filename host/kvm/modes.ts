@@ -1,0 +1,55 @@
+/**
+ * The states of a vCPU: where it is, as others see it, and where in the run loop.
+ *
+ * @module
+ */
+
+/** Where a vCPU is, as others see it (vcpu->mode). */
+export enum VcpuMode {
+  /** In the host. */
+  Outside,
+  /** In guest mode, or about to be: a kick needs an IPI. */
+  InGuest,
+  /** In guest mode, and an IPI is on its way. */
+  Exiting,
+}
+
+/** KVM_MP_STATE_*. */
+export enum MpState {
+  /** It runs, or could. */
+  Runnable,
+  /** It has never been started. */
+  Uninitialized,
+  /** It has had INIT and waits for a start-up IPI. */
+  InitReceived,
+  /** It executed HLT. */
+  Halted,
+}
+
+/** Where in the loop a vCPU is. */
+export enum Phase {
+  /** At the top: runnable or not, requests, events. */
+  Top,
+  /** Ready to enter, but for the last check. */
+  Prepared,
+  /** An exit has happened. */
+  Exited,
+  /** The exit, or the block, is over. */
+  Done,
+}
+
+/** What a turn came to. */
+export enum Turn {
+  /** The vCPU is in guest mode. */
+  Guest,
+  /** It has nothing to run and must wait. */
+  Block,
+  /** The APIC map must be rebuilt. */
+  ApicMap,
+  /** It gave its CPU to somebody who waited. */
+  Preempted,
+  /** In explored runs: others may come between the checks and the entry. */
+  Interleave,
+  /** The virtual machine is dead. */
+  Dead,
+}
