@@ -1,0 +1,52 @@
+import { assertEquals, assertLess } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import fc from "fast-check";
+import { BACKENDS, type CostProfile, PRIMITIVES, SKYLAKE_VMX } from "../../../host/mod.ts";
+import { outcome, play, type PlayOptions, type Plot, plots } from "../../support/random_guests.ts";
+
+/** Everything costs the same, so that equal clocks are common. */
+const EVEN: CostProfile = {
+  ...SKYLAKE_VMX,
+  name: "even",
+  costs: Object.fromEntries(
+    PRIMITIVES.map(({ name }) => [name, { cycles: 10, provenance: "assumed", source: "for ties" }]),
+  ) as CostProfile["costs"],
+};
+
+const options: fc.Arbitrary<PlayOptions> = fc.record({
+  machine: fc.record({
+    pcpus: fc.integer({ min: 1, max: 4 }),
+    timeSlice: fc.constantFrom(10_000, 30_000, 7_500_000),
+  }),
+  vm: fc.record({
+    backend: fc.constantFrom(...BACKENDS),
+    haltPollNs: fc.constantFrom(0, 200_000),
+    costs: fc.constantFrom(SKYLAKE_VMX, EVEN),
+  }),
+});
+
+describe("a burst of steps", () => {
+  it("is what single steps are, to the byte of the trace", () => {
+    fc.assert(fc.property(plots, options, (plot, options) => {
+      const slow = play(plot, { ...options, single: true });
+      const fast = play(plot, options);
+      assertEquals(outcome(fast), outcome(slow));
+      assertEquals(fast.rig.vm.engine.steps, slow.rig.vm.engine.steps);
+    }));
+  });
+});
+
+describe("a PAUSE loop that is charged in bulk", () => {
+  it("is what the loop is, turn by turn, to the byte of the trace", () => {
+    fc.assert(fc.property(plots, options, (plot, { machine = {}, vm = {} }) => {
+      const run = (bulkSpin: boolean) => outcome(play(plot, { machine, vm: { ...vm, bulkSpin } }));
+      assertEquals(run(true), run(false));
+    }));
+  });
+
+  it("takes steps only when something happens", () => {
+    const plot: Plot = [[["spin", 0, 0]], [["work", 5000, 0], ["store", 1, 0]]];
+    const steps = (bulkSpin: boolean) => play(plot, { vm: { bulkSpin } }).rig.vm.engine.steps;
+    assertLess(steps(true), steps(false));
+  });
+});
