@@ -7,11 +7,20 @@
  */
 
 import { parseArgs, type ParseArgsConfig } from "node:util";
-import { type Experiment, experimentOptions } from "./experiments/experiment.ts";
+import { type Experiment, experimentOptions, type Watcher } from "./experiments/experiment.ts";
 import { experimentNamed, EXPERIMENTS } from "./experiments/registry.ts";
 import { table, wrapped } from "./report/table.ts";
+import { fileBytes, TRACE_RECORDS, traceText } from "./report/trace_text.ts";
 
-/** What a command did: what it prints, and its exit code. */
+/** A file that a command writes. */
+export interface OutputFile {
+  /** Where; compressed where the name ends in `.gz`. */
+  readonly path: string;
+  /** What. */
+  readonly text: string;
+}
+
+/** What a command did: what it prints and writes, and its exit code. */
 export interface CommandResult {
   /** For standard output. */
   readonly out: string;
@@ -19,6 +28,8 @@ export interface CommandResult {
   readonly err: string;
   /** The exit code. */
   readonly code: number;
+  /** The file to write. */
+  readonly file?: OutputFile;
 }
 
 const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
@@ -29,12 +40,13 @@ const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
   --backend vmx|svm   Intel's or AMD's virtualization (vmx)
   --vcpus N           vCPUs
   --seed S            what random data is drawn from (0)
-  --json              prints one JSON object in place of the tables`;
+  --json              prints one JSON object in place of the tables
+  --trace FILE        writes KVM's trace events as text, compressed if FILE ends in .gz`;
 
 /** Runs a command line. `columns` is the width of the terminal. */
 export function command(args: readonly string[], columns: number): CommandResult {
   try {
-    return { out: dispatch(args, columns), err: "", code: 0 };
+    return { err: "", code: 0, ...dispatch(args, columns) };
   } catch (error) {
     // A mistake of whoever typed this; anything else is one of ours, and keeps its stack.
     if (error instanceof RangeError) return { out: "", err: error.message, code: 2 };
@@ -42,18 +54,20 @@ export function command(args: readonly string[], columns: number): CommandResult
   }
 }
 
-function dispatch(args: readonly string[], columns: number): string {
+type Output = Pick<CommandResult, "out" | "file">;
+
+function dispatch(args: readonly string[], columns: number): Output {
   const [verb, ...rest] = args;
   switch (verb) {
     case "list":
       if (rest.length > 0) throw new RangeError(`Cannot list ${rest.join(" ")}: "list" takes no arguments`);
-      return list(columns);
+      return { out: list(columns) };
     case "run":
       return run(rest, columns);
     case "help":
     case "--help":
     case "-h":
-      return USAGE;
+      return { out: USAGE };
     case undefined:
       throw new RangeError("Cannot do nothing: allowed are list, run, help");
     default:
@@ -74,7 +88,7 @@ function list(columns: number): string {
   }).join("\n\n");
 }
 
-function run(args: readonly string[], columns: number): string {
+function run(args: readonly string[], columns: number): Output {
   const [name, ...rest] = args;
   if (name === undefined || name.startsWith("-")) {
     throw new RangeError(
@@ -89,8 +103,16 @@ function run(args: readonly string[], columns: number): string {
     if (typeof value === "string") given[option] = wholeNumber(option, value);
   }
   const backend = typeof values.backend === "string" ? values.backend : "vmx";
-  const result = experiment.run(experimentOptions(experiment, backend, given));
-  return values.json === true ? JSON.stringify(result) : experiment.report(result, columns);
+  const trace: string[] = [];
+  const watcher: Watcher = {
+    records: TRACE_RECORDS,
+    done: (name, vm) => trace.push(traceText(name, vm)),
+  };
+  const path = typeof values.trace === "string" ? values.trace : undefined;
+  const options = experimentOptions(experiment, backend, given);
+  const result = experiment.run(options, path === undefined ? undefined : watcher);
+  const out = values.json === true ? JSON.stringify(result) : experiment.report(result, columns);
+  return path === undefined ? { out } : { out, file: { path, text: trace.join("\n") } };
 }
 
 /** The flags of a command line. Throws `RangeError` naming those that an experiment has. */
@@ -107,7 +129,12 @@ function parsed(experiment: Experiment, args: readonly string[]): Readonly<Recor
 
 function flags(experiment: Experiment): NonNullable<ParseArgsConfig["options"]> {
   const numbers = Object.keys(experiment.options).map((name) => [name, { type: "string" }] as const);
-  return { ...Object.fromEntries(numbers), backend: { type: "string" }, json: { type: "boolean" } };
+  return {
+    ...Object.fromEntries(numbers),
+    backend: { type: "string" },
+    json: { type: "boolean" },
+    trace: { type: "string" },
+  };
 }
 
 function wholeNumber(option: string, text: string): number {
@@ -117,12 +144,23 @@ function wholeNumber(option: string, text: string): number {
   return Number(text);
 }
 
-/** Runs a command line, prints what it has to say, and ends the process with its exit code. */
-export function main(args: readonly string[]): never {
-  const { out, err, code } = command(args, terminalColumns());
+/** Runs a command line, prints and writes what it has to say, and ends the process with its exit code. */
+export async function main(args: readonly string[]): Promise<never> {
+  const { out, err, code, file } = command(args, terminalColumns());
   if (out !== "") console.log(out);
   if (err !== "") console.error(err);
+  if (file !== undefined) await write(file);
   Deno.exit(code);
+}
+
+async function write({ path, text }: OutputFile): Promise<void> {
+  const bytes = await fileBytes(path, text);
+  try {
+    await Deno.writeFile(path, bytes);
+  } catch (error) {
+    console.error(`Cannot write ${path}: ${error instanceof Error ? error.message : error}`);
+    Deno.exit(2);
+  }
 }
 
 /** The terminal's width; what is written to a file is not folded. */
@@ -130,4 +168,4 @@ function terminalColumns(): number {
   return Deno.stdout.isTerminal() ? Deno.consoleSize().columns : 200;
 }
 
-if (import.meta.main) main(Deno.args);
+if (import.meta.main) await main(Deno.args);

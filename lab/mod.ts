@@ -11,3 +11,4 @@ export * from "./experiments/registry.ts";
 export * from "./measure.ts";
 export * from "./report/perf_stat.ts";
 export * from "./report/table.ts";
+export * from "./report/trace_text.ts";

@@ -2,7 +2,7 @@
  * A busy guest with a device: it computes, rings the device's doorbell at a steady rate, and takes the interrupts that
  * the device sends. The load behind the tables of the 2012 PV EOI series, as far as those tell.
  *
- *     deno run -P=examples guest/examples/pv_eoi.ts [--interrupts N] [--pio N] [--backend vmx|svm] [--seed S] [--json]
+ *     deno run -P=examples guest/examples/pv_eoi.ts [--interrupts N] [--pio N] [--backend vmx|svm] [--json]
  *
  * runs it for a simulated second without and with PV EOI, and prints what KVM's tracepoints counted beside the
  * published tables.

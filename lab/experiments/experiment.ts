@@ -5,7 +5,7 @@
  */
 
 import type { GuestSemantics } from "../../guest/mod.ts";
-import type { BackendName, HostSemantics } from "../../host/mod.ts";
+import type { BackendName, HostSemantics, Vm } from "../../host/mod.ts";
 import type { Counts } from "../measure.ts";
 
 /** What every experiment can be told. */
@@ -68,6 +68,14 @@ export interface ExperimentResult {
   readonly published: unknown;
 }
 
+/** Somebody who wants to see more than counts. */
+export interface Watcher {
+  /** Trace records to keep of each boot of a guest. */
+  readonly records: number;
+  /** A virtual machine has done its part; `name` says which one it was. */
+  readonly done: (name: string, vm: Vm) => void;
+}
+
 /** An experiment. */
 export interface Experiment {
   /** Its name, as the command line has it. */
@@ -77,7 +85,7 @@ export interface Experiment {
   /** The numbers that it can be told, by name; `vcpus` and `seed` are among them. */
   readonly options: Readonly<Record<string, OptionSpec>>;
   /** Runs it. Throws `RangeError` for options that cannot be. */
-  run(options: ExperimentOptions): ExperimentResult;
+  run(options: ExperimentOptions, watcher?: Watcher): ExperimentResult;
   /** The result as text, at most `columns` wide where it can be. */
   report(result: ExperimentResult, columns: number): string;
 }

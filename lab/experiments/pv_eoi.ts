@@ -18,6 +18,7 @@ import {
   type ExperimentRun,
   experimentRun,
   SEED,
+  type Watcher,
 } from "./experiment.ts";
 
 const YEAR = "2012";
@@ -32,13 +33,13 @@ export const pvEoiExperiment: Experiment = {
     interrupts: { meaning: "device interrupts in the second", default: 22_000, min: 1, max: 200_000 },
     pio: { meaning: "doorbell writes in the second", default: 3_174, min: 0, max: 200_000 },
   },
-  run(options: ExperimentOptions): ExperimentResult {
+  run(options: ExperimentOptions, watcher?: Watcher): ExperimentResult {
     return {
       experiment: this.name,
       options,
       guestSemantics: YEAR,
       hostSemantics: YEAR,
-      runs: [measure("without PV EOI", options, false), measure("with PV EOI", options, true)],
+      runs: [false, true].map((pvEoi) => measure(pvEoi, options, watcher)),
       published,
     };
   },
@@ -46,11 +47,12 @@ export const pvEoiExperiment: Experiment = {
 };
 
 /** A simulated second of the guest, from when it is up. */
-function measure(name: string, options: ExperimentOptions, pvEoi: boolean): ExperimentRun {
+function measure(pvEoi: boolean, options: ExperimentOptions, watcher?: Watcher): ExperimentRun {
+  const name = pvEoi ? "with PV EOI" : "without PV EOI";
   const { backend, seed, vcpus } = options;
   const [interrupts, pio] = [Number(options.interrupts), Number(options.pio)];
   const machine = new Machine({ seed });
-  const vm = machine.createVm({ backend, vcpus, hostSemantics: YEAR });
+  const vm = machine.createVm({ backend, vcpus, hostSemantics: YEAR, trace: watcher?.records ?? 0 });
   const second = 1000 * vm.tscKhz;
   const kernel = deviceInterrupts({
     cpus: vcpus,
@@ -81,6 +83,7 @@ function measure(name: string, options: ExperimentOptions, pvEoi: boolean): Expe
   });
   machine.run(begin + second);
   const counts = stopwatch.lap();
+  watcher?.done(name, vm);
   const taken = counts.counters.kvm_inj_virq ?? 0;
   const ports = counts.counters.kvm_pio ?? 0;
   return experimentRun(name, { ...counts, cycles: second }, taken, {

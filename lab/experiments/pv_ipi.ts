@@ -18,6 +18,7 @@ import {
   type ExperimentRun,
   experimentRun,
   SEED,
+  type Watcher,
 } from "./experiment.ts";
 
 /** Who runs on what. */
@@ -62,7 +63,7 @@ export const pvIpiExperiment: Experiment = {
     seed: SEED,
     times: { meaning: "how often each IPI test is done", default: 20, min: 1, max: 10_000 },
   },
-  run(options: ExperimentOptions): ExperimentResult {
+  run(options: ExperimentOptions, watcher?: Watcher): ExperimentResult {
     // An xAPIC's ID has 8 bits, and 255 means everybody.
     const setups = SETUPS.filter(({ apic }) => apic !== "xapic" || options.vcpus <= 255);
     return {
@@ -70,7 +71,7 @@ export const pvIpiExperiment: Experiment = {
       options,
       guestSemantics: YEAR,
       hostSemantics: YEAR,
-      runs: setups.flatMap((setup) => measure(setup, options)),
+      runs: setups.flatMap((setup) => measure(setup, options, watcher)),
       published: options.vcpus === PUBLISHED_VCPUS ? published : null,
     };
   },
@@ -78,10 +79,11 @@ export const pvIpiExperiment: Experiment = {
 };
 
 /** One boot of the guest, and a run for each test of the benchmark. */
-function measure(setup: Setup, options: ExperimentOptions): ExperimentRun[] {
+function measure(setup: Setup, options: ExperimentOptions, watcher?: Watcher): ExperimentRun[] {
   const { backend, seed, vcpus } = options;
   const times = Number(options.times);
-  const vm = new Machine({ seed }).createVm({ backend, vcpus, hostSemantics: setup.host });
+  const trace = watcher?.records ?? 0;
+  const vm = new Machine({ seed }).createVm({ backend, vcpus, hostSemantics: setup.host, trace });
   const stopwatch = new Stopwatch(vm);
   const runs: ExperimentRun[] = [];
   const kernel = ipiBenchmark({
@@ -110,6 +112,7 @@ function measure(setup: Setup, options: ExperimentOptions): ExperimentRun[] {
   vm.load(kernel.text);
   vm.start(kernel.entry);
   vm.machine.run();
+  watcher?.done(setup.name, vm);
   return runs;
 }
 
