@@ -14,8 +14,13 @@ export type IpiOperation = "mask" | "maskAllButSelf" | "allButSelf" | "all";
 export interface GuestBehaviour {
   /** IPIs to all online processors use the ICR's shorthand once every present one has booted. Since v5.4 (2019). */
   readonly ipiShorthand: boolean;
-  /** A call-function IPI for one processor goes to that processor alone. Since v5.8 (2020) also for a mask of one. */
-  readonly singleTargetFromMask: boolean;
+  /**
+   * When a call for several processors is sent as one for a single processor: when one IPI is needed, or when the call
+   * has one target. Since v5.13 (2021) the first.
+   */
+  readonly singleCallWhen: "one-ipi" | "one-target";
+  /** A processor whose queue holds calls already gets no other IPI. Since v4.14 (2017). */
+  readonly skipsQueuedIpis: boolean;
   /**
    * What PV EOI replaces: `eoi` of the APIC driver in use, or `eoi_write` of every driver that the kernel has. Since
    * v6.6 (2023) the first.
@@ -33,7 +38,8 @@ export interface GuestBehaviour {
 export const GUEST_SEMANTICS: Readonly<Record<GuestSemantics, GuestBehaviour>> = {
   "v6.19": {
     ipiShorthand: true,
-    singleTargetFromMask: true,
+    singleCallWhen: "one-ipi",
+    skipsQueuedIpis: true,
     eoiHook: "eoi",
     eoiFallback: "native",
     pvIpiOverrides: ["mask", "maskAllButSelf"],
@@ -41,7 +47,8 @@ export const GUEST_SEMANTICS: Readonly<Record<GuestSemantics, GuestBehaviour>> =
   },
   "2018": {
     ipiShorthand: false,
-    singleTargetFromMask: false,
+    singleCallWhen: "one-target",
+    skipsQueuedIpis: true,
     eoiHook: "eoiWrite",
     eoiFallback: "native",
     pvIpiOverrides: ["mask", "maskAllButSelf", "allButSelf", "all"],
@@ -49,7 +56,8 @@ export const GUEST_SEMANTICS: Readonly<Record<GuestSemantics, GuestBehaviour>> =
   },
   "2012": {
     ipiShorthand: false,
-    singleTargetFromMask: false,
+    singleCallWhen: "one-target",
+    skipsQueuedIpis: false,
     eoiHook: "eoiWrite",
     eoiFallback: "write",
     pvIpiOverrides: [],

@@ -20,8 +20,8 @@ import { takeFirst } from "../kernel/cpumask.ts";
 import { percpu } from "../kernel/memory_map.ts";
 import { ApicDriver, icrLow, withInterruptsOff } from "./driver.ts";
 
-/** What both modes share. */
-abstract class X2apicDriver extends ApicDriver {
+/** Drives x2APICs: what both modes share. */
+export abstract class X2apicDriver extends ApicDriver {
   /** Switches to x2APIC mode; there is no way back but through disabling. */
   override *enable(cpu: X86Cpu): Guest {
     yield cpu.rdmsr(IA32_APICBASE);

@@ -63,6 +63,10 @@ export function* smpCallFunctionMany(cpu: X86Cpu, kernel: Kernel, mask: number, 
   const online = yield* loadMask(cpu, data("online"), cpus);
   for (let i = 0; i < targets.length; i++) targets[i] &= online[i];
   removeFrom(targets, self);
+  if (kernel.behaviour.singleCallWhen === "one-target" && weight(targets) === 1) {
+    yield* smpCallFunctionSingle(cpu, kernel, takeFirst(targets), call);
+    return;
+  }
   yield* storeMask(cpu, cpu.gsBase + PERCPU_AREA.fields.cfdMask.offset, targets);
 
   const ipis = new Uint32Array(maskWords(cpus));
@@ -71,12 +75,13 @@ export function* smpCallFunctionMany(cpu: X86Cpu, kernel: Kernel, mask: number, 
     const csd = csdOf(self, target, cpus);
     yield* waitFor(cpu, csd);
     yield* fill(cpu, csd, call);
-    if (yield* enqueue(cpu, csd, target)) addTo(ipis, target);
+    const wasEmpty = yield* enqueue(cpu, csd, target);
+    if (wasEmpty || !kernel.behaviour.skipsQueuedIpis) addTo(ipis, target);
   }
   const ipiMask = cpu.gsBase + PERCPU_AREA.fields.cfdIpiMask.offset;
   yield* storeMask(cpu, ipiMask, ipis);
   const count = weight(ipis);
-  if (count === 1 && kernel.behaviour.singleTargetFromMask) {
+  if (count === 1 && kernel.behaviour.singleCallWhen === "one-ipi") {
     yield* kernel.apic.sendIpi(cpu, takeFirst(ipis.slice()), CALL_FUNCTION_SINGLE_VECTOR);
   } else if (count > 0) {
     yield* sendCallFunctionIpi(cpu, kernel, { address: ipiMask, words: ipis, self });
