@@ -5,12 +5,10 @@
  * @module
  */
 
-declare const brand: unique symbol;
-
 /** A `T` that only a function which vouches for `Name` hands out. */
 export type Brand<T, Name extends string> = T & {
   /** The name, known to the type checker alone. */
-  readonly [brand]: Name;
+  readonly __brand: Name;
 };
 
 /** A guest-physical address, in bytes. */

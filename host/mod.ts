@@ -7,15 +7,30 @@
 export * from "./core/mod.ts";
 export * from "./cost/mod.ts";
 export * from "./cpu/errors.ts";
+export type { Dealt, Processor, Virtualization } from "./cpu/mod.ts";
+export type { Backend, FastPath } from "./kvm/backend.ts";
 export { type BackendName, BACKENDS } from "./kvm/backends.ts";
 export { type CpuidEntry, type CpuidLeaf, CpuidTable } from "./kvm/cpuid.ts";
-export { MpState, VcpuMode } from "./kvm/modes.ts";
-export { Vcpu, type VcpuStats } from "./kvm/vcpu.ts";
+export type { HaltPolling } from "./kvm/halt.ts";
+export { MpState, type Phase, type Turn, VcpuMode } from "./kvm/modes.ts";
+export type { MsrState } from "./kvm/msr_state.ts";
+export { type QueuedException, Vcpu, type VcpuStats } from "./kvm/vcpu.ts";
 export { type UserspaceDevice, Vm, type VmOptions } from "./kvm/vm.ts";
 export * from "./devices/mod.ts";
 export * from "./irqchip/mod.ts";
+export type {
+  ApicMap,
+  ApicPage,
+  InterruptMessage,
+  Lapic,
+  LapicTimer,
+  LogicalMode,
+  MapSlot,
+  MapState,
+} from "./lapic/mod.ts";
 export * from "./machine.ts";
 export * from "./memory/mod.ts";
+export type { PvEoi, PvEoiState } from "./pv/pv_eoi.ts";
 export * from "./quirks.ts";
 export * from "./sched/mod.ts";
 export * from "./semantics.ts";

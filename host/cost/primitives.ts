@@ -5,53 +5,48 @@
  * @module
  */
 
-/** Names and meanings. */
-const TABLE = [
-  ["insn", "an instruction that touches registers alone"],
-  ["load", "a load that hits the cache"],
-  ["store", "a store that hits the cache"],
-  ["locked", "a locked read-modify-write"],
-  ["pause", "PAUSE"],
-  ["pauseLoop", "one turn of PAUSE, CMP, JE"],
-  ["rdtsc", "RDTSC"],
-  ["msr", "RDMSR or WRMSR that does not exit"],
-  ["system", "a control-register access, LIDT or serializing instruction that does not exit"],
-  ["eventDelivery", "delivery of an event through the IDT"],
-  ["iret", "IRET, SYSCALL or SYSRET"],
-  ["vmexit", "hardware: guest to host"],
-  ["vmentry", "hardware and KVM: host to guest, with the run loop around it"],
-  ["reentry", "hardware and KVM: host to guest again, straight from a fast path"],
-  ["hypercall", "KVM: hypercall dispatch"],
-  ["cpuid", "KVM: CPUID emulation"],
-  ["msrEmulation", "KVM: RDMSR or WRMSR emulation, without what the register does"],
-  ["apicRegister", "KVM: an emulated local APIC register"],
-  ["icr", "KVM: decoding an ICR write and finding its targets"],
-  ["accept", "KVM: accepting an interrupt at one local APIC"],
-  ["slowMatch", "KVM: asking one vCPU whether a destination means it"],
-  ["kick", "host: sending an IPI to another CPU"],
-  ["ipiLatency", "hardware: from sending an IPI to its arrival"],
-  ["hostInterrupt", "host: serving an external interrupt"],
-  ["emulate", "KVM: fetching and decoding one instruction"],
-  ["mmu", "KVM: a page fault on an MMIO address"],
-  ["pio", "KVM: a port access that the kernel serves"],
-  ["inject", "KVM: choosing and injecting an event"],
-  ["pvEoi", "KVM: reading or writing the PV EOI flag"],
-  ["ipiBit", "KVM: one bit of a SEND_IPI bitmap"],
-  ["halt", "KVM: HLT emulation"],
-  ["block", "host: putting a blocked vCPU to sleep"],
-  ["wake", "host: waking a sleeping vCPU, up to its run loop"],
-  ["pollTurn", "host: noticing an event while halt polling"],
-  ["contextSwitch", "host: switching a CPU between threads"],
-  ["userspace", "user space: KVM_RUN back and forth"],
-] as const;
+/** The primitives, and what each is. */
+export const PRIMITIVES = {
+  insn: "an instruction that touches registers alone",
+  load: "a load that hits the cache",
+  store: "a store that hits the cache",
+  locked: "a locked read-modify-write",
+  pause: "PAUSE",
+  pauseLoop: "one turn of PAUSE, CMP, JE",
+  rdtsc: "RDTSC",
+  msr: "RDMSR or WRMSR that does not exit",
+  system: "a control-register access, LIDT or serializing instruction that does not exit",
+  eventDelivery: "delivery of an event through the IDT",
+  iret: "IRET, SYSCALL or SYSRET",
+  vmexit: "hardware: guest to host",
+  vmentry: "hardware and KVM: host to guest, with the run loop around it",
+  reentry: "hardware and KVM: host to guest again, straight from a fast path",
+  hypercall: "KVM: hypercall dispatch",
+  cpuid: "KVM: CPUID emulation",
+  msrEmulation: "KVM: RDMSR or WRMSR emulation, without what the register does",
+  apicRegister: "KVM: an emulated local APIC register",
+  icr: "KVM: decoding an ICR write and finding its targets",
+  accept: "KVM: accepting an interrupt at one local APIC",
+  slowMatch: "KVM: asking one vCPU whether a destination means it",
+  kick: "host: sending an IPI to another CPU",
+  ipiLatency: "hardware: from sending an IPI to its arrival",
+  hostInterrupt: "host: serving an external interrupt",
+  emulate: "KVM: fetching and decoding one instruction",
+  mmu: "KVM: a page fault on an MMIO address",
+  pio: "KVM: a port access that the kernel serves",
+  inject: "KVM: choosing and injecting an event",
+  pvEoi: "KVM: reading or writing the PV EOI flag",
+  ipiBit: "KVM: one bit of a SEND_IPI bitmap",
+  halt: "KVM: HLT emulation",
+  block: "host: putting a blocked vCPU to sleep",
+  wake: "host: waking a sleeping vCPU, up to its run loop",
+  pollTurn: "host: noticing an event while halt polling",
+  contextSwitch: "host: switching a CPU between threads",
+  userspace: "user space: KVM_RUN back and forth",
+} as const;
 
 /** A primitive. */
-export type Primitive = (typeof TABLE)[number][0];
-
-/** The primitives. */
-export const PRIMITIVES: readonly { readonly name: Primitive; readonly meaning: string }[] = TABLE.map((
-  [name, meaning],
-) => ({ name, meaning }));
+export type Primitive = keyof typeof PRIMITIVES;
 
 /** Prices in cycles, by primitive: `vcpu.charge(cost.vmexit)`. */
 export type Costs = Readonly<Record<Primitive, number>>;

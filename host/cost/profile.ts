@@ -46,7 +46,8 @@ export function freeTable(): Costs {
 }
 
 function table(price: (name: Primitive) => number): Costs {
-  return Object.fromEntries(PRIMITIVES.map(({ name }) => [name, price(name)])) as Record<Primitive, number>;
+  const names = Object.keys(PRIMITIVES) as Primitive[];
+  return Object.fromEntries(names.map((name) => [name, price(name)])) as Record<Primitive, number>;
 }
 
 function assumed(cycles: number, source: string): Cost {

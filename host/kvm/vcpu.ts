@@ -33,11 +33,6 @@ const { FAR } = core;
 const { FastPath } = vendor;
 const { ATTENTION_INTERLEAVE, ATTENTION_RESCHED, REQ_EVENT, REQ_NMI } = requests;
 const { MpState, Phase, Turn, VcpuMode } = modes;
-type MpState = modes.MpState;
-type Phase = modes.Phase;
-type Turn = modes.Turn;
-type VcpuMode = modes.VcpuMode;
-type FastPath = vendor.FastPath;
 
 /** One past the highest exit number of either vendor. */
 const EXIT_NUMBERS = 0x404;
@@ -153,15 +148,15 @@ export class Vcpu extends Thread {
   /** What the run loop has to look at, as bits. */
   attention = 0;
   /** Where it is, as others see it. */
-  mode: VcpuMode = VcpuMode.Outside;
+  mode: modes.VcpuMode = VcpuMode.Outside;
   /** Whether it has been started. */
-  declare mpState: MpState;
+  declare mpState: modes.MpState;
   /** Where in the run loop it is. */
-  phase: Phase = Phase.Top;
+  phase: modes.Phase = Phase.Top;
   /** What its last turn came to. */
-  turn: Turn = Turn.Guest;
+  turn: modes.Turn = Turn.Guest;
   /** What the fast path made of the present exit. */
-  fastPath: FastPath = FastPath.None;
+  fastPath: vendor.FastPath = FastPath.None;
   /** A kick by KVM_HC_KICK_CPU that no halt has used up. */
   pvUnhalted = false;
 
@@ -181,7 +176,7 @@ export class Vcpu extends Thread {
   woken = false;
 
   /** The interrupt that is written for injection, -1 for none. */
-  injectedInterrupt = -1;
+  injectedInterrupt: number = -1;
   /** An NMI is written for injection. */
   nmiInjected = false;
   /** NMIs that arrived and were not looked at. */
@@ -195,7 +190,7 @@ export class Vcpu extends Thread {
   /** Vectors whose EOI the I/O APIC must see: 256 bits. */
   readonly ioapicHandledVectors: Uint32Array = new Uint32Array(8);
   /** The vector of a route that is gone and whose EOI is still awaited; -1 for none. */
-  highestStaleEoi = -1;
+  highestStaleEoi: number = -1;
 
   #preemptionTimer = Infinity;
   #preemptionAt: number = FAR;
@@ -421,7 +416,7 @@ export class Vcpu extends Thread {
   }
 
   /** Sets the MP state. A vCPU that becomes runnable has used up its kick. */
-  setMpState(state: MpState): void {
+  setMpState(state: modes.MpState): void {
     this.mpState = state;
     if (state === MpState.Runnable) this.pvUnhalted = false;
   }

@@ -57,7 +57,7 @@ export class Lapic {
   /** How many ISR bits are set. */
   isrCount = 0;
   /** The highest ISR bit; -1 when that is not known. */
-  highestIsrCache = -1;
+  highestIsrCache: number = -1;
   /** Counts lowest-priority acceptances. */
   arbitrationPriority = 0;
   /** {@linkcode PENDING_INIT} and {@linkcode PENDING_SIPI}. */

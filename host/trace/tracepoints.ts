@@ -28,7 +28,7 @@ interface Row {
 }
 
 /** Every tracepoint: the order is that of the 2012 table, then the ones that came later. */
-const TABLE = {
+export const KVM_EVENTS = {
   kvm_entry: { args: [["rip", "hex64"]], fires: "each hardware entry, fast re-entries included" },
   kvm_hypercall: {
     args: [["nr", "hex64"], ["a0", "hex64"]],
@@ -124,10 +124,10 @@ const TABLE = {
 } as const;
 
 /** The name of a tracepoint. */
-export type Tracepoint = keyof typeof TABLE;
+export type Tracepoint = keyof typeof KVM_EVENTS;
 
 /** Every tracepoint, by number. */
-export const TRACEPOINTS: readonly TracepointSpec[] = Object.entries<Row>(TABLE).map(([name, row]) => ({
+export const TRACEPOINTS: readonly TracepointSpec[] = Object.entries<Row>(KVM_EVENTS).map(([name, row]) => ({
   name,
   name2012: row.later ? null : name,
   args: row.args,

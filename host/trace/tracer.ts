@@ -7,7 +7,7 @@
 import { TRACEPOINTS } from "./tracepoints.ts";
 
 /** Who an event belongs to when no vCPU ran: a device, a timer, user space. */
-export const NOBODY = -1;
+export const NOBODY: number = -1;
 
 /** Words of a record: time (two words), who and which event, five arguments. */
 export const RECORD_WORDS = 8;

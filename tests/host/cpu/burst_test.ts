@@ -9,7 +9,7 @@ const EVEN: CostProfile = {
   ...SKYLAKE_VMX,
   name: "even",
   costs: Object.fromEntries(
-    PRIMITIVES.map(({ name }) => [name, { cycles: 10, provenance: "assumed", source: "for ties" }]),
+    Object.keys(PRIMITIVES).map((name) => [name, { cycles: 10, provenance: "assumed", source: "for ties" }]),
   ) as CostProfile["costs"],
 };
 
