@@ -224,7 +224,15 @@ export class Vm {
       );
     }
     if (size > 0) this.memory.addSlot({ base: 0, size });
-    for (const slot of options.slots ?? []) this.memory.addSlot(slot);
+    for (const slot of options.slots ?? []) {
+      if (slot.base < 0xfef0_0000 && slot.base + slot.size > 0xfec0_0000) {
+        throw new RangeError(
+          `Cannot give a virtual machine a memory slot at 0x${slot.base.toString(16)}: ` +
+            "0xfec00000 to 0xfeefffff is the APICs'",
+        );
+      }
+      this.memory.addSlot(slot);
+    }
   }
 
   #cpuid(id: number, cpus: number, options: VmOptions): CpuidTable {

@@ -52,6 +52,9 @@ export class Slot {
         `Cannot create a memory slot at ${base}: its base must be a multiple of ${PAGE_SIZE} below 2^52`,
       );
     }
+    if (base + size > PHYSICAL_ADDRESS_LIMIT) {
+      throw new RangeError(`Cannot create a memory slot of ${size} bytes at ${hex(base)}: it ends above 2^52`);
+    }
     if (!Number.isInteger(size) || size <= 0 || size % PAGE_SIZE !== 0 || size > SLOT_SIZE_LIMIT) {
       throw new RangeError(
         `Cannot create a memory slot of ${size} bytes: allowed are multiples of ${PAGE_SIZE} up to ${SLOT_SIZE_LIMIT}`,
