@@ -110,7 +110,7 @@ export const MAX_FRAMES = 24;
 export class Frame {
   /** The activation's registers: live while it is the top one, saved while others are above it. */
   readonly regs: Uint32Array = new Uint32Array(WINDOW);
-  /** The running function. */
+  /** While other frames are above it: the function, which its context has while it is the top one. */
   guest: Guest | undefined = undefined;
   /** Where its text is. */
   block: TextBlock | undefined = undefined;
@@ -118,7 +118,7 @@ export class Frame {
   pending = 0;
   /** While other frames are above it: the last instruction that it completed, 0 for none. */
   last = 0;
-  /** While other frames are above it: RIP as it was saved, low half. */
+  /** While other frames are above it: RIP as it was saved, its low half as a signed number. */
   savedRip = 0;
 }
 

@@ -205,6 +205,8 @@ export const OPCODES: number = 1 + Math.max(...T.map(([opcode]) => opcode));
 export const SITE: Readonly<Uint8Array> = new Uint8Array(OPCODES);
 /** By opcode: the instruction's bytes. */
 export const LENGTH: Readonly<Uint8Array> = new Uint8Array(OPCODES);
+/** By opcode: the offset behind the instruction's site, where the guest goes on; 0, the entry, before the first. */
+export const BEHIND: Readonly<Uint8Array> = new Uint8Array(OPCODES);
 
 const ENTRY = [0xf3, 0x0f, 0x1e, 0xfa]; // endbr64
 const INT3 = 0xcc;
@@ -220,6 +222,7 @@ function assemble(): Uint8Array {
   for (const { opcode, bytes } of INSTRUCTIONS) {
     (SITE as Uint8Array)[opcode] = offset;
     (LENGTH as Uint8Array)[opcode] = bytes.length;
+    (BEHIND as Uint8Array)[opcode] = offset + bytes.length;
     block.set(bytes, offset);
     offset += bytes.length;
   }

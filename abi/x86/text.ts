@@ -33,6 +33,10 @@ export interface CodeStore {
   blockAt(address: number): TextBlock | undefined;
 }
 
+/** One past the last address that text may have: instruction pointers are small integers to V8 below it. */
+export const TEXT_LIMIT: number = 2 ** 31;
+const LIMIT = TEXT_LIMIT;
+
 /** Where functions are placed when nothing else is said: 1 MiB, where a 64-bit kernel is loaded. */
 export const TEXT_BASE: Gva = 0x10_0000 as Gva;
 
@@ -42,18 +46,20 @@ export const TEXT_BASE: Gva = 0x10_0000 as Gva;
  * @example A function has an address
  * ```ts
  * import { Text, type X86Cpu } from "@exitless/exitless/abi";
+ * import { assertEquals } from "@std/assert";
  *
  * const text = new Text();
  * const address = text.add(function* idle(cpu: X86Cpu) {
  *   for (;;) yield cpu.hlt();
  * });
- * console.assert(text.blockAt(address)?.name === "idle");
+ * assertEquals(text.blockAt(address)?.name, "idle");
  * ```
  */
 export class Text implements CodeStore {
   #next: number;
-  readonly #blocks: (TextBlock | undefined)[] = [];
   readonly #order: TextBlock[] = [];
+  /** By block number: one more than the function's place in {@linkcode blocks}, 0 where there is none. */
+  #places = new Int32Array(2 * TEXT_BASE / BLOCK);
 
   /** Text whose functions stand one behind the other from `base`, a multiple of 256. */
   constructor(base: Gva = TEXT_BASE) {
@@ -79,7 +85,11 @@ export class Text implements CodeStore {
 
   /** The block that holds `address`; undefined where there is no text. */
   blockAt(address: number): TextBlock | undefined {
-    return this.#blocks[Math.floor(address / BLOCK)];
+    const number = address >>> 8;
+    const places = this.#places;
+    if (number >= places.length || address >= LIMIT) return undefined;
+    const place = places[number];
+    return place === 0 ? undefined : this.#order[place - 1];
   }
 
   /** Every function, in the order in which they were added. */
@@ -93,21 +103,25 @@ export class Text implements CodeStore {
   }
 
   #place(address: Gva, code: GuestFunction, name: string): void {
-    const index = address / BLOCK;
-    const taken = this.#blocks[index];
+    const taken = this.blockAt(address);
     if (taken !== undefined) {
       throw new RangeError(`Cannot place ${name || "a function"} at ${hex(address)}: ${taken.name} is there`);
     }
     const block = { address, name: name || `text_${address.toString(16)}`, code };
-    this.#blocks[index] = block;
-    this.#order.push(block);
+    const number = address / BLOCK;
+    if (number >= this.#places.length) {
+      const grown = new Int32Array(2 * number);
+      grown.set(this.#places);
+      this.#places = grown;
+    }
+    this.#places[number] = this.#order.push(block);
   }
 }
 
 function aligned(address: number): number {
-  if (!Number.isInteger(address) || address < 0 || address % BLOCK !== 0 || address >= 2 ** 40) {
+  if (!Number.isInteger(address) || address < 0 || address % BLOCK !== 0 || address >= TEXT_LIMIT) {
     throw new RangeError(
-      `Cannot place text at ${address}: allowed are multiples of ${BLOCK} from 0 to 2^40`,
+      `Cannot place text at ${address}: allowed are multiples of ${BLOCK} from 0 to 2^31 - ${BLOCK}`,
     );
   }
   return address;

@@ -46,12 +46,14 @@ export function pushFrame(p: Processor, address: number): void {
   if (depth >= MAX_FRAMES) throw new LimitExceeded("frames", MAX_FRAMES);
   const block = blockAt(p, address);
   const below = frames[depth - 1];
-  p.storeRip(p.rip);
-  below.savedRip = below.regs[RIP];
+  const from = below.regs;
+  p.saveRip();
+  below.savedRip = from[RIP] | 0;
   below.pending = context.pending;
   below.last = context.last;
+  // A frame holds its function only while it is not the top one: a handler's never leaves the context.
+  below.guest = context.guest;
   begin(p, depth, block);
-  const from = below.regs;
   const to = p.regs;
   for (let i = 0; i < RIP; i++) to[i] = from[i];
   to[RFLAGS] = from[RFLAGS];
@@ -64,10 +66,9 @@ function begin(p: Processor, depth: number, block: TextBlock): void {
     frame = new Frame();
     context.frames[depth] = frame;
   }
-  frame.guest = block.code(context);
-  frame.block = block;
+  if (frame.block !== block) frame.block = block;
   context.depth = depth + 1;
-  context.guest = frame.guest;
+  context.guest = block.code(context);
   context.regs = frame.regs;
   context.pending = 0;
   context.last = 0;
@@ -104,7 +105,7 @@ export function endFrame(p: Processor): void {
   }
   if (context !== p.bootContext) throw p.error("this task returned; it must switch to another one instead");
   p.finished = true;
-  context.guest = context.frames[0].guest = halted(context);
+  context.guest = halted(context);
 }
 
 /** What a processor does after its program: CLI, and HLT for ever. */
@@ -120,13 +121,15 @@ export function popFrame(p: Processor): void {
   const depth = --context.depth;
   const top = frames[depth];
   const below = frames[depth - 1];
-  top.guest = undefined;
   context.guest = below.guest;
+  below.guest = undefined;
   context.regs = below.regs;
   context.pending = below.pending;
   context.last = below.last;
   p.regs = below.regs;
-  if (below.regs[RIP] !== below.savedRip) goOnAt(p, p.storedRip, top.regs[VECTOR], top.regs[ERROR_CODE]);
+  if ((below.regs[RIP] | 0) !== below.savedRip) {
+    goOnAt(p, p.storedRip, top.regs[VECTOR], top.regs[ERROR_CODE]);
+  }
 }
 
 /** Software set RIP while the processor was out of guest mode: an entry starts a function, a continuation goes on. */
@@ -147,16 +150,16 @@ function goOnAt(p: Processor, rip: number, vector: number, errorCode: number): v
     return;
   }
   if (op !== 0 && rip === address + FIXUP_PAD && vector !== NO_VECTOR) {
-    fixUp(p, frame, op, faultOf(vector as Vector, errorCode, instructionText(op)));
+    fixUp(p, op, faultOf(vector as Vector, errorCode, instructionText(op)));
     return;
   }
   throw p.error(`RIP ${hex(rip)} is neither an entry nor a continuation of the interrupted function`);
 }
 
-function fixUp(p: Processor, frame: Frame, op: number, fault: Error): void {
+function fixUp(p: Processor, op: number, fault: Error): void {
   p.context.pending = 0;
   p.context.last = op;
-  p.throwInto(frame, fault);
+  p.throwInto(fault);
 }
 
 /** Switches to another context: the rest of XCHG RSP, RAX. */

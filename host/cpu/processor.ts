@@ -6,7 +6,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { exceptionName, type Frame, instructionText, X86Cpu, X86Fault } from "../../abi/mod.ts";
+import { exceptionName, instructionText, X86Cpu, X86Fault } from "../../abi/mod.ts";
 import type { CodeStore, Guest } from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
 import type { Engine, Thread } from "../core/mod.ts";
@@ -20,6 +20,7 @@ import type { Virtualization } from "./virtualization.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
+  BEHIND,
   CR0_ET,
   CR0_PE,
   CR0_PG,
@@ -31,7 +32,6 @@ const {
   HIGH,
   KERNEL32_CS,
   KERNEL_CS,
-  LENGTH,
   RFLAGS,
   RIP,
   SITE,
@@ -227,7 +227,7 @@ export class Processor {
     this.#ripWritten = true;
   }
 
-  /** Brings the RIP register up to a linear address: what an event saves. */
+  /** Sets the RIP register to a linear address. */
   storeRip(address: number): void {
     const rip = address - this.codeBase;
     this.regs[RIP] = rip;
@@ -249,13 +249,22 @@ export class Processor {
    * unless software has written another.
    */
   get rip(): number {
-    const context = this.context;
     if (this.#ripWritten) return this.storedRip;
-    const block = context.frames[context.depth - 1].block!;
+    return this.#present;
+  }
+
+  /** The linear address that follows from the activation: a small integer. */
+  get #present(): number {
+    const { context } = this;
+    const { address } = context.frames[context.depth - 1].block!;
     const op = context.pending;
-    if (op !== 0) return block.address + SITE[op];
-    const last = context.last;
-    return last === 0 ? block.address : block.address + SITE[last] + LENGTH[last];
+    return op !== 0 ? address + SITE[op] : address + BEHIND[context.last];
+  }
+
+  /** Brings the RIP register up to the present instruction: what an event saves. Only in guest mode. */
+  saveRip(): void {
+    this.regs[RIP] = this.#present - this.codeBase;
+    this.regs[RIP + 1] = 0;
   }
 
   /** VM entry. Where software has written RIP, the guest goes on there. */
@@ -288,8 +297,8 @@ export class Processor {
   /** Runs one instruction, or takes one event. Only in guest mode. */
   step(): void {
     if (this.thread.time >= this.eventAt && this.#event()) return;
-    const op = this.context.pending;
-    if (op !== 0 || this.fetch()) execute(this, this.context.pending);
+    const op = this.context.pending || this.fetch();
+    if (op !== 0) execute(this, op);
   }
 
   /** Runs instructions until there is an exit, or its thread's time reaches the engine's horizon. */
@@ -298,13 +307,13 @@ export class Processor {
     do {
       engine.countStep();
       if (thread.time >= this.eventAt && this.#event()) continue;
-      const { context } = this;
-      if (context.pending !== 0 || this.fetch()) execute(this, context.pending);
+      const op = this.context.pending || this.fetch();
+      if (op !== 0) execute(this, op);
     } while (this.guestMode && thread.time < engine.horizon);
   }
 
-  /** Resumes the guest function up to its next instruction, which is pending then. false where it has ended. */
-  fetch(): boolean {
+  /** Resumes the guest function up to its next instruction, which is pending then: its opcode, 0 where it has ended. */
+  fetch(): number {
     const { context } = this;
     let result: IteratorResult<number, void>;
     try {
@@ -314,10 +323,11 @@ export class Processor {
     }
     if (result.done) {
       endFrame(this);
-      return false;
+      return 0;
     }
-    if (result.value !== context.pending || context.pending === 0) throw this.#misbuilt(result.value);
-    return true;
+    const op = result.value;
+    if (op !== context.pending || op === 0) throw this.#misbuilt(op);
+    return op;
   }
 
   /** At an instruction boundary: an asynchronous event that is due, or a window that is open. */
@@ -363,11 +373,11 @@ export class Processor {
     rebaseSleep(this, by);
   }
 
-  /** Throws a fault into the function of a frame, as its fixup does; what it yields next stays pending. */
-  throwInto(frame: Frame, fault: Error): void {
+  /** Throws a fault into the running function, as its fixup does; what it yields next stays pending. */
+  throwInto(fault: Error): void {
     let result: IteratorResult<number, void>;
     try {
-      result = frame.guest!.throw(fault);
+      result = this.context.guest!.throw(fault);
     } catch (error) {
       throw this.#escaped(error);
     }
