@@ -56,9 +56,10 @@ const SCALAR_BYTES: Readonly<Record<FieldType, number>> = { u8: 1, s8: 1, u16: 2
  * @example A little-endian pair
  * ```ts
  * import { layout } from "@exitless/exitless/abi";
+ * import { assertEquals } from "@std/assert";
  *
  * const pair = layout("pair", { lo: "u32", hi: "u32" });
- * console.assert(pair.size === 8 && pair.fields.hi.offset === 4);
+ * assertEquals([pair.size, pair.fields.hi.offset], [8, 4]);
  * ```
  */
 export function layout<const Specs extends Record<string, FieldSpec>>(

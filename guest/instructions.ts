@@ -83,6 +83,7 @@ export type HypercallInstruction = "vmcall" | "vmmcall";
  * ```ts
  * import { Machine, Text } from "@exitless/exitless";
  * import { hypercall } from "@exitless/exitless/guest";
+ * import { assertEquals } from "@std/assert";
  *
  * let count = 0;
  * const text = new Text();
@@ -93,7 +94,7 @@ export type HypercallInstruction = "vmcall" | "vmmcall";
  * vm.load(text);
  * vm.start(entry);
  * vm.machine.run();
- * console.assert(count === 0); // its APIC is not enabled by software yet
+ * assertEquals(count, 0); // its APIC is not enabled by software yet
  * ```
  */
 export function* hypercall<Name extends HypercallOn<"x86">>(

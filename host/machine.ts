@@ -58,18 +58,19 @@ const DEFAULT_SLICE = 7_500_000;
  * @example A guest that makes one hypercall
  * ```ts
  * import { Machine, Text, type X86Cpu } from "@exitless/exitless";
+ * import { assertEquals } from "@std/assert";
  *
  * const text = new Text();
  * const entry = text.add(function* main(cpu: X86Cpu) {
  *   yield cpu.loadHypercall(1).vmcall(); // KVM_HC_VAPIC_POLL_IRQ
- *   console.assert(cpu.rax === 0n);
+ *   assertEquals(cpu.rax, 0n);
  * });
  * const vm = new Machine().createVm({ memory: 2 ** 21 });
  * vm.load(text);
  * vm.start(entry);
  * const { end } = vm.machine.run();
- * console.assert(end === "finished");
- * console.assert(vm.counters().kvm_hypercall === 1);
+ * assertEquals(end, "finished");
+ * assertEquals(vm.counters().kvm_hypercall, 1);
  * ```
  */
 export class Machine {

@@ -80,10 +80,11 @@ export class IpiPacker {
  * @example Eighty neighbours are one call; a gap of 128 makes two
  * ```ts
  * import { packIpi } from "@exitless/exitless/guest";
+ * import { assertEquals } from "@std/assert";
  *
  * const all = packIpi(Array.from({ length: 80 }, (_, id) => id), 64);
- * console.assert(all.length === 1 && all[0].bitmapHigh === 0xffffn && all[0].min === 0);
- * console.assert(packIpi([0, 128], 64).length === 2);
+ * assertEquals(all.map(({ min, bitmapHigh }) => [min, bitmapHigh]), [[0, 0xffffn]]);
+ * assertEquals(packIpi([0, 128], 64).length, 2);
  * ```
  */
 export function packIpi(apicIds: Iterable<number>, bitsPerLong: 64 | 32): IpiWindow[] {

@@ -63,6 +63,7 @@ export interface KernelOptions {
  * ```ts
  * import { Machine } from "@exitless/exitless";
  * import { Kernel } from "@exitless/exitless/guest";
+ * import { assertEquals } from "@std/assert";
  *
  * const kernel = new Kernel({
  *   cpus: 4,
@@ -73,7 +74,7 @@ export interface KernelOptions {
  * const vm = new Machine().createVm({ vcpus: 4 });
  * vm.load(kernel.text);
  * vm.start(kernel.entry);
- * console.assert(vm.machine.run().end === "finished");
+ * assertEquals(vm.machine.run().end, "finished");
  * ```
  */
 export class Kernel {

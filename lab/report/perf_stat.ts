@@ -28,9 +28,10 @@ export const ROWS_OF_2012: Readonly<Record<string, string>> = Object.fromEntries
  * @example What a run did
  * ```ts
  * import { perfStat } from "@exitless/exitless/lab";
+ * import { assertStringIncludes } from "@std/assert";
  *
  * const text = perfStat([{ title: "count", counters: { kvm_exit: 3, kvm_entry: 3 } }], 80);
- * console.assert(text.includes("kvm:kvm_exit"));
+ * assertStringIncludes(text, "kvm:kvm_exit");
  * ```
  */
 export function perfStat(columns: readonly PerfStatColumn[], width: number): string {
