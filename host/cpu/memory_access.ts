@@ -12,13 +12,13 @@ import { instructionText, u64 } from "../../abi/mod.ts";
 import type { Primitive } from "../cost/mod.ts";
 import * as slots from "../memory/mod.ts";
 import { raise } from "./events.ts";
+import { additionFlags, comparisonFlags, comparisonFlags64, STATUS_FLAGS } from "./flags.ts";
 import type { Processor } from "./processor.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
   CR0_WP,
   FLAG_CF,
-  FLAG_ZF,
   GP_VECTOR,
   HIGH,
   OP_BTR,
@@ -187,18 +187,20 @@ function compute(p: Processor, op: number): boolean {
       // The destination is written in either case (SDM 2A, CMPXCHG): with the old value when they differ.
       const same = (oldLow >>> 0) === regs[RAX] &&
         (op === OP_CMPXCHG32 || (oldHigh >>> 0) === regs[RAX + 1]);
+      const compared = op === OP_CMPXCHG32
+        ? comparisonFlags(regs[RAX], oldLow)
+        : comparisonFlags64(regs[RAX], regs[RAX + 1], oldLow, oldHigh);
+      regs[RFLAGS] = (regs[RFLAGS] & ~STATUS_FLAGS) | compared;
       newLow = same ? regs[RCX] : oldLow;
       newHigh = same ? regs[RCX + 1] : oldHigh;
-      if (same) {
-        regs[RFLAGS] |= FLAG_ZF;
-      } else {
-        regs[RFLAGS] &= ~FLAG_ZF;
+      if (!same) {
         regs[RAX] = oldLow;
         regs[RAX + 1] = oldHigh;
       }
       return true;
     }
     case OP_XADD32:
+      regs[RFLAGS] = (regs[RFLAGS] & ~STATUS_FLAGS) | additionFlags(oldLow, regs[RAX]);
       newLow = (oldLow + regs[RAX]) | 0;
       regs[RAX] = oldLow;
       regs[RAX + 1] = 0;

@@ -10,11 +10,12 @@
 
 import * as abi from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
+import { comparisonFlags, STATUS_FLAGS } from "./flags.ts";
 import { operandBase } from "./memory_access.ts";
 import type { Processor } from "./processor.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const { OP_PAUSE_WHILE, OP_WORK, RAX, RCX } = abi;
+const { OP_PAUSE_WHILE, OP_WORK, RAX, RCX, RFLAGS } = abi;
 const { FAR } = core;
 
 /** The longest sleep at a stretch; a longer computation goes on behind it. */
@@ -71,8 +72,10 @@ export function pauseWhile(p: Processor): void {
   const { engine, thread, memory, spin } = p;
   const address = operandBase(p);
   if (!memory.backed(address, 4)) throw p.error("a PAUSE loop can only spin on plain memory");
-  if (memory.word(address) !== p.regs[RAX]) {
+  const value = memory.word(address);
+  if (value !== p.regs[RAX]) {
     endSpin(p);
+    p.regs[RFLAGS] = (p.regs[RFLAGS] & ~STATUS_FLAGS) | comparisonFlags(value, p.regs[RAX]);
     p.charge(p.cost.load);
     p.retire(OP_PAUSE_WHILE);
     return;

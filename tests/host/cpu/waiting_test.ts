@@ -145,6 +145,19 @@ describe("a PAUSE loop that is charged in bulk", () => {
     assertLess(rig.vm.bootstrap.clock, 3e6 + 10_000);
   });
 
+  it("leaves the flags of its last comparison", () => {
+    for (const [stored, carry] of [[3, true], [7, false]] as const) {
+      const rig = new Rig();
+      at(rig, 1e6, () => rig.vm.memory.setWord(DATA, stored));
+      rig.finish(function* (cpu) {
+        yield cpu.store32(DATA, 5);
+        yield cpu.cmpxchg32(DATA, 5, 5); // Sets ZF, clears CF.
+        yield cpu.pauseWhile(DATA, 5);
+        assertEquals([cpu.zf, cpu.cf], [false, carry]);
+      });
+    }
+  });
+
   it("that nobody ends leaves a machine that halts", () => {
     const rig = new Rig();
     assertEquals(
