@@ -21,6 +21,10 @@ export interface GuestBehaviour {
   readonly singleCallWhen: "one-ipi" | "one-target";
   /** A processor whose queue holds calls already gets no other IPI. Since v4.14 (2017). */
   readonly skipsQueuedIpis: boolean;
+  /** A processor that goes off line disables its APIC, so that shorthands pass it by. Since v5.4 (2019). */
+  readonly silencesDeadApics: boolean;
+  /** The local APIC's task priority: 0x10 keeps vectors below 0x20 out. Since v5.4 (2019); before that it was 0. */
+  readonly taskPriority: number;
   /**
    * What PV EOI replaces: `eoi` of the APIC driver in use, or `eoi_write` of every driver that the kernel has. Since
    * v6.6 (2023) the first.
@@ -40,6 +44,8 @@ export const GUEST_SEMANTICS: Readonly<Record<GuestSemantics, GuestBehaviour>> =
     ipiShorthand: true,
     singleCallWhen: "one-ipi",
     skipsQueuedIpis: true,
+    silencesDeadApics: true,
+    taskPriority: 0x10,
     eoiHook: "eoi",
     eoiFallback: "native",
     pvIpiOverrides: ["mask", "maskAllButSelf"],
@@ -49,6 +55,8 @@ export const GUEST_SEMANTICS: Readonly<Record<GuestSemantics, GuestBehaviour>> =
     ipiShorthand: false,
     singleCallWhen: "one-target",
     skipsQueuedIpis: true,
+    silencesDeadApics: false,
+    taskPriority: 0,
     eoiHook: "eoiWrite",
     eoiFallback: "native",
     pvIpiOverrides: ["mask", "maskAllButSelf", "allButSelf", "all"],
@@ -58,6 +66,8 @@ export const GUEST_SEMANTICS: Readonly<Record<GuestSemantics, GuestBehaviour>> =
     ipiShorthand: false,
     singleCallWhen: "one-target",
     skipsQueuedIpis: false,
+    silencesDeadApics: false,
+    taskPriority: 0,
     eoiHook: "eoiWrite",
     eoiFallback: "write",
     pvIpiOverrides: [],

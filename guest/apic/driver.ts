@@ -39,6 +39,8 @@ export type SendIpiTo = (cpu: X86Cpu, vector: number) => Guest;
 export abstract class ApicDriver {
   /** The driver's name. */
   abstract readonly name: ApicName;
+  /** The highest APIC ID that it can send to. */
+  abstract readonly maxApicId: number;
   /** What it must know. */
   protected readonly machine: ApicMachine;
 

@@ -7,6 +7,7 @@
 
 import {
   APIC_DEST_LOGICAL,
+  APIC_SELF_IPI,
   APICBASE_ENABLE,
   APICBASE_X2APIC_ENABLE,
   type Guest,
@@ -22,6 +23,9 @@ import { ApicDriver, icrLow, withInterruptsOff } from "./driver.ts";
 
 /** Drives x2APICs: what both modes share. */
 export abstract class X2apicDriver extends ApicDriver {
+  /** IDs have 32 bits, and all ones are everybody's. */
+  readonly maxApicId = 0xffff_fffe;
+
   /** Switches to x2APIC mode; there is no way back but through disabling. */
   override *enable(cpu: X86Cpu): Guest {
     yield cpu.rdmsr(IA32_APICBASE);
@@ -43,6 +47,11 @@ export abstract class X2apicDriver extends ApicDriver {
   /** One write of all 64 bits. */
   override *writeIcr(cpu: X86Cpu, low: number, destination: number): Guest {
     yield cpu.wrmsr(X2APIC_ICR, low, destination);
+  }
+
+  /** x2APICs have a register of its own for that. */
+  override sendIpiSelf(cpu: X86Cpu, vector: number): Guest {
+    return this.write(cpu, APIC_SELF_IPI, vector);
   }
 }
 

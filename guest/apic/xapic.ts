@@ -9,6 +9,7 @@ import {
   APIC_ICR,
   APIC_ICR2,
   APIC_ICR_BUSY,
+  APIC_SHORT_MASK,
   type Guest,
   type X86Cpu,
 } from "../../abi/mod.ts";
@@ -18,6 +19,8 @@ import { ApicDriver, withInterruptsOff } from "./driver.ts";
 export class XapicDriver extends ApicDriver {
   /** The driver's name. */
   readonly name = "xapic";
+  /** IDs have 8 bits, and 255 is everybody's. */
+  readonly maxApicId = 254;
 
   /** Nothing to do: this is the mode after reset. */
   override *enable(_cpu: X86Cpu): Guest {}
@@ -38,7 +41,7 @@ export class XapicDriver extends ApicDriver {
       yield cpu.load32(APIC_DEFAULT_BASE + APIC_ICR);
     } while ((cpu.eax & APIC_ICR_BUSY) !== 0);
     // A shorthand needs no destination.
-    if (low < 0x40000) yield cpu.store32(APIC_DEFAULT_BASE + APIC_ICR2, destination << 24);
+    if ((low & APIC_SHORT_MASK) === 0) yield cpu.store32(APIC_DEFAULT_BASE + APIC_ICR2, destination << 24);
     yield cpu.store32(APIC_DEFAULT_BASE + APIC_ICR, low);
   }
 

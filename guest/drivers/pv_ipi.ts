@@ -156,9 +156,9 @@ function* send(cpu: X86Cpu, kernel: Kernel, mask: number, vector: number): Guest
   if (rest !== undefined) yield* sendWindow(cpu, kernel, rest, vector);
 }
 
-/** Sends to a window. What a host refuses is lost: the kernel prints a warning, and neither retries nor falls back. */
+/** Sends to a window. What a host refuses is lost: the kernel warns once, and neither retries nor falls back. */
 function* sendWindow(cpu: X86Cpu, kernel: Kernel, window: IpiWindow, vector: number): Guest {
   const args = { ...window, icr: icrLow(vector) };
   const result = yield* hypercall(cpu, "KVM_HC_SEND_IPI", args, kernel.hypercallInstruction);
-  if (result < 0) kernel.warn(`KVM_HC_SEND_IPI from APIC ID ${window.min} on: ${result}`);
+  if (result < 0) kernel.warn(`KVM_HC_SEND_IPI failed: ${result}`);
 }

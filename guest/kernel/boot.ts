@@ -72,10 +72,10 @@ function* setUpProcessor(cpu: X86Cpu, n: number): Guest {
   yield* loadIdt(cpu);
 }
 
-/** setup_local_APIC: every vector is let in, and the APIC is enabled. */
+/** setup_local_APIC: interrupts are let in, and the APIC is enabled. */
 function* setUpApic(cpu: X86Cpu, kernel: Kernel): Guest {
   yield* kernel.apic.enable(cpu);
-  yield* kernel.apic.write(cpu, APIC_TASKPRI, 0);
+  yield* kernel.apic.write(cpu, APIC_TASKPRI, kernel.behaviour.taskPriority);
   yield* kernel.apic.write(cpu, APIC_SPIV, APIC_SPIV_APIC_ENABLED | SPURIOUS_APIC_VECTOR);
 }
 
@@ -91,15 +91,21 @@ function* startOthers(cpu: X86Cpu, kernel: Kernel): Guest {
   yield cpu.cpuid(FREQUENCY_LEAF);
   const microsecond = cpu.eax & 0xffff;
   for (let n = 1; n < kernel.cpus; n++) yield* wakeUp(cpu, kernel, n, microsecond);
-  for (let n = 1; n < kernel.cpus; n++) yield* waitOnline(cpu, n);
+  for (let n = 1; n < kernel.cpus; n++) yield* waitInMask(cpu, data("online"), n);
   yield* updateShorthand(cpu, kernel);
 }
 
-/** Starts a processor that is off, and waits for it. */
+/** Starts a processor that went off line, and waits for it. Throws `RangeError` for one that is not there. */
 export function* cpuUp(cpu: X86Cpu, kernel: Kernel, n: number): Guest {
+  if (kernel.apicIds[n] === undefined) {
+    throw new RangeError(`Cannot start processor ${n}: allowed are 0 to ${kernel.cpus - 1}`);
+  }
+  if (yield* kernel.online(cpu, n)) return;
+  yield* waitInMask(cpu, data("dead"), n);
+  yield cpu.lockBtr(data("dead"), n);
   yield cpu.cpuid(FREQUENCY_LEAF);
   yield* wakeUp(cpu, kernel, n, cpu.eax & 0xffff);
-  yield* waitOnline(cpu, n);
+  yield* waitInMask(cpu, data("online"), n);
   yield* updateShorthand(cpu, kernel);
 }
 
@@ -115,8 +121,9 @@ function* wakeUp(cpu: X86Cpu, kernel: Kernel, n: number, microsecond: number): G
   }
 }
 
-function* waitOnline(cpu: X86Cpu, n: number): Guest {
-  const word = data("online") + 4 * (n >>> 5);
+/** Waits until a processor is in a mask in memory. */
+function* waitInMask(cpu: X86Cpu, mask: number, n: number): Guest {
+  const word = mask + 4 * (n >>> 5);
   for (;;) {
     yield cpu.load32(word);
     if (((cpu.eax >>> (n & 31)) & 1) !== 0) return;

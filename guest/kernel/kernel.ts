@@ -21,7 +21,8 @@ import { PV_DRIVERS } from "../drivers/registry.ts";
 import type { HypercallInstruction } from "../instructions.ts";
 import { GUEST_SEMANTICS, type GuestBehaviour, type GuestSemantics, guestSemantics } from "../semantics.ts";
 import { secondaryStart, startKernel } from "./boot.ts";
-import { CPU_LIMIT, memoryNeeded, percpu, PERCPU_AREA, TRAMPOLINE } from "./memory_map.ts";
+import type { GuestValue } from "./cpumask.ts";
+import { CPU_LIMIT, data, memoryNeeded, percpu, PERCPU_AREA, TRAMPOLINE } from "./memory_map.ts";
 import { flushCallFunctionQueue, type SmpFunction } from "./smp.ts";
 import { FIXED_UP, fixupException, spuriousInterrupt } from "./traps.ts";
 import {
@@ -125,6 +126,7 @@ export class Kernel {
     this.behaviour = GUEST_SEMANTICS[this.semantics];
     this.apicDrivers = apicDrivers(this);
     this.apic = chooseApicDriver(this.apicDrivers, options.apic ?? "x2apic-physical");
+    checkDriven(this.apicIds, this.apic);
     this.main = options.main;
     this.secondary = options.secondary ?? idle;
     this.memory = memoryNeeded(this.cpus);
@@ -206,6 +208,13 @@ export class Kernel {
     yield cpu.store32(counter, cpu.eax + 1);
   }
 
+  /** Whether a processor is on line (cpu_online); there is no other than the kernel's. */
+  *online(cpu: X86Cpu, n: number): GuestValue<boolean> {
+    if (!(n >= 0 && n < this.cpus)) return false;
+    yield cpu.load32(data("online") + 4 * (n >>> 5));
+    return ((cpu.eax >>> (n & 31)) & 1) !== 0;
+  }
+
   /** The address of a processor's counter of a vector. */
   irqCounter(cpu: number, vector: number): number {
     return percpu(cpu, "irqs") + 4 * vector;
@@ -266,6 +275,15 @@ function checkApicIds(options: KernelOptions): readonly number[] {
     throw new RangeError(`Cannot build a kernel for ${cpus} processors with APIC IDs ${ids.join(", ")}`);
   }
   return ids;
+}
+
+/** Interrupts find a processor by its APIC ID; the one above the highest means everybody. */
+function checkDriven(apicIds: readonly number[], { name, maxApicId }: ApicDriver): void {
+  for (const id of apicIds) {
+    if (!Number.isInteger(id) || id < 0 || id > maxApicId) {
+      throw new RangeError(`Cannot drive APIC ID ${id} with ${name}: allowed are 0 to ${maxApicId}`);
+    }
+  }
 }
 
 function chooseDrivers(options: KernelOptions): readonly PvDriver[] {

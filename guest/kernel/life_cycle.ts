@@ -5,11 +5,12 @@
  * @module
  */
 
-import type { Guest, X86Cpu } from "../../abi/mod.ts";
+import { APIC_SPIV, type Guest, type X86Cpu } from "../../abi/mod.ts";
 import { withInterruptsOff } from "../apic/driver.ts";
 import type { Kernel } from "./kernel.ts";
 import { data } from "./memory_map.ts";
-import { smpCallFunctionMany } from "./smp.ts";
+import { flushCallFunctionQueue, smpCallFunctionMany } from "./smp.ts";
+import { SPURIOUS_APIC_VECTOR } from "./vectors.ts";
 
 /**
  * Takes this processor off line: it disables what it shares with the host and halts for good, until another starts it
@@ -18,8 +19,13 @@ import { smpCallFunctionMany } from "./smp.ts";
 export function* cpuDown(cpu: X86Cpu, kernel: Kernel): Guest {
   yield cpu.cli();
   yield cpu.load32(cpu.gsBase);
-  yield cpu.lockBtr(data("online"), cpu.eax);
+  const n = cpu.eax;
   yield* kernel.runHook(cpu, "offline");
+  yield cpu.lockBtr(data("online"), n);
+  if (kernel.behaviour.silencesDeadApics) yield* kernel.apic.write(cpu, APIC_SPIV, SPURIOUS_APIC_VECTOR);
+  // Whoever called this processor before it went waits for it (smpcfd_dying_cpu).
+  yield* flushCallFunctionQueue(cpu, kernel);
+  yield cpu.lockBts(data("dead"), n);
   for (;;) yield cpu.hlt();
 }
 
@@ -33,7 +39,7 @@ export function* resume(cpu: X86Cpu, kernel: Kernel): Guest {
   yield* withInterruptsOff(cpu, kernel.runHook(cpu, "resume"));
 }
 
-/** A crash: this processor alone disables its areas, and stops. */
+/** A crash: this processor alone disables its areas. Interrupts stay off; what comes next is another kernel's. */
 export function* crash(cpu: X86Cpu, kernel: Kernel): Guest {
   yield cpu.cli();
   yield* kernel.runHook(cpu, "crash");

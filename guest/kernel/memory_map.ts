@@ -14,7 +14,7 @@
  * @module
  */
 
-import { type Gva, type Layout, layout } from "../../abi/mod.ts";
+import { type Gva, type Layout, layout, MAX_FRAMES } from "../../abi/mod.ts";
 
 /** Processors that the map has room for. */
 export const CPU_LIMIT = 1024;
@@ -46,7 +46,7 @@ export const KERNEL_DATA: Layout<
   apicIds: ["u32", CPU_LIMIT],
   kvmCpuidBase: "u32",
   kvmProbed: "u32",
-  dead: "u32",
+  dead: ["u32", MASK_WORDS],
 });
 
 /** A processor's own variables; its GS base points to them. */
@@ -66,7 +66,7 @@ export const PERCPU_AREA: Layout<
   apicId: "u32",
   kvmApicEoi: "u64",
   callQueue: "u64",
-  csd: ["u64", 4],
+  csd: ["u64", 4 * MAX_FRAMES],
   ipiMask: ["u32", MASK_WORDS],
   cfdMask: ["u32", MASK_WORDS],
   cfdIpiMask: ["u32", MASK_WORDS],

@@ -5,7 +5,7 @@
  * @module
  */
 
-import type { Guest, X86Cpu } from "../../abi/mod.ts";
+import { type Guest, HIGH, type X86Cpu } from "../../abi/mod.ts";
 import { withInterruptsOff } from "../apic/driver.ts";
 import {
   addTo,
@@ -22,7 +22,7 @@ import type { Kernel } from "./kernel.ts";
 import { CALL_SINGLE_DATA, csdOf, data, percpu, PERCPU_AREA } from "./memory_map.ts";
 import { CALL_FUNCTION_SINGLE_VECTOR, CALL_FUNCTION_VECTOR } from "./vectors.ts";
 
-/** A function that another processor calls: with interrupts off, and one number. */
+/** A function that another processor calls: with interrupts off, and one whole number below 2^53. */
 export type SmpFunction = (cpu: X86Cpu, info: number) => Guest;
 
 const NEXT = CALL_SINGLE_DATA.fields.next.offset;
@@ -41,22 +41,36 @@ export interface SmpCall {
   readonly info: number;
 }
 
-/** Calls a function on one processor and waits for it (smp_call_function_single). */
-export function* smpCallFunctionSingle(cpu: X86Cpu, kernel: Kernel, target: number, call: SmpCall): Guest {
+/**
+ * Calls a function on one processor and waits for it (smp_call_function_single). Whether that processor is on line:
+ * nothing is called otherwise.
+ */
+export function* smpCallFunctionSingle(
+  cpu: X86Cpu,
+  kernel: Kernel,
+  target: number,
+  call: SmpCall,
+): GuestValue<boolean> {
   yield cpu.load32(cpu.gsBase);
   if (cpu.eax === target) {
     yield* withInterruptsOff(cpu, kernel.functionAt(call.func)(cpu, call.info));
-    return;
+    return true;
   }
-  const csd = cpu.gsBase + PERCPU_AREA.fields.csd.offset;
+  if (!(yield* kernel.online(cpu, target))) return false;
+  const csd = stackCsd(cpu);
   yield* fill(cpu, csd, call);
   if (yield* enqueue(cpu, csd, target)) yield* kernel.apic.sendIpi(cpu, target, CALL_FUNCTION_SINGLE_VECTOR);
   yield* waitFor(cpu, csd);
+  return true;
 }
 
-/** Calls a function on every online processor of a mask but this one, and waits for all (smp_call_function_many). */
+/**
+ * Calls a function on every online processor of a mask but this one, and waits for all (smp_call_function_many). Not
+ * for interrupt handlers: they may have interrupted a call that has locked this processor's entries and not sent them.
+ */
 export function* smpCallFunctionMany(cpu: X86Cpu, kernel: Kernel, mask: number, call: SmpCall): Guest {
   const { cpus } = kernel;
+  if (cpu.depth > 1) kernel.warn("smp_call_function_many from an interrupt handler can deadlock");
   yield cpu.load32(cpu.gsBase);
   const self = cpu.eax;
   const targets = yield* loadMask(cpu, mask, cpus);
@@ -111,11 +125,16 @@ function* sendCallFunctionIpi(cpu: X86Cpu, kernel: Kernel, { address, words, sel
   yield* kernel.apic.sendIpiMask(cpu, address, CALL_FUNCTION_VECTOR);
 }
 
+/** An entry on the caller's stack: an interrupt may make a call of its own before this one is done. */
+function stackCsd(cpu: X86Cpu): number {
+  return cpu.gsBase + PERCPU_AREA.fields.csd.offset + CALL_SINGLE_DATA.size * (cpu.depth - 1);
+}
+
 /** Locks an entry and says what to call. */
-function* fill(cpu: X86Cpu, csd: number, call: SmpCall): Guest {
+function* fill(cpu: X86Cpu, csd: number, { func, info }: SmpCall): Guest {
   yield cpu.store32(csd + FLAGS, CSD_FLAG_LOCK);
-  yield cpu.store64(csd + FUNC, call.func);
-  yield cpu.store64(csd + INFO, call.info);
+  yield cpu.store64(csd + FUNC, func);
+  yield cpu.store64(csd + INFO, info, info / HIGH);
 }
 
 /** Puts an entry at the head of the target's queue. Whether the queue was empty (llist_add). */
@@ -149,7 +168,7 @@ export function* flushCallFunctionQueue(cpu: X86Cpu, kernel: Kernel): Guest {
     yield cpu.load64(csd + FUNC);
     const func = kernel.functionAt(cpu.eax);
     yield cpu.load64(csd + INFO);
-    yield* func(cpu, cpu.eax);
+    yield* func(cpu, cpu.raxHigh * HIGH + cpu.eax);
     yield cpu.store32(csd + FLAGS, 0);
   }
 }
