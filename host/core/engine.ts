@@ -31,10 +31,11 @@ export type RunEnd =
 /** How far times may be from the epoch before it moves on. */
 const NEAR: number = 1 << 29;
 
+/** How many steps are granted at a time. */
+const GRANT: number = 1 << 30;
+
 /** Runs threads one step at a time. */
 export class Engine {
-  /** Steps taken. */
-  steps = 0;
   /** The clock that times are counted from, in cycles. */
   epoch = 0;
   /** The thread that takes the present step; undefined before the first. */
@@ -54,6 +55,9 @@ export class Engine {
   readonly #stepLimit: number;
   readonly #scheduleLimit: number;
   readonly #recorded: number[] = [];
+  /** Steps that may be taken before somebody looks at the limit: a small integer, where the limit is none. */
+  #left = 0;
+  #granted = 0;
   #tick = 0;
   #stopping = false;
 
@@ -65,6 +69,11 @@ export class Engine {
     this.#cycleLimit = limits.cycles;
     this.#stepLimit = limits.steps;
     this.#scheduleLimit = limits.schedule;
+  }
+
+  /** Steps taken. */
+  get steps(): number {
+    return this.#granted - this.#left;
   }
 
   /** The steps of an explored run so far; empty under the timed policy. */
@@ -148,7 +157,15 @@ export class Engine {
 
   /** One more step. */
   countStep(): void {
-    if (++this.steps > this.#stepLimit) throw new LimitExceeded("steps", this.#stepLimit);
+    if (this.#left === 0) this.#grant();
+    this.#left--;
+  }
+
+  #grant(): void {
+    const more = Math.min(Math.floor(this.#stepLimit) - this.#granted, GRANT);
+    if (more <= 0) throw new LimitExceeded("steps", this.#stepLimit);
+    this.#granted += more;
+    this.#left = more;
   }
 
   /** Runs until nothing can run, somebody stops it, or every thread is past `deadline` (in explored runs, a tick). */
@@ -159,26 +176,32 @@ export class Engine {
 
   #timed(deadline: number): RunEnd {
     const queue = this.#queue;
-    const threads = this.#threads;
     const last = Math.min(deadline, this.#cycleLimit);
     let end = this.timeOf(last);
     while (queue.size > 0) {
-      const id = queue.ids[0];
-      if (queue.times[0] >= NEAR) {
+      const first = queue.times[0];
+      if (first >= NEAR) {
         if (this.#earliest() > last) return this.#late(deadline);
         this.#rebase(this.#earliest());
         end = this.timeOf(last);
         continue;
       }
-      const thread = threads[id];
-      if (queue.times[0] > end) return this.#late(deadline);
-      this.running = thread;
-      this.horizon = queue.horizon(end < NEAR ? end + 1 : NEAR);
-      thread.burst();
-      if (queue.places[id] >= 0) queue.put(id, thread.time);
+      if (first > end) return this.#late(deadline);
+      this.#runFirst(end < NEAR ? end + 1 : NEAR);
       if (this.#stopping) return "stopped";
     }
     return "idle";
+  }
+
+  /** Runs the first thread until another one may be first, at most to `end`. */
+  #runFirst(end: number): void {
+    const queue = this.#queue;
+    const id = queue.ids[0];
+    const thread = this.#threads[id];
+    this.running = thread;
+    this.horizon = queue.horizon(end);
+    thread.burst();
+    if (queue.places[id] >= 0) queue.put(id, thread.time);
   }
 
   #late(deadline: number): RunEnd {

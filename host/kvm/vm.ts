@@ -173,7 +173,8 @@ export class Vm {
   dead = false;
 
   readonly #disabledKvmQuirks: ReadonlySet<KvmQuirk>;
-  readonly #vcpuIndex: number[] = [];
+  /** By thread number: the vCPU's index, {@linkcode NOBODY} for other threads. */
+  #vcpuIndex = new Int32Array(64).fill(NOBODY);
   #mmioPages = new Set<number>();
   #mmioGeneration = -1;
 
@@ -278,6 +279,11 @@ export class Vm {
 
   /** A vCPU's thread has its number. */
   addThread(vcpu: Vcpu): void {
+    if (vcpu.id >= this.#vcpuIndex.length) {
+      const grown = new Int32Array(2 * vcpu.id).fill(NOBODY);
+      grown.set(this.#vcpuIndex);
+      this.#vcpuIndex = grown;
+    }
     this.#vcpuIndex[vcpu.id] = vcpu.index;
   }
 
@@ -360,11 +366,16 @@ export class Vm {
   /** Emits an event that the running thread causes: a vCPU's of this machine, or nobody's. */
   traceRunning(event: number, a = 0, b = 0, c = 0, d = 0, e = 0): void {
     const { running } = this.engine;
-    const index = running === undefined ? NOBODY : this.#vcpuIndex[running.id] ?? NOBODY;
+    const index = running === undefined ? NOBODY : this.#indexOf(running.id);
     this.tracer.counts[index + 1][event]++;
     if (this.tracer.recording) {
       this.tracer.record(event, index, this.engine.now, a, b, c, d, e);
     }
+  }
+
+  #indexOf(thread: number): number {
+    const indices = this.#vcpuIndex;
+    return thread < indices.length ? indices[thread] : NOBODY;
   }
 
   /** What switching a CPU between threads costs. */
