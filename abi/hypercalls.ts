@@ -167,9 +167,9 @@ export type HypercallOn<Arch extends HypercallArch> = {
 }[HypercallName];
 
 /** The arguments of a call, by name; values are whole numbers below 2^53 or bigints, modulo 2^64. */
-export type HypercallArgs<Name extends HypercallName> = {
-  readonly [Arg in (typeof HYPERCALLS)[Name]["args"][number]["name"]]: number | bigint;
-};
+export type HypercallArgs<Name extends HypercallName> = (typeof HYPERCALLS)[Name]["args"] extends readonly []
+  ? Readonly<Record<string, never>> // an empty mapped type would take any name
+  : { readonly [Arg in (typeof HYPERCALLS)[Name]["args"][number]["name"]]: number | bigint };
 
 const BY_NR: ReadonlyMap<number, HypercallName> = new Map(
   Object.entries(HYPERCALLS).map(([name, spec]) => [spec.nr, name as HypercallName]),
