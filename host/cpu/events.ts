@@ -10,7 +10,7 @@
 import * as abi from "../../abi/mod.ts";
 import { exceptionOf, hex } from "../../abi/mod.ts";
 import { popFrame, pushFrame } from "./frames.ts";
-import { knownSelector, type Processor } from "./processor.ts";
+import type { Processor } from "./processor.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
@@ -23,6 +23,7 @@ const {
   HIGH,
   IDT_GATE32,
   IDT_GATE64,
+  KERNEL32_CS,
   KERNEL_CS,
   NO_VECTOR,
   NP_VECTOR,
@@ -36,8 +37,9 @@ const {
 const TYPE_INTERRUPT = 0xe;
 const TYPE_TRAP = 0xf;
 
-/** Error-code bits of a fault during delivery: the index is a vector, and the event was external. */
+/** Error code of a fault during delivery: its index is a vector. */
 const ERROR_IDT = 2;
+/** The event was external to the program: an interrupt, or an earlier exception (SDM 3A 6.13). */
 const ERROR_EXT = 1;
 
 /** What {@linkcode deliver} answers when the handler has begun. */
@@ -48,7 +50,7 @@ const DELIVERED = 0;
  */
 export function deliverInterrupt(p: Processor, vector: number, nmi: boolean): void {
   if (nmi) p.nmiBlocked = true;
-  const second = deliver(p, vector, 0, ERROR_EXT);
+  const second = deliver(p, vector, 0);
   if (second !== DELIVERED) raise(p, second >>> 16, second & 0xffff);
 }
 
@@ -56,7 +58,7 @@ export function deliverInterrupt(p: Processor, vector: number, nmi: boolean): vo
 export function raise(p: Processor, vector: number, errorCode: number): void {
   for (;;) {
     if (p.virtualization.exception(p, vector, errorCode)) return;
-    const second = deliver(p, vector, errorCode, 0);
+    const second = deliver(p, vector, errorCode);
     if (second === DELIVERED) return;
     if (vector === DF_VECTOR) {
       p.virtualization.tripleFault(p);
@@ -74,7 +76,7 @@ export function raise(p: Processor, vector: number, errorCode: number): void {
 
 /** Delivers an exception that software injects at VM entry: it is not intercepted again. */
 export function deliverInjectedException(p: Processor, vector: number, errorCode: number): void {
-  const second = deliver(p, vector, errorCode < 0 ? 0 : errorCode, 0);
+  const second = deliver(p, vector, errorCode < 0 ? 0 : errorCode);
   if (second === DELIVERED) return;
   if (vector === DF_VECTOR) p.virtualization.tripleFault(p);
   else if (doubles(vector, second >>> 16)) raise(p, DF_VECTOR, 0);
@@ -94,21 +96,21 @@ function doubles(first: number, second: number): boolean {
 const gate = { address: 0, selector: 0, type: 0 };
 
 /** Begins the handler of a vector. Otherwise answers with the exception that this raises: vector << 16 | error code. */
-function deliver(p: Processor, vector: number, errorCode: number, external: number): number {
-  const fault = (vector << 3) | ERROR_IDT | external;
+function deliver(p: Processor, vector: number, errorCode: number): number {
+  const fault = (vector << 3) | ERROR_IDT | ERROR_EXT;
   if (!readGate(p, vector)) return (GP_VECTOR << 16) | fault;
   const { selector, type } = gate;
   const kind = type & 0x1f;
   if (kind !== TYPE_INTERRUPT && kind !== TYPE_TRAP) return (GP_VECTOR << 16) | fault;
   if ((type & GATE_PRESENT) === 0) return (NP_VECTOR << 16) | fault;
-  if (selector !== KERNEL_CS && !p.realMode && (!knownSelector(selector) || (selector & 3) !== 0)) {
-    return (GP_VECTOR << 16) | (selector & 0xfffc) | external;
+  if (selector !== KERNEL_CS && !p.realMode && (p.longActive || selector !== KERNEL32_CS)) {
+    return (GP_VECTOR << 16) | (selector & 0xfffc) | ERROR_EXT;
   }
   pushFrame(p, gate.address);
   const { regs } = p;
   regs[CS] = selector;
   regs[VECTOR] = vector;
-  regs[ERROR_CODE] = errorCode;
+  regs[ERROR_CODE] = p.realMode ? 0 : errorCode; // Real mode has none (SDM 3B 21.1.4).
   if (kind === TYPE_INTERRUPT) regs[RFLAGS] &= ~FLAG_IF;
   p.shadow = false;
   p.charge(p.cost.eventDelivery);
