@@ -15,7 +15,8 @@ import type { GuestMemory, Watcher } from "../memory/mod.ts";
 import { GuestError } from "./errors.ts";
 import { execute } from "./execute.ts";
 import { endFrame, resumeAt } from "./frames.ts";
-import { endSpin, rebaseSleep, spinInterrupted, workInterrupted } from "./waiting.ts";
+import { writeMsr } from "./privileged.ts";
+import { endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } from "./waiting.ts";
 import type { Virtualization } from "./virtualization.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -32,6 +33,8 @@ const {
   HIGH,
   KERNEL32_CS,
   KERNEL_CS,
+  OP_WORK,
+  OP_WRMSR,
   RFLAGS,
   RIP,
   SITE,
@@ -250,20 +253,12 @@ export class Processor {
    */
   get rip(): number {
     if (this.#ripWritten) return this.storedRip;
-    return this.#present;
-  }
-
-  /** The linear address that follows from the activation: a small integer. */
-  get #present(): number {
-    const { context } = this;
-    const { address } = context.frames[context.depth - 1].block!;
-    const op = context.pending;
-    return op !== 0 ? address + SITE[op] : address + BEHIND[context.last];
+    return presentAddress(this.context);
   }
 
   /** Brings the RIP register up to the present instruction: what an event saves. Only in guest mode. */
   saveRip(): void {
-    this.regs[RIP] = this.#present - this.codeBase;
+    this.regs[RIP] = presentAddress(this.context) - this.codeBase;
     this.regs[RIP + 1] = 0;
   }
 
@@ -308,7 +303,10 @@ export class Processor {
       engine.countStep();
       if (thread.time >= this.eventAt && this.#event()) continue;
       const op = this.context.pending || this.fetch();
-      if (op !== 0) execute(this, op);
+      // What guests do most between interrupts is looked for here: a call less.
+      if (op === OP_WORK) work(this);
+      else if (op === OP_WRMSR) writeMsr(this, op);
+      else if (op !== 0) execute(this, op);
     } while (this.guestMode && thread.time < engine.horizon);
   }
 
@@ -388,9 +386,8 @@ export class Processor {
   /** An error in guest terms, for the present instruction. */
   error(problem: string, cause?: unknown): GuestError {
     const { context } = this;
-    const where = context.depth === 0
-      ? "no function"
-      : context.frames[context.depth - 1].block?.name ?? "no function";
+    if (context.depth === 0) return new GuestError(this.name, "no function", this.storedRip, problem, cause);
+    const where = context.frames[context.depth - 1].block?.name ?? "no function";
     return new GuestError(this.name, where, this.rip, problem, cause);
   }
 
@@ -409,6 +406,13 @@ export class Processor {
     const yielded = typeof op === "number" ? instructionText(op) : String(op);
     return this.error(`it built ${instructionText(built)} and yielded ${yielded}`);
   }
+}
+
+/** The linear address of a context's present instruction, or of the next one: a small integer. */
+function presentAddress(context: X86Cpu): number {
+  const { address } = context.frames[context.depth - 1].block!;
+  const op = context.pending;
+  return op !== 0 ? address + SITE[op] : address + BEHIND[context.last];
 }
 
 /** Whether a selector is one that the processor knows. */

@@ -25,9 +25,19 @@ const GROW_START = 10_000;
 /** halt_poll_ns_shrink: the window halves. */
 const SHRINK = 2;
 
-/** Whether the vCPU can leave a blocked state (kvm_arch_vcpu_runnable). */
+/**
+ * Whether the vCPU can leave a blocked state (kvm_arch_vcpu_runnable). Only INIT and start-up IPIs get one out of its
+ * wait for a start-up; while it has other events KVM goes round in circles, where this host sleeps.
+ */
 export function runnable(vcpu: Vcpu): boolean {
-  return vcpu.mpState === MpState.Runnable || vcpu.pvUnhalted || hasEvents(vcpu);
+  switch (vcpu.mpState) {
+    case MpState.Runnable:
+      return true;
+    case MpState.Halted:
+      return vcpu.pvUnhalted || hasEvents(vcpu);
+    default:
+      return vcpu.lapic.pendingEvents !== 0;
+  }
 }
 
 /** HLT was executed (__kvm_emulate_halt): the vCPU halts, unless something waits for it. */

@@ -23,7 +23,7 @@ import {
   writeApicBase,
 } from "../../host/lapic/mod.ts";
 import { Machine, type Vm, type VmOptions } from "../../host/mod.ts";
-import { Rig, type RigOptions } from "./guests.ts";
+import { AP_START, ONLINE, Rig, type RigOptions } from "./guests.ts";
 
 /** The two modes of an enabled APIC. */
 export const APIC_MODES = ["xapic", "x2apic"] as const;
@@ -146,4 +146,23 @@ export function vectors(lapic: Lapic, base: number): number[] {
   return Array.from({ length: 256 }, (_, vector) => vector).filter((vector) =>
     (lapic.get(base + 16 * (vector >>> 5)) >>> (vector & 31)) & 1
   );
+}
+
+/**
+ * Starts application processors by broadcasts: they run what {@linkcode Rig.aps} was given, up to the line where they
+ * say that they are up.
+ */
+export function* bringUp(cpu: X86Cpu, mode: ApicMode, count: number): Asking<void> {
+  yield* write(cpu, mode, 0x300, 0xc_4500); // INIT, all but self.
+  yield* write(cpu, mode, 0x300, 0xc_4600 | (AP_START >>> 12));
+  yield* until(cpu, ONLINE, count);
+}
+
+/** Waits until a word of memory has a value. */
+export function* until(cpu: X86Cpu, address: number, value: number): Asking<void> {
+  for (;;) {
+    yield cpu.load32(address);
+    if (cpu.eax === value) return;
+    yield cpu.pauseWhile(address, cpu.eax);
+  }
 }
