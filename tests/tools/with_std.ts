@@ -11,7 +11,10 @@ const STAND_INS = "tests/std/import_map.json";
 const PATIENCE_MS = 15_000;
 
 /** Runs `deno`; its output is ours, or nobody's. */
-async function deno(args: readonly string[], options: { quiet?: boolean; signal?: AbortSignal }): Promise<number> {
+async function deno(
+  args: readonly string[],
+  options: { quiet?: boolean; signal?: AbortSignal },
+): Promise<number> {
   const output = options.quiet ? "null" : "inherit";
   const command = new Deno.Command(Deno.execPath(), {
     args: [...args],
