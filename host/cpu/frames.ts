@@ -20,7 +20,6 @@ import {
   type Vector,
   type X86Cpu,
 } from "../../abi/mod.ts";
-import { LimitExceeded } from "../core/mod.ts";
 import { execute } from "./execute.ts";
 import type { Processor } from "./processor.ts";
 
@@ -43,7 +42,9 @@ const {
 export function pushFrame(p: Processor, address: number): void {
   const { context } = p;
   const { depth, frames } = context;
-  if (depth >= MAX_FRAMES) throw new LimitExceeded("frames", MAX_FRAMES);
+  if (depth >= MAX_FRAMES) {
+    throw p.error(`${MAX_FRAMES} activations are nested already, the most allowed`);
+  }
   const block = blockAt(p, address);
   const below = frames[depth - 1];
   const from = below.regs;
