@@ -35,7 +35,7 @@ export interface CodeStore {
 
 /** One past the last address that text may have: instruction pointers are small integers to V8 below it. */
 export const TEXT_LIMIT: number = 2 ** 31;
-const LIMIT = TEXT_LIMIT;
+const LAST = 0x7fff_ffff;
 
 /** Where functions are placed when nothing else is said: 1 MiB, where a 64-bit kernel is loaded. */
 export const TEXT_BASE: Gva = 0x10_0000 as Gva;
@@ -87,7 +87,7 @@ export class Text implements CodeStore {
   blockAt(address: number): TextBlock | undefined {
     const number = address >>> 8;
     const places = this.#places;
-    if (number >= places.length || address >= LIMIT) return undefined;
+    if (number >= places.length || address > LAST) return undefined;
     const place = places[number];
     return place === 0 ? undefined : this.#order[place - 1];
   }

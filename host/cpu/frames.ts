@@ -31,12 +31,17 @@ const {
   MAX_FRAMES,
   NO_VECTOR,
   OP_IRET,
+  R11,
+  R8,
   RFLAGS,
   RIP,
   SITE,
   SYSCALL_ENTRY,
   VECTOR,
 } = abi;
+
+/** The words of the registers that instructions reach, RAX to RDI; the only other one is R11, which SYSCALL fills. */
+const REACHED = R8;
 
 /** Begins an activation of the function at `address` above the present one, with the registers as they are. */
 export function pushFrame(p: Processor, address: number): void {
@@ -56,7 +61,9 @@ export function pushFrame(p: Processor, address: number): void {
   below.guest = context.guest;
   begin(p, depth, block);
   const to = p.regs;
-  for (let i = 0; i < RIP; i++) to[i] = from[i];
+  for (let i = 0; i < REACHED; i++) to[i] = from[i];
+  to[R11] = from[R11];
+  to[R11 + 1] = from[R11 + 1];
   to[RFLAGS] = from[RFLAGS];
 }
 

@@ -124,6 +124,7 @@ export function resetLapic(lapic: Lapic, init: boolean): void {
   }
   // kvm_apic_update_apicv: the hints start over.
   lapic.irrPending = true;
+  lapic.irrRegisters = 0;
   lapic.isrCount = countVectors(lapic.page, APIC_ISR);
   lapic.highestIsrCache = -1;
   lapic.timer.reset();

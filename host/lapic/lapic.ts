@@ -29,6 +29,9 @@ const {
 const { TP } = tracing;
 const { REQ_EVENT } = requests;
 
+/** The first word of the IRR. */
+const IRR = APIC_IRR >>> 2;
+
 /** Pending event: INIT. */
 export const PENDING_INIT = 1;
 /** Pending event: a start-up IPI. */
@@ -46,14 +49,19 @@ export class Lapic {
   /** The timer. */
   declare readonly timer: LapicTimer;
 
-  /** IA32_APIC_BASE, low half. */
-  base: number = APIC_DEFAULT_BASE | APICBASE_ENABLE;
+  #base: number = APIC_DEFAULT_BASE | APICBASE_ENABLE;
   /** IA32_APIC_BASE, high half. */
   baseHigh = 0;
+  /** IA32_APIC_BASE.EN. */
+  hardwareEnabled = true;
+  /** Whether it is in x2APIC mode. */
+  x2apicMode = false;
   /** Spurious-vector register bit 8, remembered. */
   softwareEnabled = false;
   /** A hint: false only if no IRR bit is set. */
   irrPending = true;
+  /** Which of the eight IRR registers have a bit set. */
+  irrRegisters = 0;
   /** How many ISR bits are set. */
   isrCount = 0;
   /** The highest ISR bit; -1 when that is not known. */
@@ -81,19 +89,20 @@ export class Lapic {
     this.page[offset >>> 2] = value;
   }
 
-  /** IA32_APIC_BASE.EN. */
-  get hardwareEnabled(): boolean {
-    return (this.base & APICBASE_ENABLE) !== 0;
+  /** IA32_APIC_BASE, low half. */
+  get base(): number {
+    return this.#base;
+  }
+
+  set base(value: number) {
+    this.#base = value;
+    this.hardwareEnabled = (value & APICBASE_ENABLE) !== 0;
+    this.x2apicMode = (value & APICBASE_X2APIC_ENABLE) !== 0;
   }
 
   /** IA32_APIC_BASE.EN and the spurious-vector register's enable bit. */
   get enabled(): boolean {
-    return this.softwareEnabled && (this.base & APICBASE_ENABLE) !== 0;
-  }
-
-  /** Whether it is in x2APIC mode. */
-  get x2apicMode(): boolean {
-    return (this.base & APICBASE_X2APIC_ENABLE) !== 0;
+    return this.softwareEnabled && this.hardwareEnabled;
   }
 
   /** The xAPIC ID: bits 31:24 of the ID register. */
@@ -111,19 +120,23 @@ export class Lapic {
   /** Records a request for a vector. */
   setIrr(vector: number): void {
     setVector(this.page, APIC_IRR, vector);
+    this.irrRegisters |= 1 << (vector >>> 5);
     // The hint is raised after the bit: whoever sees the hint finds the bit.
     this.irrPending = true;
   }
 
   /** The highest vector that is requested, -1 for none. */
   highestIrr(): number {
-    return this.irrPending ? highestVector(this.page, APIC_IRR) : -1;
+    if (this.irrRegisters === 0) return -1;
+    const register = 31 - Math.clz32(this.irrRegisters);
+    return (register << 5) + 31 - Math.clz32(this.page[IRR + (register << 2)]);
   }
 
   #clearIrr(vector: number): void {
-    this.irrPending = false;
     clearVector(this.page, APIC_IRR, vector);
-    if (highestVector(this.page, APIC_IRR) !== -1) this.irrPending = true;
+    const register = vector >>> 5;
+    if (this.page[IRR + (register << 2)] === 0) this.irrRegisters &= ~(1 << register);
+    this.irrPending = this.irrRegisters !== 0;
   }
 
   // Vectors in service.
