@@ -26,6 +26,8 @@ export class ThreadQueue {
 
   /** Puts a thread into the heap, or moves it there, under a time. */
   put(id: number, time: number): void {
+    id |= 0; // To V8, small integers from here on.
+    time |= 0;
     let place = this.places[id];
     if (place < 0) place = this.size++;
     else if (time >= this.times[place]) return this.#down(place, id, time);
@@ -64,6 +66,9 @@ export class ThreadQueue {
 
   #up(place: number, id: number, time: number): void {
     const { ids, places, times } = this;
+    place |= 0;
+    id |= 0;
+    time |= 0;
     while (place > 0) {
       const parent = (place - 1) >> 1;
       const parentTime = times[parent];
@@ -81,8 +86,11 @@ export class ThreadQueue {
 
   #down(place: number, id: number, time: number): void {
     const { ids, places, times, size } = this;
+    place |= 0;
+    id |= 0;
+    time |= 0;
     for (;;) {
-      let child = 2 * place + 1;
+      let child = (place << 1) + 1;
       if (child >= size) break;
       let childTime = times[child];
       if (child + 1 < size) {
