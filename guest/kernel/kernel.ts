@@ -121,7 +121,7 @@ export class Kernel {
   constructor(options: KernelOptions) {
     this.apicIds = checkApicIds(options);
     this.cpus = this.apicIds.length;
-    this.bits = options.bits ?? 64;
+    this.bits = checkBits(options.bits ?? 64);
     this.semantics = guestSemantics(options.guestSemantics ?? "v6.19");
     this.behaviour = GUEST_SEMANTICS[this.semantics];
     this.apicDrivers = apicDrivers(this);
@@ -263,6 +263,13 @@ function* nothing(_cpu: X86Cpu): Guest {}
 /** What stands at a function's address: it is called, never jumped to. */
 function* notCalled(cpu: X86Cpu): Guest {
   yield cpu.ud2();
+}
+
+function checkBits(bits: number): 64 | 32 {
+  if (bits !== 64 && bits !== 32) {
+    throw new RangeError(`Cannot build a ${bits}-bit kernel: allowed are 64 and 32`);
+  }
+  return bits;
 }
 
 function checkApicIds(options: KernelOptions): readonly number[] {

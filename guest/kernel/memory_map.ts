@@ -31,7 +31,7 @@ export const IDT_POINTER = 0x20_1000;
 export const DATA = 0x20_2000;
 /** The per-CPU areas. */
 export const PERCPU = 0x21_0000;
-/** Bytes of a per-CPU area. */
+/** Bytes of a per-CPU area: a page. */
 export const PERCPU_SIZE = 0x1000;
 /** Call-function data. */
 export const CSD = 0x80_0000;
@@ -95,7 +95,7 @@ export function csdOf(sender: number, target: number, cpus: number): number {
   return CSD + CALL_SINGLE_DATA.size * (sender * cpus + target);
 }
 
-/** Bytes of memory that a kernel for `cpus` processors needs from address 0. */
+/** Bytes of memory that a kernel for `cpus` processors needs from address 0: whole pages. */
 export function memoryNeeded(cpus: number): number {
-  return csdOf(cpus, 0, cpus);
+  return Math.ceil(csdOf(cpus, 0, cpus) / PERCPU_SIZE) * PERCPU_SIZE;
 }
