@@ -8,7 +8,7 @@ import { Machine } from "@exitless/exitless";
 import { KVM_FEATURES, Text } from "@exitless/exitless/abi";
 import { command } from "@exitless/exitless/cli";
 import { hypercall, Kernel } from "@exitless/exitless/guest";
-import { type RunResult, Vm } from "@exitless/exitless/host";
+import type { RunResult, Vm } from "@exitless/exitless/host";
 import { EXPERIMENTS } from "@exitless/exitless/lab";
 
 const outcomes: number[] = [];
