@@ -53,7 +53,9 @@ export class Slot {
       );
     }
     if (base + size > PHYSICAL_ADDRESS_LIMIT) {
-      throw new RangeError(`Cannot create a memory slot of ${size} bytes at ${hex(base)}: it ends above 2^52`);
+      throw new RangeError(
+        `Cannot create a memory slot of ${size} bytes at ${hex(base)}: it ends above 2^52`,
+      );
     }
     if (!Number.isInteger(size) || size <= 0 || size % PAGE_SIZE !== 0 || size > SLOT_SIZE_LIMIT) {
       throw new RangeError(
