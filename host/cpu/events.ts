@@ -28,7 +28,6 @@ const {
   NO_VECTOR,
   NP_VECTOR,
   RFLAGS,
-  SYSCALL_ENTRY,
   SYS_IDT_BASE,
   SYS_IDT_LIMIT,
   VECTOR,
@@ -166,9 +165,9 @@ function gateWord(p: Processor, address: number): number {
   return p.memory.word(address);
 }
 
-/** IRET: back to the activation that was interrupted; NMIs are unblocked. */
+/** IRET: back to the activation that was interrupted, or that made the system call; NMIs are unblocked. */
 export function iret(p: Processor): void {
-  if (p.context.depth < 2 || p.regs[VECTOR] === NO_VECTOR || p.regs[VECTOR] === SYSCALL_ENTRY) {
+  if (p.context.depth < 2 || p.regs[VECTOR] === NO_VECTOR) {
     throw p.error("it executed IRET, but no event delivered this activation");
   }
   p.nmiBlocked = false;

@@ -22,7 +22,9 @@ import type { Virtualization } from "./virtualization.ts";
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
   BEHIND,
+  CR0_CD,
   CR0_ET,
+  CR0_NW,
   CR0_PE,
   CR0_PG,
   CR4_PAE,
@@ -40,8 +42,14 @@ const {
   SITE,
   SYS_CR0,
   SYS_CR4,
+  SYS_CSTAR,
   SYS_EFER,
+  SYS_FMASK,
   SYS_IDT_LIMIT,
+  SYS_KERNEL_GS_BASE,
+  SYS_LSTAR,
+  SYS_STAR,
+  SYS_TSC_AUX,
   SYS_WORDS,
   USER32_CS,
   USER_CS,
@@ -54,6 +62,18 @@ const { FAR, LONG_AGO } = core;
  */
 const RESUME: (this: Guest) => IteratorResult<number, void> =
   Object.getPrototypeOf((function* () {}).prototype).next;
+
+/** CR0's cache bits. */
+const CR0_CACHE = CR0_CD | CR0_NW;
+/** Words of MSRs that INIT leaves alone. */
+const KEPT_BY_INIT: readonly number[] = [
+  SYS_KERNEL_GS_BASE,
+  SYS_STAR,
+  SYS_LSTAR,
+  SYS_CSTAR,
+  SYS_FMASK,
+  SYS_TSC_AUX,
+];
 
 /** What a processor is built from. */
 export interface ProcessorParts {
@@ -146,19 +166,26 @@ export class Processor {
     this.memory = parts.memory;
     this.cost = parts.cost;
     this.virtualization = parts.virtualization;
-    this.reset();
+    this.reset(false);
   }
 
-  /** RESET and INIT: drops every activation without running its `finally`, and sets the registers of SDM 3A table 10-1. */
-  reset(): void {
+  /**
+   * RESET, or INIT: drops every activation without running its `finally`, and sets the registers of SDM 3A table 10-1.
+   * INIT keeps CR0's cache bits, and MSRs that are no segment's.
+   */
+  reset(init: boolean): void {
     endSpin(this);
     this.context.running = false;
     this.context = new X86Cpu();
     this.context.running = true;
     this.context.sys = this.sys;
     this.regs = this.context.regs;
+    const old = this.sys.slice();
     this.sys.fill(0);
-    this.sys[SYS_CR0] = CR0_ET;
+    this.sys[SYS_CR0] = CR0_ET | (init ? old[SYS_CR0] & CR0_CACHE : CR0_CACHE);
+    if (init) {
+      for (const word of KEPT_BY_INIT) this.sys.set(old.subarray(word, word + 2), word);
+    }
     this.sys[SYS_IDT_LIMIT] = 0xffff;
     this.regs[RFLAGS] = FLAG_FIXED;
     this.regs[CS] = 0;

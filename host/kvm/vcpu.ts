@@ -28,7 +28,7 @@ import { runLoop, takeTurn } from "./run_loop.ts";
 import type { Vm } from "./vm.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const { GP_VECTOR } = abi;
+const { GP_VECTOR, RDX } = abi;
 const { FAR } = core;
 const { FastPath } = vendor;
 const { ATTENTION_INTERLEAVE, ATTENTION_RESCHED, REQ_EVENT, REQ_NMI } = requests;
@@ -237,7 +237,9 @@ export class Vcpu extends Thread {
     this.injectedInterrupt = -1;
     this.exception.pending = false;
     this.exception.injected = false;
-    this.processor.reset();
+    this.processor.reset(init);
+    // The processor's signature, 0x600 where CPUID says none (kvm_vcpu_reset).
+    this.processor.regs[RDX] = this.cpuid.find(1, 0)?.[0] ?? 0x600;
     this.msrs.reset(init);
     this.backend.reset(init);
   }
