@@ -36,7 +36,8 @@ export const QUIRKS = {
     source: "fixed in v6.4 with the selftest recalc_apic_map_test",
   },
   "lapic-timer-catches-up": {
-    effect: "a periodic timer whose target is long past fires again and again without end",
+    effect:
+      "a periodic timer whose vCPU has not run for long expires once for each period it missed, in one interrupt",
     source: "CVE-2025-71104, fixed by 18ab3fc8e880",
   },
   "lapic-read-straddles": {

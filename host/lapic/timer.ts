@@ -38,6 +38,12 @@ export const MIN_PERIOD_NS = 200_000;
 /** One bus cycle of the timer is one nanosecond (APIC_BUS_CYCLE_NS_DEFAULT). */
 export const BUS_CYCLE_NS = 1;
 
+/** The VMX-preemption timer counts 32 bits down, one in 32 TSC cycles (IA32_VMX_MISC bits 4:0): farther it cannot. */
+export const PREEMPTION_TIMER_REACH: number = 2 ** 37;
+
+/** A deadline beyond every counter. */
+const NEVER = 0xffff_ffff_ffff_ffffn;
+
 /** The timer of one local APIC. */
 export class LapicTimer {
   /** LVT timer bits 18:17, as last acted upon. */
@@ -49,6 +55,8 @@ export class LapicTimer {
   #pending = false;
   /** IA32_TSC_DEADLINE; 0 for disarmed. In the count-down modes, the TSC value of the next expiry. */
   tscDeadline = 0n;
+  /** How often it has expired, also while an earlier expiry was pending. */
+  expiries = 0;
 
   readonly #lapic: Lapic;
   readonly #soft: Timer;
@@ -219,9 +227,14 @@ export class LapicTimer {
   /** The next period. One that is past already starts now: missed ticks are not made up for (CVE-2025-71104). */
   #nextPeriod(): void {
     const now = this.#nowNs;
-    let target = this.#targetNs + this.periodNs;
-    if (target < now && !this.#lapic.vcpu.vm.quirk("lapic-timer-catches-up")) target = now;
-    this.#setTarget(now, target - now);
+    const target = this.#targetNs + this.periodNs;
+    if (target < now && this.#lapic.vcpu.vm.quirk("lapic-timer-catches-up")) {
+      // As an unsigned number the difference is huge: the hv timer cannot reach it, and the host's timer takes over.
+      this.#targetNs = target;
+      this.tscDeadline = NEVER;
+    } else {
+      this.#setTarget(now, Math.max(0, target - now));
+    }
   }
 
   #restart(): void {
@@ -235,10 +248,18 @@ export class LapicTimer {
     return cycles > BigInt(Number.MAX_SAFE_INTEGER) ? Infinity : Number(cycles);
   }
 
+  /** The same for a timer of the host, which does not look at the TSC in the count-down modes. */
+  #softCycles(): number {
+    return this.#deadlineMode
+      ? this.#deadlineCycles()
+      : nsToCycles(this.#targetNs, this.#lapic.vcpu.vm.tscKhz);
+  }
+
   #startHv(): boolean {
     const { vcpu } = this.#lapic;
     if (!vcpu.backend.hasPreemptionTimer || vcpu.blocked || this.tscDeadline === 0n) return false;
     const deadline = this.#deadlineCycles();
+    if (deadline - vcpu.engine.now >= PREEMPTION_TIMER_REACH) return false;
     this.#soft.cancel();
     this.#hvInUse = true;
     vcpu.setPreemptionTimer(deadline);
@@ -269,20 +290,23 @@ export class LapicTimer {
     } else if (this.periodNs === 0) {
       return;
     }
-    const deadline = this.#deadlineCycles();
+    const deadline = this.#softCycles();
     if (deadline > vcpu.engine.now) {
       if (deadline < Infinity) this.#soft.arm(deadline);
     } else {
       this.#expired(false);
-      if (this.#periodic) {
-        this.#nextPeriod();
-        this.#soft.arm(Math.max(this.#deadlineCycles(), vcpu.engine.now));
-      }
+      if (this.#periodic) this.#softNext();
     }
     vcpu.trace(TP.kvm_hv_timer_state, vcpu.vcpuId, 0);
   }
 
+  #softNext(): void {
+    this.#nextPeriod();
+    this.#soft.arm(Math.max(this.#softCycles(), this.#lapic.vcpu.engine.now));
+  }
+
   #expired(fromTimer: boolean): void {
+    this.expiries++;
     if (this.pending) return;
     const { vcpu } = this.#lapic;
     this.pending = true;
@@ -292,9 +316,7 @@ export class LapicTimer {
 
   #softExpired(): void {
     this.#expired(true);
-    if (!this.#periodic || this.periodNs === 0) return;
-    this.#nextPeriod();
-    this.#soft.arm(Math.max(this.#deadlineCycles(), this.#lapic.vcpu.engine.now));
+    if (this.#periodic && this.periodNs > 0) this.#softNext();
   }
 
   /** The VMX-preemption timer's exit. */
