@@ -1,0 +1,83 @@
+/**
+ * The benchmark: prints each figure as a ratio to the yardstick of the same run, beside its limit, and exits with 1
+ * where one is missed.
+ *
+ * @module
+ */
+
+import { BACKENDS } from "../../host/mod.ts";
+import type { Figure } from "./figures.ts";
+
+interface Row {
+  readonly name: string;
+  readonly measured: string;
+  readonly value: number;
+  readonly limit: number;
+  readonly unit: string;
+}
+
+const MEGABYTE = 1e6;
+const MEMORY_LIMIT = 120;
+/** How much dearer an interrupt may be among 512 vCPUs than among 80. */
+const GROWTH_LIMIT = 1.3;
+
+async function measure<T>(script: string, ...args: string[]): Promise<T> {
+  const command = new Deno.Command(Deno.execPath(), {
+    args: ["run", "-q", "--no-lock", new URL(script, import.meta.url).href, ...args],
+    stderr: "inherit",
+  });
+  const { success, stdout } = await command.output();
+  if (!success) throw new Error(`Cannot measure: ${script} failed`);
+  return JSON.parse(new TextDecoder().decode(stdout));
+}
+
+async function rowsOf(backend: string): Promise<Row[]> {
+  const figures = await measure<Figure[]>("figures.ts", backend);
+  const ratio = (name: string): number => {
+    const { operation, yardstick } = figures.find((figure) => figure.name === name)!;
+    return operation / yardstick;
+  };
+  const row = (name: string, title: string, limit: number): Row => {
+    const { operation, yardstick } = figures.find((figure) => figure.name === name)!;
+    const measured = `${operation.toFixed(0)} ns / ${yardstick.toFixed(1)} ns`;
+    return { name: `${backend}: ${title}`, measured, value: ratio(name), limit, unit: "x" };
+  };
+  return [
+    row("vmcall", "vmcall round trip", 8),
+    row("ipi", "x2APIC IPI, send to EOI", 25),
+    row("broadcast80", "broadcast to 79, per IPI", 30),
+    row("clusters80", "5 clusters of 16, per IPI", 30),
+    {
+      name: `${backend}: broadcast to 511 against 79`,
+      measured: `${ratio("broadcast512").toFixed(1)} x / ${ratio("broadcast80").toFixed(1)} x`,
+      value: ratio("broadcast512") / ratio("broadcast80"),
+      limit: GROWTH_LIMIT,
+      unit: "x",
+    },
+  ];
+}
+
+function print({ name, measured, value, limit, unit }: Row): void {
+  const verdict = value <= limit ? "ok" : "MISSED";
+  const columns = [
+    name.padEnd(36),
+    measured.padStart(20),
+    `${value.toFixed(unit === "x" ? 2 : 0)} ${unit}`.padStart(10),
+    `at most ${limit} ${unit}`.padStart(16),
+    verdict,
+  ];
+  console.log(columns.join("  "));
+}
+
+const rows: Row[] = [];
+for (const backend of BACKENDS) rows.push(...await rowsOf(backend));
+const resident = await measure<number>("memory.ts") / MEGABYTE;
+rows.push({
+  name: "80 vCPUs, 64 MiB untouched: resident",
+  measured: "",
+  value: resident,
+  limit: MEMORY_LIMIT,
+  unit: "MB",
+});
+for (const row of rows) print(row);
+if (rows.some(({ value, limit }) => value > limit)) Deno.exit(1);
