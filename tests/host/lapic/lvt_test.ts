@@ -145,6 +145,7 @@ describe("an APIC that software disables", () => {
     const rig = tryingRig();
     rig.on(0xff, function* (cpu) {
       took.push(cpu.vector);
+      yield cpu.iret();
     }).finish(function* (cpu) {
       yield* enter(cpu, "xapic");
       yield* write(cpu, "xapic", 0x300, 0x4_4050);
