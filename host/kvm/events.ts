@@ -57,41 +57,53 @@ function startAt(vcpu: Vcpu, vector: number): void {
  * because the entry already delivers something else gets an immediate exit.
  */
 export function injectEvents(vcpu: Vcpu): void {
-  const { backend, exception, lapic } = vcpu;
   vcpu.immediateExit = false;
-  let canInject = !redeliver(vcpu);
+  const taken = othersWait(vcpu) && injectOthers(vcpu);
+  if (vcpu.immediateExit) return;
+  const { backend, lapic } = vcpu;
+  const vector = lapic.injectable();
+  if (vector === -1) return;
+  if (taken) {
+    vcpu.immediateExit = true;
+  } else if (backend.interruptAllowed()) {
+    lapic.acknowledge(vector);
+    vcpu.injectedInterrupt = vector;
+    // It was the highest: what still waits is not above the priority that it gives the processor. No window is needed.
+    writeInterrupt(vcpu, vector, false);
+  } else {
+    backend.enableInterruptWindow();
+  }
+}
+
+/** Whether anything but a new interrupt waits for injection: mostly not. */
+function othersWait({ exception, nmiPending, nmiInjected, injectedInterrupt }: Vcpu): boolean {
+  return exception.pending || exception.injected || nmiPending !== 0 || nmiInjected ||
+    injectedInterrupt !== -1;
+}
+
+/** Exceptions, NMIs, and what an earlier entry did not deliver. Whether the entry delivers one of them. */
+function injectOthers(vcpu: Vcpu): boolean {
+  const { backend, exception } = vcpu;
+  let taken = redeliver(vcpu);
   if (exception.pending) {
     inject(vcpu, false);
     exception.pending = false;
     exception.injected = true;
-    canInject = false;
+    taken = true;
   }
-  if (vcpu.nmiPending > 0) {
-    if (!canInject) {
-      vcpu.immediateExit = true;
-      return;
-    }
-    if (backend.nmiAllowed()) {
-      vcpu.nmiPending--;
-      vcpu.nmiInjected = true;
-      writeNmi(vcpu);
-      canInject = false;
-    }
-    if (vcpu.nmiPending > 0) backend.enableNmiWindow();
-  }
-  let vector = lapic.injectable();
-  if (vector === -1) return;
-  if (!canInject) {
+  if (vcpu.nmiPending === 0) return taken;
+  if (taken) {
     vcpu.immediateExit = true;
-    return;
+    return taken;
   }
-  if (backend.interruptAllowed()) {
-    lapic.acknowledge(vector);
-    vcpu.injectedInterrupt = vector;
-    writeInterrupt(vcpu, vector, false);
-    vector = lapic.injectable();
+  if (backend.nmiAllowed()) {
+    vcpu.nmiPending--;
+    vcpu.nmiInjected = true;
+    writeNmi(vcpu);
+    taken = true;
   }
-  if (vector !== -1) backend.enableInterruptWindow();
+  if (vcpu.nmiPending > 0) backend.enableNmiWindow();
+  return taken;
 }
 
 /** Writes what an earlier entry was to deliver and did not. Whether there was any. */

@@ -173,7 +173,7 @@ function prepare(vcpu: Vcpu): boolean {
   if ((vcpu.requests & ~REQ_EVENT) !== 0 && !serviceRequests(vcpu)) return false;
   if (!take(vcpu, REQ_EVENT)) return true;
   vcpu.stats.req_event++;
-  acceptApicEvents(vcpu);
+  if (vcpu.lapic.pendingEvents !== 0) acceptApicEvents(vcpu);
   if (vcpu.mpState === MpState.InitReceived) return false;
   injectEvents(vcpu);
   if (vcpu.lapic.enabled) {
