@@ -109,6 +109,10 @@ export const SVM_EXIT_REASONS: ReadonlyMap<number, string> = new Map<number, str
   [0xffff_ffff, "invalid_guest_state"],
 ]);
 
+/** MOV from CR0; from CRn, n more. */
+export const SVM_EXIT_READ_CR0 = 0x000;
+/** MOV to CR0; to CRn, n more. */
+export const SVM_EXIT_WRITE_CR0 = 0x010;
 /** MOV to CR8. */
 export const SVM_EXIT_WRITE_CR8 = 0x018;
 /** Intercepted exceptions start here: 0x40 + vector. */

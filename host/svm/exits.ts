@@ -38,10 +38,12 @@ const {
   SVM_EXIT_IRET,
   SVM_EXIT_MSR,
   SVM_EXIT_NPF,
+  SVM_EXIT_READ_CR0,
   SVM_EXIT_SHUTDOWN,
   SVM_EXIT_VINTR,
   SVM_EXIT_VMMCALL,
   SVM_EXIT_WBINVD,
+  SVM_EXIT_WRITE_CR0,
   SVM_EXIT_WRITE_CR8,
   UD_VECTOR,
 } = abi;
@@ -77,10 +79,13 @@ export function handleSvmExit(vcpu: Vcpu, svm: Svm): void {
     case SVM_EXIT_WRITE_CR8:
       return emulateMovToCr(vcpu, 8);
     case SVM_EXIT_CR0_SEL_WRITE:
+    case SVM_EXIT_WRITE_CR0:
       return emulateMovToCr(vcpu, 0);
-    case 0x014:
+    case SVM_EXIT_WRITE_CR0 + 4:
       return emulateMovToCr(vcpu, 4);
-    case 0x004:
+    case SVM_EXIT_READ_CR0:
+      return emulateMovFromCr(vcpu, 0);
+    case SVM_EXIT_READ_CR0 + 4:
       return emulateMovFromCr(vcpu, 4);
     case SVM_EXIT_INVD:
     case SVM_EXIT_WBINVD:

@@ -19,6 +19,8 @@ import type { Vmcb } from "./vmcb.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
+  CR0_CD,
+  CR0_NW,
   DB_VECTOR,
   FLAG_IF,
   IA32_CSTAR,
@@ -41,10 +43,12 @@ const {
   SVM_EXIT_IRET,
   SVM_EXIT_MSR,
   SVM_EXIT_NPF,
+  SVM_EXIT_READ_CR0,
   SVM_EXIT_SHUTDOWN,
   SVM_EXIT_VINTR,
   SVM_EXIT_VMMCALL,
   SVM_EXIT_WBINVD,
+  SVM_EXIT_WRITE_CR0,
   SVM_EXIT_WRITE_CR8,
   SYS_CR0,
   UD_VECTOR,
@@ -78,8 +82,14 @@ const NPF_RESERVED = 1 | (1 << 3);
 const IOIO_IN = 1;
 /** EXITINFO1 of IOIO bit 4: 8 bits; the next two 16 and 32. */
 const IOIO_SIZE_SHIFT = 4;
+/** EXITINFO1 of IOIO: 32-bit addresses. */
+const IOIO_A32 = 1 << 8;
 /** EXITINFO1 of IOIO: 64-bit addresses. */
 const IOIO_A64 = 1 << 9;
+/** EXITINFO1 of a control-register access: valid (bit 63), register 0 (RAX). */
+const CR_OPERAND_RAX: number = 2 ** 63;
+/** CR0 bits that KVM keeps clear in the VMCB (KVM_X86_QUIRK_CD_NW_CLEARED): while the guest has them set, it is lied to. */
+const CR0_CACHE = CR0_CD | CR0_NW;
 
 /** The virtualization hardware of one SVM processor. */
 export class SvmHardware implements Virtualization {
@@ -168,28 +178,34 @@ export class SvmHardware implements Virtualization {
 
   /** I/O exits. */
   io(p: Processor, port: number, bytes: number, write: boolean): boolean {
-    const info = port * 0x1_0000 + IOIO_A64 + (bytes << IOIO_SIZE_SHIFT) + (write ? 0 : IOIO_IN);
+    const addresses = p.longMode ? IOIO_A64 : IOIO_A32;
+    const info = port * 0x1_0000 + addresses + (bytes << IOIO_SIZE_SHIFT) + (write ? 0 : IOIO_IN);
     return p.leave(SVM_EXIT_IOIO, info);
   }
 
-  /** CR0 exits when more than TS and MP change; CR4 always; CR8 while a requested interrupt waits behind it. */
+  /**
+   * CR0 exits when more than TS and MP change, and always while its shadow differs; CR4 always; CR8 while a requested
+   * interrupt waits behind it.
+   */
   movToCr(p: Processor, cr: number): boolean {
     switch (cr) {
       case 0:
+        if ((p.sys[SYS_CR0] & CR0_CACHE) !== 0) return p.leave(SVM_EXIT_WRITE_CR0, CR_OPERAND_RAX);
         if (((p.regs[RAX] ^ p.sys[SYS_CR0]) & ~CR0_SELECTIVE) === 0) return false;
-        return p.leave(SVM_EXIT_CR0_SEL_WRITE);
+        return p.leave(SVM_EXIT_CR0_SEL_WRITE, CR_OPERAND_RAX);
       case 4:
-        return p.leave(0x010 + cr);
+        return p.leave(SVM_EXIT_WRITE_CR0 + cr, CR_OPERAND_RAX);
       case 8:
-        return this.#vmcb.interceptCr8Write ? p.leave(SVM_EXIT_WRITE_CR8) : false;
+        return this.#vmcb.interceptCr8Write ? p.leave(SVM_EXIT_WRITE_CR8, CR_OPERAND_RAX) : false;
       default:
         return false;
     }
   }
 
-  /** Reads of CR4 exit. */
+  /** Reads of CR4 exit, those of CR0 while its shadow differs. */
   movFromCr(p: Processor, cr: number): boolean {
-    return cr === 4 ? p.leave(cr) : false;
+    const exits = cr === 4 || (cr === 0 && (p.sys[SYS_CR0] & CR0_CACHE) !== 0);
+    return exits ? p.leave(SVM_EXIT_READ_CR0 + cr, CR_OPERAND_RAX) : false;
   }
 
   /** INVD and WBINVD exit. */

@@ -10,8 +10,8 @@ import { V_INTR_MASKING_MASK } from "../../abi/mod.ts";
 export class Vmcb {
   /** Virtual interrupt control: V_TPR, V_IRQ, V_INTR_PRIO, V_INTR_MASKING. */
   intCtl: number = V_INTR_MASKING_MASK;
-  /** Intercept of MOV to CR8. */
-  interceptCr8Write = false;
+  /** Intercept of MOV to CR8: on until KVM first looks at an enabled APIC (init_vmcb). */
+  interceptCr8Write = true;
   /** Intercept of a virtual interrupt. */
   interceptVintr = false;
   /** Intercept of IRET. */

@@ -22,7 +22,9 @@ import type { Vmx } from "./vmx.ts";
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
   APIC_ACCESS_LINEAR_WRITE,
+  APIC_DEFAULT_BASE,
   APIC_EOI,
+  APIC_PAGE_SIZE,
   CPU_BASED_INTR_WINDOW_EXITING,
   CPU_BASED_NMI_WINDOW_EXITING,
   EXIT_REASON_APIC_ACCESS,
@@ -80,7 +82,7 @@ export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {
         high(processor.exitInfo2),
         processor.exitInfo1,
       );
-      vcpu.vm.cacheMmio(processor.exitInfo2);
+      if (!onApicAccessPage(processor.exitInfo2)) vcpu.vm.cacheMmio(processor.exitInfo2);
       return emulateMemoryAccess(vcpu);
     case EXIT_REASON_EPT_MISCONFIG:
       vcpu.charge(vcpu.cost.mmu);
@@ -111,6 +113,11 @@ export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {
     default:
       throw new NotModelled(`VM exit ${vcpu.backend.exitName(processor.exitReason)}`, "SDM 3D appendix C");
   }
+}
+
+/** The APIC-access page has a memory slot, mapped or not: KVM never marks it as MMIO (__kvm_mmu_faultin_pfn). */
+function onApicAccessPage(address: number): boolean {
+  return address >= APIC_DEFAULT_BASE && address < APIC_DEFAULT_BASE + APIC_PAGE_SIZE;
 }
 
 function ioInstruction(vcpu: Vcpu, qualification: number): void {

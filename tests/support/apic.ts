@@ -53,6 +53,11 @@ export function* completes(op: number): Asking<boolean> {
   }
 }
 
+/** Makes KVM look at pending events, of which there are none: it injects a #GP for an MSR that does not exist. */
+export function* lookAtEvents(cpu: X86Cpu): Asking<void> {
+  yield* completes(cpu.rdmsr(0x1234));
+}
+
 /** The MSR of a register. */
 export function msrOf(offset: number): number {
   return X2APIC_MSR_BASE + (offset >>> 4);

@@ -2,7 +2,7 @@ import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { APIC_REGISTERS, apicRegister } from "../../../abi/mod.ts";
 import { BACKENDS } from "../../../host/mod.ts";
-import { type ApicMode, enter, read, tryingRig, write } from "../../support/apic.ts";
+import { type ApicMode, enter, lookAtEvents, read, tryingRig, write } from "../../support/apic.ts";
 
 /**
  * The register matrix, as SDM 3A tables 11-1 and 11-6 and kvm_lapic_reg_write have it: what a register reads after
@@ -73,6 +73,7 @@ for (const backend of BACKENDS) {
       const emulated = () => rig.vm.counters()["kvm_apic"] ?? 0;
       rig.finish(function* (cpu) {
         yield* enter(cpu, "xapic");
+        yield* lookAtEvents(cpu); // SVM intercepts CR8, and does not use V_TPR, until KVM has.
         for (let offset = 0; offset < 0x1000; offset += 16) {
           const access = ROWS.get(offset)?.xapic ?? "-";
           const at = `offset ${offset.toString(16)}`;
