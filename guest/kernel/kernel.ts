@@ -137,6 +137,7 @@ export class Kernel {
     this.#spurious = this.text.add((cpu) => spuriousInterrupt(cpu, this), "spurious_interrupt");
     const fixup = this.text.add(fixupException, "fixup_exception");
     for (const vector of FIXED_UP) this.#gates.set(vector, fixup);
+    this.irq(NMI_VECTOR, nothing, "exc_nmi");
     this.irq(RESCHEDULE_VECTOR, nothing, "sysvec_reschedule_ipi");
     const flush = (cpu: X86Cpu): Guest => flushCallFunctionQueue(cpu, this);
     this.irq(CALL_FUNCTION_VECTOR, flush, "sysvec_call_function");

@@ -232,7 +232,7 @@ describe("a kernel's memory", () => {
     kernel.irq(0x40, function* device() {}, "device");
     rig.run();
     const word = (vector: number, at: number): number => vm.memory.word(IDT + IDT_GATE64.size * vector + at);
-    for (const vector of [6, 13, 14, 0x40, CALL_FUNCTION_VECTOR, RESCHEDULE_VECTOR, 0xff]) {
+    for (const vector of [2, 6, 13, 14, 0x40, CALL_FUNCTION_VECTOR, RESCHEDULE_VECTOR, 0xff]) {
       const address = (word(vector, 0) & 0xffff) | (word(vector, 4) & 0xffff_0000);
       assertEquals(address, kernel.handlerOf(vector));
       assertEquals(word(vector, 0) >>> 16, 0x10); // The kernel's code segment.
@@ -240,7 +240,7 @@ describe("a kernel's memory", () => {
       assertEquals([word(vector, 8), word(vector, 12)], [0, 0]);
     }
     assertEquals(kernel.text.blockAt(kernel.handlerOf(0x40)!)?.name, "device");
-    for (const vector of [0, 2, 8, 31]) {
+    for (const vector of [0, 3, 8, 31]) {
       assertEquals(kernel.handlerOf(vector), undefined);
       assertEquals(word(vector, 4), 0); // Not present.
     }
