@@ -13,9 +13,12 @@ export type HostSemantics = "v6.19" | "2018" | "2012";
 export interface HostBehaviour {
   /** An exit for an x2APIC ICR write may be served before the slow path. Since v5.5 (2019). */
   readonly icrFastPath: boolean;
-  /** So may an exit for IA32_TSC_DEADLINE, and the preemption timer's. Since v5.8 (2020). */
+  /**
+   * So may an exit for IA32_TSC_DEADLINE, and the preemption timer's. Since v5.8 (2020), and since v6.18 without a
+   * preemption timer too.
+   */
   readonly timerFastPath: boolean;
-  /** So may HLT and INVD. Since v6.13. */
+  /** So may HLT, since v6.12 (2024), and INVD, since v6.18 (2025). */
   readonly haltFastPath: boolean;
   /** KVM_HC_SEND_IPI looks at its map and bounds before it uses them. Fixed in stable after 4.20. */
   readonly sendIpiChecked: boolean;

@@ -32,7 +32,7 @@ export function fastWrmsr(vcpu: Vcpu): FastPath {
       if (writeX2apicIcr(lapic, low, high, true) !== "sent") return FastPath.None;
       break;
     case IA32_TSC_DEADLINE:
-      if (!vm.behaviour.timerFastPath || !vcpu.backend.hasPreemptionTimer) return FastPath.None;
+      if (!vm.behaviour.timerFastPath) return FastPath.None;
       lapic.timer.setDeadline(u64(low, high));
       break;
     default:
