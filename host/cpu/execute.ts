@@ -14,7 +14,6 @@ import { pauseWhile, work } from "./waiting.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
-  FLAG_CF,
   FLAG_IF,
   FLAG_IOPL,
   GP_VECTOR,
@@ -57,58 +56,17 @@ const {
   OP_XCHG32,
   OP_XCHG64,
   RAX,
-  RCX,
-  RDI,
   RDX,
   RFLAGS,
 } = abi;
 
-/** Executes the pending instruction. It completes, stays pending (a fault, a wait), or causes a VM exit. */
+/** Executes the pending instruction, the slow way that knows them all. It completes, stays pending (a fault, a wait), or causes a VM exit. */
 export function execute(p: Processor, op: number): void {
   const regs = p.regs;
   switch (op) {
-    case OP_LOAD32: {
-      const { memory } = p;
-      const address = regs[RDI];
-      const word = address >>> 2;
-      if (regs[RDI + 1] === 0 && (address & 3) === 0 && word < memory.flatWords) {
-        regs[RAX] = memory.u32[word];
-        regs[RAX + 1] = 0;
-        p.charge(p.cost.load);
-        p.retire(op);
-      } else accessMemory(p, op);
-      return;
-    }
-    case OP_STORE32: {
-      const { memory } = p;
-      const address = regs[RDI];
-      const word = address >>> 2;
-      if (regs[RDI + 1] === 0 && (address & 3) === 0 && word < memory.flatWords) {
-        memory.u32[word] = regs[RAX];
-        if (memory.watched !== 0) memory.stored(address, 4);
-        p.charge(p.cost.store);
-        p.retire(op);
-      } else accessMemory(p, op);
-      return;
-    }
     case OP_WRMSR:
       writeMsr(p, op);
       return;
-    case OP_BTR: {
-      const { memory } = p;
-      const address = regs[RDI];
-      const word = address >>> 2;
-      const bit = regs[RCX];
-      if (bit < 32 && regs[RDI + 1] === 0 && (address & 3) === 0 && word < memory.flatWords) {
-        const old = memory.u32[word];
-        memory.u32[word] = old & ~(1 << bit);
-        regs[RFLAGS] = (regs[RFLAGS] & ~FLAG_CF) | ((old >>> bit) & 1);
-        if (memory.watched !== 0) memory.stored(address, 4);
-        p.charge(p.cost.store);
-        p.retire(op);
-      } else accessMemory(p, op);
-      return;
-    }
     case OP_WORK:
       work(p);
       return;
@@ -179,10 +137,13 @@ export function execute(p: Processor, op: number): void {
       return;
     case OP_LOAD8:
     case OP_LOAD16:
+    case OP_LOAD32:
     case OP_LOAD64:
     case OP_STORE8:
     case OP_STORE16:
+    case OP_STORE32:
     case OP_STORE64:
+    case OP_BTR:
     case OP_BTS:
     case OP_LOCK_BTR:
     case OP_LOCK_BTS:
