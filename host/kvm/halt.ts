@@ -110,7 +110,7 @@ function* halt(vcpu: Vcpu): Generator<void, void, void> {
   const start = vcpu.clock;
   let waited = false;
   haltPolling.windowNs = Math.min(haltPolling.windowNs, vm.haltPollNs);
-  const poll = haltPolling.allowed && haltPolling.windowNs > 0 && vm.scheduler.single();
+  const poll = haltPolling.allowed && haltPolling.windowNs > 0;
   if (poll) {
     stats.halt_attempted_poll++;
     const seen = yield* pollUntil(vcpu, start + nsToCycles(haltPolling.windowNs, vm.tscKhz));
@@ -130,14 +130,19 @@ function wakeable(vcpu: Vcpu): boolean {
   return runnable(vcpu) || vcpu.lapic.timer.hasPending() || (vcpu.requests & REQ_UNBLOCK) !== 0;
 }
 
-/** Spins until there is an event, or the time is over. Whether there was an event. */
+/** Spins until there is an event, the time is over, or somebody else could run. Whether there was an event. */
 function* pollUntil(vcpu: Vcpu, end: number): Generator<void, boolean, void> {
+  const { scheduler } = vcpu.vm;
   vcpu.blocked = true;
   for (;;) {
     vcpu.woken = false;
-    if (wakeable(vcpu) || vcpu.clock >= end || vcpu.pcpu!.needResched) break;
+    // kvm_vcpu_can_poll
+    if (wakeable(vcpu) || vcpu.clock >= end || vcpu.pcpu!.needResched || !scheduler.single()) break;
+    const { clock } = vcpu;
     vcpu.engine.wake(vcpu, end);
     yield;
+    // Whoever woke it may have been a little behind: time does not run backwards.
+    if (vcpu.clock < clock) vcpu.setClock(clock);
   }
   vcpu.blocked = false;
   return wakeable(vcpu);

@@ -109,6 +109,7 @@ function betweenTurns(vcpu: Vcpu): boolean {
 
 /** From the last check to guest mode. false where something came up: what was to be injected is taken back. */
 function enterGuest(vcpu: Vcpu): boolean {
+  if (vcpu.processor.asyncDue) serveInterrupts(vcpu); // Up to here the host takes interrupts by itself.
   vcpu.mode = VcpuMode.InGuest;
   if (vcpu.exitRequested()) {
     vcpu.mode = VcpuMode.Outside;

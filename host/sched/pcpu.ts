@@ -39,6 +39,14 @@ export class Pcpu implements Rebased {
     if (this.interruptAt !== FAR) this.interruptAt = rebased(this.interruptAt, by);
   }
 
+  /** A vCPU begins to run here: what has arrived the host has served, and what is on its way will meet the vCPU. */
+  run(vcpu: Vcpu): void {
+    this.current = vcpu;
+    vcpu.pcpu = this;
+    if (this.interruptAt <= vcpu.time) this.interruptAt = FAR;
+    vcpu.asynchronousEvent();
+  }
+
   /** A physical interrupt arrives at `time`, counted from the epoch: in guest mode it is a VM exit. */
   interrupt(time: number): void {
     if (time >= this.interruptAt) return;

@@ -105,17 +105,18 @@ export class HostScheduler {
   }
 
   #run(vcpu: Vcpu, pcpu: Pcpu, at: number): void {
-    pcpu.current = vcpu;
-    vcpu.pcpu = pcpu;
     this.#engine.wakeAt(vcpu, Math.max(at, vcpu.time));
+    pcpu.run(vcpu);
     vcpu.loaded();
     if (this.#waiting.length > 0) pcpu.slice.arm(vcpu.clock + this.#slice);
   }
 
-  /** Somebody waits now: whoever runs has until the end of a slice. */
+  /** Somebody waits now: whoever runs has until the end of a slice, and whoever polls looks at once. */
   #limitSlices(clock: number): void {
-    for (const pcpu of this.pcpus) {
-      if (pcpu.current !== undefined && !pcpu.slice.queued) pcpu.slice.arm(clock + this.#slice);
+    for (const { current, slice } of this.pcpus) {
+      if (current === undefined) continue;
+      if (current.blocked) current.wakeUp();
+      if (!slice.queued) slice.arm(clock + this.#slice);
     }
   }
 }
