@@ -18,8 +18,11 @@ import {
   instructionText,
   KERNEL_CS,
   low,
+  OP_VMCALL,
+  OP_VMMCALL,
   PF_VECTOR,
   PFERR_PRESENT,
+  PFERR_USER,
   PFERR_WRITE,
   RAX,
   SYS_CR0,
@@ -44,15 +47,13 @@ const MMIO_WRITE = 2;
 
 /** Emulates the pending instruction, whose memory operand is MMIO at least in part. */
 export function emulateMemoryAccess(vcpu: Vcpu): void {
-  const { processor, stats } = vcpu;
+  const { processor } = vcpu;
   const op = processor.context.pending;
   const spec = ACCESS[op];
   if (spec === undefined) {
     throw new NotModelled(`emulation of ${instructionText(op)}`, "arch/x86/kvm/emulate.c");
   }
-  vcpu.charge(vcpu.cost.emulate);
-  stats.insn_emulation++;
-  vcpu.trace(TP.kvm_emulate_insn, processor.rip, op);
+  startEmulation(vcpu);
   const address = effectiveAddress(processor, op, operandBase(processor));
   const operand = spec.reads ? readOperand(vcpu, address, spec.bytes) : 0n;
   const result = emulateOperand(processor, op, operand);
@@ -219,26 +220,33 @@ const VMCALL = Uint8Array.of(0x0f, 0x01, 0xc1);
 const VMMCALL = Uint8Array.of(0x0f, 0x01, 0xd9);
 
 /**
- * The guest executed the other vendor's hypercall instruction, which raised #UD: KVM writes its own instruction over it
- * and lets the guest execute that (emulator_fix_hypercall). With the quirk off the #UD is the guest's. Where the guest
- * has mapped its text read-only, the write faults as the guest's own would.
+ * An instruction raised #UD (handle_ud): KVM decodes it, and unless it is the other vendor's hypercall instruction gives
+ * the #UD back.
  */
-export function fixHypercall(vcpu: Vcpu): void {
+export function emulateInvalidOpcode(vcpu: Vcpu): void {
+  const { pending } = vcpu.processor.context;
+  startEmulation(vcpu);
+  if (pending === OP_VMCALL || pending === OP_VMMCALL) fixHypercall(vcpu);
+  else vcpu.queueException(UD_VECTOR, -1);
+}
+
+/**
+ * KVM writes its own hypercall instruction over the other vendor's and lets the guest execute that
+ * (emulator_fix_hypercall). With the quirk off the #UD is the guest's. Where the guest has mapped its text read-only,
+ * the write faults as the guest's own would.
+ */
+function fixHypercall(vcpu: Vcpu): void {
   const { processor, vm, backend } = vcpu;
   const site = processor.rip;
-  vcpu.charge(vcpu.cost.emulate);
-  vcpu.stats.insn_emulation++;
-  vcpu.trace(TP.kvm_emulate_insn, site, processor.context.pending);
-  if (!vm.kvmQuirk("FIX_HYPERCALL_INSN")) {
-    vcpu.queueException(UD_VECTOR, -1);
-    return;
-  }
+  const user = vcpu.cpl === 3;
+  // The emulator's tables have VMCALL as privileged, and VMMCALL not (group7_rm0, group7_rm3).
+  if (backend.name === "svm" && vcpu.cpl !== 0) return vcpu.injectGp();
+  if (!vm.kvmQuirk("FIX_HYPERCALL_INSN")) return vcpu.queueException(UD_VECTOR, -1);
   const slot = vm.memory.find(site, 3);
-  if (slot?.guestReadonly && ((processor.sys[SYS_CR0] & CR0_WP) !== 0 || vcpu.cpl === 3)) {
+  if (slot?.guestReadonly && ((processor.sys[SYS_CR0] & CR0_WP) !== 0 || user)) {
     processor.sys[SYS_CR2] = low(site);
     processor.sys[SYS_CR2 + 1] = high(site);
-    vcpu.queueException(PF_VECTOR, PFERR_PRESENT | PFERR_WRITE);
-    return;
+    return vcpu.queueException(PF_VECTOR, PFERR_PRESENT | PFERR_WRITE | (user ? PFERR_USER : 0));
   }
   const bytes = backend.name === "vmx" ? VMCALL : VMMCALL;
   if (vm.memory.writable(site, 3)) {
@@ -247,4 +255,12 @@ export function fixHypercall(vcpu: Vcpu): void {
     // KVM_MEM_READONLY: the write is MMIO, and user space drops it; the guest faults again.
     writeMmio(vcpu, site, 3, BigInt(bytes[0] | (bytes[1] << 8) | (bytes[2] << 16)));
   }
+}
+
+/** Fetches and decodes the pending instruction. */
+function startEmulation(vcpu: Vcpu): void {
+  const { processor, stats } = vcpu;
+  vcpu.charge(vcpu.cost.emulate);
+  stats.insn_emulation++;
+  vcpu.trace(TP.kvm_emulate_insn, processor.rip, processor.context.pending);
 }

@@ -9,11 +9,11 @@ import { high, low } from "../../abi/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
 import { emulateCpuid } from "../kvm/cpuid.ts";
 import {
+  emulateInvalidOpcode,
   emulateMemoryAccess,
   emulateMovFromCr,
   emulateMovToCr,
   emulatePio,
-  fixHypercall,
 } from "../kvm/emulate.ts";
 import { emulateHalt } from "../kvm/halt.ts";
 import { emulateHypercall } from "../kvm/hypercall.ts";
@@ -26,8 +26,6 @@ import type { Svm } from "./svm.ts";
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
   DB_VECTOR,
-  OP_VMCALL,
-  OP_VMMCALL,
   SVM_EXIT_CPUID,
   SVM_EXIT_CR0_SEL_WRITE,
   SVM_EXIT_EXCP_BASE,
@@ -91,7 +89,7 @@ export function handleSvmExit(vcpu: Vcpu, svm: Svm): void {
     case SVM_EXIT_WBINVD:
       return vcpu.backend.skipInstruction();
     case SVM_EXIT_EXCP_BASE + UD_VECTOR:
-      return invalidOpcode(vcpu);
+      return emulateInvalidOpcode(vcpu);
     case SVM_EXIT_EXCP_BASE + DB_VECTOR:
       return svm.singleStepped();
     case SVM_EXIT_SHUTDOWN:
@@ -115,16 +113,4 @@ function nestedPageFault(vcpu: Vcpu): void {
   vcpu.trace(TP.kvm_page_fault, low(exitInfo2), high(exitInfo2), low(exitInfo1));
   vcpu.vm.cacheMmio(exitInfo2);
   emulateMemoryAccess(vcpu);
-}
-
-function invalidOpcode(vcpu: Vcpu): void {
-  const { processor } = vcpu;
-  const op = processor.context.pending;
-  if (op === OP_VMCALL || op === OP_VMMCALL) {
-    fixHypercall(vcpu);
-    return;
-  }
-  vcpu.charge(vcpu.cost.emulate);
-  vcpu.trace(TP.kvm_emulate_insn, processor.rip, op);
-  vcpu.queueException(UD_VECTOR, -1);
 }

@@ -8,7 +8,7 @@ import * as abi from "../../abi/mod.ts";
 import { high, low } from "../../abi/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
 import { emulateCpuid } from "../kvm/cpuid.ts";
-import { emulateMemoryAccess, emulateMovToCr, emulatePio, fixHypercall } from "../kvm/emulate.ts";
+import { emulateInvalidOpcode, emulateMemoryAccess, emulateMovToCr, emulatePio } from "../kvm/emulate.ts";
 import { emulateHalt } from "../kvm/halt.ts";
 import { emulateHypercall } from "../kvm/hypercall.ts";
 import { emulateRdmsr, emulateWrmsr } from "../kvm/msr.ts";
@@ -46,8 +46,6 @@ const {
   EXIT_REASON_TRIPLE_FAULT,
   EXIT_REASON_VMCALL,
   EXIT_REASON_WBINVD,
-  OP_VMCALL,
-  OP_VMMCALL,
   UD_VECTOR,
 } = abi;
 const { REQ_EVENT, REQ_TRIPLE_FAULT } = requests;
@@ -135,19 +133,7 @@ function apicAccess(vcpu: Vcpu, qualification: number): void {
 }
 
 function exception(vcpu: Vcpu, vmcs: Vmcs): void {
-  const { processor } = vcpu;
   const vector = vmcs.exitIntrInfo & 0xff;
-  if (vector !== UD_VECTOR) {
-    vcpu.queueException(vector, -1);
-    return;
-  }
-  const op = processor.context.pending;
-  if (op === OP_VMCALL || op === OP_VMMCALL) {
-    fixHypercall(vcpu);
-    return;
-  }
-  // handle_ud decodes the instruction, finds nothing that it emulates for #UD, and gives the #UD to the guest.
-  vcpu.charge(vcpu.cost.emulate);
-  vcpu.trace(TP.kvm_emulate_insn, processor.rip, op);
-  vcpu.queueException(UD_VECTOR, -1);
+  if (vector === UD_VECTOR) emulateInvalidOpcode(vcpu);
+  else vcpu.queueException(vector, -1);
 }
