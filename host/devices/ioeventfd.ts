@@ -29,9 +29,11 @@ export class IoEventFd implements MmioDevice {
     return undefined;
   }
 
-  /** Rings. */
-  write(_address: number, _bytes: number, value: bigint): void {
+  /** Rings, at a write of its own width to its own address; others are user space's (ioeventfd_in_range). */
+  write(address: number, bytes: number, value: bigint): boolean {
+    if (address !== this.base || bytes !== this.length) return false;
     this.rung++;
     this.#signal(value);
+    return true;
   }
 }

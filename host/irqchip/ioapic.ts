@@ -6,6 +6,8 @@
  */
 
 import {
+  APIC_DM_FIXED,
+  APIC_MODE_MASK,
   APIC_SPIV,
   APIC_SPIV_DIRECTED_EOI,
   IOAPIC_DEFAULT_BASE,
@@ -40,6 +42,9 @@ export const SUCCESSIVE_EOI_LIMIT = 10_000;
 /** How long it waits: HZ / 100 jiffies. */
 const STORM_DELAY_NS = 10_000_000;
 
+/** The widths in bytes that its window knows. */
+const SIZES: ReadonlySet<number> = new Set([1, 2, 4, 8]);
+
 /** kvm_ack_irq's irqchip number. */
 const KVM_IRQCHIP_IOAPIC = 2;
 
@@ -56,7 +61,7 @@ export class Ioapic implements MmioDevice {
   readonly low: Uint32Array = new Uint32Array(IOAPIC_PINS).fill(RTE_MASKED);
   /** Redirection entries, high halves. */
   readonly high: Uint32Array = new Uint32Array(IOAPIC_PINS);
-  /** Lines that are up, or edges that wait for their pin to be unmasked: a bit a pin. */
+  /** Lines that are up: a bit a pin. An edge that meets a masked pin is lost; its line stays up until it falls. */
   irr = 0;
 
   readonly #vm: Vm;
@@ -66,8 +71,10 @@ export class Ioapic implements MmioDevice {
   readonly #storm: Timer;
   #select = 0;
   #id = 0;
-  /** vCPUs whose EOI of the RTC's interrupt is awaited, with the vector that each got. */
-  readonly #rtcPending = new Map<Vcpu, number>();
+  /** vCPUs whose EOI of the RTC's interrupt is awaited, with the vector that each got (rtc_status.dest_map). */
+  readonly #rtcVectors = new Map<Vcpu, number>();
+  /** How many EOIs of the RTC's interrupt are awaited. */
+  #rtcPending = 0;
 
   /** An I/O APIC after reset: every pin masked. */
   constructor(vm: Vm) {
@@ -97,7 +104,7 @@ export class Ioapic implements MmioDevice {
       this.irr &= ~bit;
       return 1;
     }
-    if (pin === RTC_GSI && lineStatus && this.#rtcPending.size > 0) return 0;
+    if (pin === RTC_GSI && lineStatus && this.#rtcPending > 0) return 0;
     const was = this.irr;
     this.irr |= bit;
     const edge = (this.low[pin] & RTE_LEVEL) === 0;
@@ -111,34 +118,29 @@ export class Ioapic implements MmioDevice {
     const level = (low & RTE_LEVEL) !== 0;
     if ((low & RTE_MASKED) !== 0 || (level && (low & RTE_REMOTE_IRR) !== 0)) return -1;
     const message = this.#message.fromRedirection(low, this.high[pin]);
-    let accepted: number;
-    if (pin === RTC_GSI && lineStatus) {
-      for (const vcpu of this.#vm.vcpus) {
-        if (this.#means(vcpu, pin)) this.#rtcPending.set(vcpu, low & 0xff);
-      }
-      accepted = deliver(this.#vm, undefined, message);
-      if (accepted <= 0) this.#rtcPending.clear();
-    } else {
-      accepted = deliver(this.#vm, undefined, message);
+    const rtc = pin === RTC_GSI && lineStatus;
+    message.takers = rtc ? [] : undefined;
+    const accepted = deliver(this.#vm, undefined, message);
+    if (rtc) {
+      for (const { vcpu } of message.takers!) this.#rtcVectors.set(vcpu, low & 0xff);
+      this.#rtcPending = Math.max(0, accepted);
     }
     // -1, nobody matched, counts as accepted here: KVM tests for nonzero.
     if (accepted !== 0 && level) this.low[pin] |= RTE_REMOTE_IRR;
     return accepted;
   }
 
-  #means(vcpu: Vcpu, pin: number): boolean {
-    return matchDestination(
-      vcpu.lapic,
-      undefined,
-      0,
-      this.high[pin] >>> 24,
-      (this.low[pin] & RTE_LOGICAL) !== 0,
-    );
+  /** Whether a pin's entry means a vCPU; with another destination than its own if one is given. */
+  #means(vcpu: Vcpu, pin: number, destination: number = this.high[pin] >>> 24): boolean {
+    return matchDestination(vcpu.lapic, undefined, 0, destination, (this.low[pin] & RTE_LOGICAL) !== 0);
   }
 
   /** The EOI of a vector that {@linkcode scan} listed for this vCPU. */
   endOfInterrupt(vcpu: Vcpu, vector: number, levelTriggered: boolean): void {
-    if (this.#rtcPending.get(vcpu) === vector) this.#rtcPending.delete(vcpu);
+    if (this.#rtcVectors.get(vcpu) === vector) {
+      this.#rtcVectors.delete(vcpu);
+      this.#rtcPending--;
+    }
     if (vcpu.highestStaleEoi === vector) vcpu.request(REQ_SCAN_IOAPIC);
     for (let pin = 0; pin < IOAPIC_PINS; pin++) {
       if ((this.low[pin] & 0xff) === vector) this.#endPin(vcpu, pin, levelTriggered);
@@ -158,7 +160,7 @@ export class Ioapic implements MmioDevice {
       this.#successive[pin] = 0;
       const { engine, tscKhz } = this.#vm;
       this.#storm.arm(engine.now + nsToCycles(STORM_DELAY_NS, tscKhz));
-      this.#vm.traceRunning(TP.kvm_ioapic_delayed_eoi_inj, pin);
+      this.#vm.traceRunning(TP.kvm_ioapic_delayed_eoi_inj, this.low[pin], this.high[pin]);
     } else {
       this.#service(pin, false);
     }
@@ -182,7 +184,8 @@ export class Ioapic implements MmioDevice {
     const handled = vcpu.ioapicHandledVectors;
     handled.fill(0);
     vcpu.highestStaleEoi = -1;
-    const rtc = this.#rtcPending.get(vcpu);
+    if (!this.#vm.ioapicInKernel) return;
+    const rtc = this.#rtcVectors.get(vcpu);
     if (rtc !== undefined) handled[rtc >>> 5] |= 1 << (rtc & 31);
     for (let pin = 0; pin < IOAPIC_PINS; pin++) {
       const low = this.low[pin];
@@ -200,12 +203,13 @@ export class Ioapic implements MmioDevice {
   }
 
   /** Reads the window: the register select, or what it selects. */
-  read(address: number, _bytes: number): bigint {
+  read(address: number, bytes: number): bigint {
+    if (!SIZES.has(bytes)) return 0n;
     switch ((address - this.base) & 0xff) {
       case IOAPIC_REGSEL:
         return BigInt(this.#select);
       case IOAPIC_WINDOW:
-        return BigInt(this.#readSelected());
+        return BigInt.asUintN(8 * bytes, BigInt(this.#readSelected()));
       default:
         return 0n;
     }
@@ -213,13 +217,14 @@ export class Ioapic implements MmioDevice {
 
   /** Writes the window. */
   write(address: number, bytes: number, value: bigint): void {
-    const word = Number(value & 0xffff_ffffn) & (bytes >= 4 ? -1 : (1 << (8 * bytes)) - 1);
+    if (!SIZES.has(bytes)) return;
+    const word = Number(BigInt.asUintN(8 * Math.min(bytes, 4), value));
     switch ((address - this.base) & 0xff) {
       case IOAPIC_REGSEL:
         this.#select = word & 0xff;
         return;
       case IOAPIC_WINDOW:
-        this.#writeSelected(word >>> 0);
+        this.#writeSelected(word);
         return;
     }
   }
@@ -256,13 +261,23 @@ export class Ioapic implements MmioDevice {
 
   #writeEntry(pin: number, upper: boolean, value: number): void {
     const readonly = RTE_REMOTE_IRR | RTE_STATUS;
+    const oldDestination = this.high[pin] >>> 24;
     if (upper) this.high[pin] = value;
     else this.low[pin] = (value & ~readonly) | (this.low[pin] & readonly);
     // Making an entry edge-triggered clears remote IRR: how software ends an interrupt without an EOI register.
     if ((this.low[pin] & RTE_LEVEL) === 0) this.low[pin] &= ~RTE_REMOTE_IRR;
     const level = (this.low[pin] & RTE_LEVEL) !== 0;
     if (level && (this.irr & (1 << pin)) !== 0) this.#service(pin, false);
-    this.#vm.requestScanIoapic();
+    this.#requestScan(pin, oldDestination);
+  }
+
+  /** Who is meant by a fixed interrupt, or was until now, has to look at its vectors anew; else everybody has. */
+  #requestScan(pin: number, oldDestination: number): void {
+    const fixed = (this.low[pin] & APIC_MODE_MASK) === APIC_DM_FIXED;
+    const meant = (vcpu: Vcpu) => this.#means(vcpu, pin) || this.#means(vcpu, pin, oldDestination);
+    this.#vm.requestScanIoapic(
+      fixed ? this.#vm.vcpus.filter((vcpu) => vcpu.lapic.hardwareEnabled && meant(vcpu)) : undefined,
+    );
   }
 }
 

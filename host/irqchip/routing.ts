@@ -6,12 +6,16 @@
  */
 
 import { decodeMsi, encodeMsi, IOAPIC_PINS, type MsiFormat, type MsiMessage } from "../../abi/mod.ts";
+import { NotModelled } from "../cpu/errors.ts";
 import type { Vm } from "../kvm/vm.ts";
 import { deliver, InterruptMessage } from "../lapic/mod.ts";
 import { TP } from "../trace/mod.ts";
 
 /** Where a global system interrupt leads. */
 export type Route = { readonly pin: number } | { readonly msi: MsiMessage };
+
+/** Bit 4 of a message's address: an IOMMU interprets it (Intel VT-d, 5.1.2.2). */
+const REMAPPABLE_FORMAT = 1 << 4;
 
 /** The most routes (KVM_MAX_IRQ_ROUTES). */
 export const ROUTE_LIMIT = 4096;
@@ -22,9 +26,10 @@ export class IrqRouting {
   readonly #routes = new Map<number, Route>();
   readonly #message = new InterruptMessage();
 
-  /** The default routing: interrupt n leads to I/O APIC pin n. */
+  /** The default routing: interrupt n leads to I/O APIC pin n, where that is in the kernel. */
   constructor(vm: Vm) {
     this.#vm = vm;
+    if (!vm.ioapicInKernel) return;
     for (let pin = 0; pin < IOAPIC_PINS; pin++) this.#routes.set(pin, { pin });
   }
 
@@ -33,12 +38,8 @@ export class IrqRouting {
     if (!Number.isInteger(gsi) || gsi < 0 || gsi >= ROUTE_LIMIT) {
       throw new RangeError(`Cannot route interrupt ${gsi}: allowed are 0 to ${ROUTE_LIMIT - 1}`);
     }
-    if ("pin" in route && (route.pin < 0 || route.pin >= IOAPIC_PINS)) {
-      throw new RangeError(
-        `Cannot route interrupt ${gsi} to pin ${route.pin}: there are ${IOAPIC_PINS} pins`,
-      );
-    }
-    if ("msi" in route) this.#check(route.msi);
+    if ("pin" in route) this.#checkPin(gsi, route.pin);
+    else this.#checkRoute(gsi, route.msi);
     this.#routes.set(gsi, route);
   }
 
@@ -70,6 +71,25 @@ export class IrqRouting {
     return deliver(this.#vm, undefined, m);
   }
 
+  #checkPin(gsi: number, pin: number): void {
+    if (!this.#vm.ioapicInKernel) {
+      throw new RangeError(`Cannot route interrupt ${gsi} to pin ${pin}: the I/O APIC is in user space`);
+    }
+    if (!Number.isInteger(pin) || pin < 0 || pin >= IOAPIC_PINS) {
+      throw new RangeError(`Cannot route interrupt ${gsi} to pin ${pin}: there are ${IOAPIC_PINS} pins`);
+    }
+  }
+
+  #checkRoute(gsi: number, message: MsiMessage): void {
+    this.#check(message);
+    if (!this.#vm.ioapicInKernel && gsi < IOAPIC_PINS && decodeMsi(message, "xapic").level) {
+      throw new NotModelled(
+        "the exit to user space at the EOI of its I/O APIC's interrupts",
+        "arch/x86/kvm/irq.c, kvm_scan_ioapic_routes",
+      );
+    }
+  }
+
   #check(message: MsiMessage): void {
     // kvm_msi_route_invalid: with 32-bit IDs, address bits 39:32 must be zero.
     if (this.#vm.x2apicFormat && (message.addressHigh & 0xff) !== 0) {
@@ -82,10 +102,12 @@ export class IrqRouting {
 
 /**
  * What user space does with a message of a guest that knows MSI_EXT_DEST_ID: destination bits 14:8 move from address
- * bits 11:5 to where KVM_CAP_X2APIC_API takes them (QEMU, kvm_swizzle_msi_ext_dest_id).
+ * bits 11:5 to where KVM_CAP_X2APIC_API takes them (QEMU, kvm_swizzle_msi_ext_dest_id). Bit 4 set is the remappable
+ * format of an IOMMU: such a message is left alone.
  */
 export function swizzleExtendedDestination(message: MsiMessage): MsiMessage {
   const msi = decodeMsi(message, "ext-dest-id");
-  if (msi.destination <= 0xff || message.addressHigh !== 0) return message;
+  const remappable = (message.addressLow & REMAPPABLE_FORMAT) !== 0;
+  if (msi.destination <= 0xff || remappable || message.addressHigh !== 0) return message;
   return { ...encodeMsi(msi, "x2apic-api"), data: message.data };
 }

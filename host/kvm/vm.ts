@@ -348,9 +348,9 @@ export class Vm {
     vcpu.attention |= ATTENTION_APIC_MAP;
   }
 
-  /** Every vCPU is to recompute which vectors the I/O APIC handles. Halted ones do it when they wake. */
-  requestScanIoapic(): void {
-    for (const vcpu of this.vcpus) {
+  /** vCPUs are to recompute which vectors the I/O APIC handles. Halted ones do it when they wake. */
+  requestScanIoapic(which: readonly Vcpu[] = this.vcpus): void {
+    for (const vcpu of which) {
       vcpu.request(REQ_SCAN_IOAPIC);
       vcpu.kickOut();
     }
@@ -438,7 +438,7 @@ export class Vm {
       this.#mmioPages.has(Math.floor(address / PAGE_SIZE));
   }
 
-  /** KVM marks an address's page as MMIO; the marks go when the slots change. The APIC-access page gets none. */
+  /** KVM marks an address's page as MMIO; the marks go when the slots change. */
   cacheMmio(address: number): void {
     if (this.#mmioGeneration !== this.memory.generation) {
       this.#mmioGeneration = this.memory.generation;

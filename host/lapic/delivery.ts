@@ -136,7 +136,10 @@ export function deliverSlow(vm: Vm, source: Lapic | undefined, message: Interrup
 }
 
 function accept(lapic: Lapic, message: InterruptMessage): number {
-  return acceptInterrupt(lapic, message.deliveryMode, message.vector, message.level, message.levelTriggered);
+  const { deliveryMode, vector, level, levelTriggered, takers } = message;
+  const accepted = acceptInterrupt(lapic, deliveryMode, vector, level, levelTriggered);
+  if (takers !== undefined && accepted !== 0 && deliveryMode <= APIC_DM_LOWEST) takers.push(lapic);
+  return accepted;
 }
 
 /** Gives an interrupt to one APIC: 1 if it accepts it, 0 if it is dropped. */
@@ -151,10 +154,10 @@ export function acceptInterrupt(
   vcpu.vm.traceRunning(TP.kvm_apic_accept_irq, vcpu.vcpuId, deliveryMode, levelTriggered ? 1 : 0, vector);
   vcpu.vm.chargeRunning(vcpu.vm.cost.accept);
   switch (deliveryMode) {
+    case APIC_DM_FIXED:
+      return acceptFixed(lapic, vector, level, levelTriggered);
     case APIC_DM_LOWEST:
       lapic.arbitrationPriority++;
-      return acceptFixed(lapic, vector, level, levelTriggered);
-    case APIC_DM_FIXED:
       return acceptFixed(lapic, vector, level, levelTriggered);
     case APIC_DM_REMRD:
       vcpu.pvUnhalted = true;

@@ -5,6 +5,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
+import type { Lapic } from "./lapic.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
@@ -35,6 +36,8 @@ export class InterruptMessage {
   destination = 0;
   /** An MSI's redirection hint. */
   redirectionHint = false;
+  /** Gathers the APICs that took it as a fixed interrupt, where somebody wants to know. */
+  takers: Lapic[] | undefined = undefined;
 
   /** What the low half of an ICR says, towards `destination`. */
   fromIcr(low: number, destination: number): this {

@@ -112,7 +112,7 @@ export const KVM_EVENTS = {
     later: true,
   },
   kvm_ioapic_delayed_eoi_inj: {
-    args: [["pin", "dec"]],
+    args: [["entry", "hex64"]],
     fires: "an interrupt storm is slowed down",
     later: true,
   },

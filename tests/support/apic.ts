@@ -22,7 +22,7 @@ import {
   recalculateApicMap,
   writeApicBase,
 } from "../../host/lapic/mod.ts";
-import { Machine, type Vm, type VmOptions } from "../../host/mod.ts";
+import { Machine, type MachineOptions, type Vm, type VmOptions } from "../../host/mod.ts";
 import { AP_START, ONLINE, Rig, type RigOptions } from "./guests.ts";
 
 /** The two modes of an enabled APIC. */
@@ -92,8 +92,8 @@ export function* send(cpu: X86Cpu, mode: ApicMode, icr: IcrHalves): Asking<void>
 }
 
 /** A virtual machine that stands still, in the bootstrap processor's thread. */
-export function still(options: VmOptions = {}): Vm {
-  const vm = new Machine({ pcpus: 1 }).createVm({ memory: 0, ...options });
+export function still(options: VmOptions = {}, machine: MachineOptions = {}): Vm {
+  const vm = new Machine({ pcpus: 1, ...machine }).createVm({ memory: 0, ...options });
   vm.engine.running = vm.bootstrap;
   return vm;
 }
