@@ -29,12 +29,17 @@ export interface CostProfile {
   readonly costs: Readonly<Record<Primitive, Cost>>;
 }
 
-/** A profile's prices, as the machine uses them. Throws `RangeError` for a price that is no whole number. */
+/** The highest price: the largest machine's dearest step stays within what a clock may move at a time. */
+export const COST_LIMIT = 100_000;
+
+/** A profile's prices, as the machine uses them. Throws `RangeError` for a price that is no whole number up to the limit. */
 export function costTable(profile: CostProfile): Costs {
   return table((name) => {
     const { cycles } = profile.costs[name];
-    if (!Number.isSafeInteger(cycles) || cycles < 0) {
-      throw new RangeError(`Cannot use cost profile ${profile.name}: ${name} costs ${cycles} cycles`);
+    if (!Number.isInteger(cycles) || cycles < 0 || cycles > COST_LIMIT) {
+      throw new RangeError(
+        `Cannot use cost profile ${profile.name}: ${name} costs ${cycles} cycles; allowed are 0 to ${COST_LIMIT}`,
+      );
     }
     return cycles;
   });
