@@ -67,12 +67,21 @@ export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {
 
 /** From wherever the loop is to guest mode, or to where a plain function cannot go on. */
 export function takeTurn(vcpu: Vcpu): Turn {
-  for (;;) {
-    if (vcpu.phase === Phase.Exited) {
-      if (reentered(vcpu)) return Turn.Guest;
-      handleExit(vcpu);
-      vcpu.phase = Phase.Done;
+  if (vcpu.phase === Phase.Exited) {
+    if (reentered(vcpu)) return Turn.Guest;
+    handleExit(vcpu);
+    // Mostly nothing else is to be looked at: straight back, on the way that the phases below take.
+    if (vcpu.attention === 0 && vcpu.mpState === MpState.Runnable) {
+      vcpu.requests &= ~REQ_UNBLOCK;
+      if (vcpu.requests !== 0 && !prepare(vcpu)) {
+        if (vcpu.vm.dead) return Turn.Dead;
+      } else if (enterGuest(vcpu)) {
+        return Turn.Guest;
+      }
     }
+    vcpu.phase = Phase.Done;
+  }
+  for (;;) {
     if (vcpu.phase === Phase.Done) {
       if ((vcpu.attention & ATTENTION_APIC_MAP) !== 0) {
         vcpu.attention &= ~ATTENTION_APIC_MAP;

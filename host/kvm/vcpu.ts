@@ -321,9 +321,10 @@ export class Vcpu extends Thread {
   kickOut(): void {
     if (this.mode !== VcpuMode.InGuest) return;
     this.mode = VcpuMode.Exiting;
-    if (this.engine.running === this) return;
-    this.vm.chargeRunning(this.cost.kick);
-    this.pcpu!.interrupt(this.engine.running!.time + this.cost.ipiLatency);
+    const running = this.engine.running!;
+    if (running === this) return;
+    running.time += this.cost.kick;
+    this.pcpu!.interrupt(running.time + this.cost.ipiLatency);
   }
 
   /** Wakes the vCPU if it waits for an event. */
