@@ -5,7 +5,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { type HypercallName, hypercallName } from "../../abi/mod.ts";
+import { type HypercallName, hypercallName, type KvmFeature } from "../../abi/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
 import { PV_HYPERCALLS } from "../pv/registry.ts";
 import * as tracing from "../trace/mod.ts";
@@ -23,15 +23,24 @@ export interface HypercallHandler {
   call(vcpu: Vcpu): number;
 }
 
-const HANDLERS: readonly (HypercallHandler | undefined)[] = byNumber([
+/** A call, and the feature that gates it. */
+interface Row {
+  readonly feature: KvmFeature | null;
+  readonly handler: HypercallHandler;
+}
+
+const ROWS: readonly (Row | undefined)[] = byNumber([
   // The call exists for the exit that it causes.
   { name: "KVM_HC_VAPIC_POLL_IRQ", call: () => 0 },
   ...PV_HYPERCALLS,
 ]);
 
-function byNumber(handlers: readonly HypercallHandler[]): (HypercallHandler | undefined)[] {
-  const table: (HypercallHandler | undefined)[] = [];
-  for (const handler of handlers) table[HYPERCALLS[handler.name].nr] = handler;
+function byNumber(handlers: readonly HypercallHandler[]): (Row | undefined)[] {
+  const table: (Row | undefined)[] = [];
+  for (const handler of handlers) {
+    const { nr, feature } = HYPERCALLS[handler.name];
+    table[nr] = { feature, handler };
+  }
   return table;
 }
 
@@ -55,8 +64,11 @@ export function emulateHypercall(vcpu: Vcpu): void {
 
 function dispatch(vcpu: Vcpu, nr: number, nrHigh: number): number {
   if (nrHigh !== 0) return -KVM_ENOSYS;
-  const handler = nr < HANDLERS.length ? HANDLERS[nr] : undefined;
-  if (handler !== undefined) return handler.call(vcpu);
+  const row = nr < ROWS.length ? ROWS[nr] : undefined;
+  if (row !== undefined) {
+    const { feature, handler } = row;
+    return feature === null || vcpu.vm.pvHas(vcpu, feature) ? handler.call(vcpu) : -KVM_ENOSYS;
+  }
   const name = hypercallName(nr);
   if (name !== undefined && NOT_MODELLED.has(name)) {
     throw new NotModelled(name, "Documentation/virt/kvm/x86/hypercalls.rst");

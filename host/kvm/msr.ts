@@ -5,7 +5,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { highOf, lowOf, msrName, u64 } from "../../abi/mod.ts";
+import { highOf, type KvmFeature, lowOf, msrName, u64 } from "../../abi/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
 import { systemMsrWord } from "../cpu/privileged.ts";
 import { MsrValue, readX2apicMsr, writeApicBase, writeX2apicMsr } from "../lapic/mod.ts";
@@ -34,7 +34,7 @@ const {
   IA32_TSC_AUX,
   IA32_TSC_DEADLINE,
   MSRS,
-  MSR_KVM_POLL_CONTROL,
+  MSR_KVM_MIGRATION_CONTROL,
   RAX,
   RCX,
   RDX,
@@ -50,6 +50,8 @@ const { TP } = tracing;
 export interface MsrHandler {
   /** The MSR. */
   readonly index: number;
+  /** The feature that it belongs to, where it is paravirtual: a host that does not know it does not know the MSR. */
+  readonly feature?: KvmFeature;
   /** Reads it into `value`. */
   read(vcpu: Vcpu, value: MsrValue): boolean;
   /** Writes `high`:`low`. */
@@ -141,26 +143,18 @@ const HANDLERS: readonly MsrHandler[] = [
     },
     write: writeEfer,
   },
-  {
-    index: MSR_KVM_POLL_CONTROL,
-    read({ msrs }, value) {
-      value.low = msrs.pollControl ? 1 : 0;
-      value.high = 0;
-      return true;
-    },
-    write(vcpu, low, high) {
-      if (!vcpu.vm.pvHas(vcpu, "POLL_CONTROL") || (low & ~1) !== 0 || high !== 0) return false;
-      vcpu.msrs.pollControl = low === 1;
-      return true;
-    },
-  },
   ...PV_MSR_HANDLERS,
 ];
 
 const BY_INDEX: ReadonlyMap<number, MsrHandler> = new Map(
   HANDLERS.map((handler) => [handler.index, handler]),
 );
-const KNOWN: ReadonlySet<number> = new Set(MSRS.map(({ index }) => index));
+/** MSRs that KVM has and this host has not. Migration control is user space's to serve: KVM itself does not know it. */
+const NOT_MODELLED: ReadonlySet<number> = new Set<number>(
+  MSRS.map(({ index }) => index).filter((index) =>
+    !BY_INDEX.has(index) && index !== MSR_KVM_MIGRATION_CONTROL
+  ),
+);
 
 /** Moves the guest's counter. Beyond 2^53 cycles a counter is not modelled. */
 function adjustTsc(vcpu: Vcpu, by: bigint): void {
@@ -188,8 +182,8 @@ const value = new MsrValue();
 /** Reads an MSR into `into`, as the guest sees it. false raises #GP. */
 export function readMsr(vcpu: Vcpu, index: number, into: MsrValue): boolean {
   if (index >= X2APIC_MSR_BASE && index <= X2APIC_MSR_LAST) return readX2apicMsr(vcpu.lapic, index, into);
-  const handler = BY_INDEX.get(index);
-  if (handler !== undefined) return handler.read(vcpu, into);
+  const handler = handlerOf(vcpu, index);
+  if (handler !== undefined) return permits(vcpu, handler) && handler.read(vcpu, into);
   unmodelled(index, "read");
   into.low = 0;
   into.high = 0;
@@ -201,15 +195,25 @@ export function writeMsr(vcpu: Vcpu, index: number, low: number, high: number): 
   if (index >= X2APIC_MSR_BASE && index <= X2APIC_MSR_LAST) {
     return writeX2apicMsr(vcpu.lapic, index, low, high);
   }
-  const handler = BY_INDEX.get(index);
-  if (handler !== undefined) return handler.write(vcpu, low, high);
+  const handler = handlerOf(vcpu, index);
+  if (handler !== undefined) return permits(vcpu, handler) && handler.write(vcpu, low, high);
   unmodelled(index, "write");
   return vcpu.vm.ignoreMsrs;
 }
 
-/** An MSR that KVM has and this host does not: saying so is better than any answer. */
+/** The handler of an MSR; undefined for MSRs that this host, or a host of its year, does not know. */
+function handlerOf({ vm }: Vcpu, index: number): MsrHandler | undefined {
+  const handler = BY_INDEX.get(index);
+  return handler?.feature === undefined || vm.knows(handler.feature) ? handler : undefined;
+}
+
+function permits(vcpu: Vcpu, { feature }: MsrHandler): boolean {
+  return feature === undefined || vcpu.vm.pvHas(vcpu, feature);
+}
+
+/** An MSR that KVM has and this host has not: saying so is better than any answer. */
 function unmodelled(index: number, verb: string): void {
-  if (KNOWN.has(index)) {
+  if (NOT_MODELLED.has(index)) {
     throw new NotModelled(`a ${verb} of MSR ${msrName(index)}`, "Documentation/virt/kvm/x86/msr.rst");
   }
 }

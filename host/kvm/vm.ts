@@ -320,9 +320,14 @@ export class Vm {
 
   // Features and quirks.
 
-  /** Whether a vCPU may use a feature: always, unless enforcement is on and CPUID does not offer it. */
+  /** Whether this host, of its year, has a feature. */
+  knows(feature: KvmFeature): boolean {
+    return this.behaviour.features.includes(feature);
+  }
+
+  /** Whether a vCPU may use a feature that the host has: unless enforcement is on and CPUID does not offer it. */
   pvHas(vcpu: Vcpu, feature: KvmFeature): boolean {
-    return !this.enforcePvFeatureCpuid || vcpu.cpuid.pvHas(feature);
+    return this.knows(feature) && (!this.enforcePvFeatureCpuid || vcpu.cpuid.pvHas(feature));
   }
 
   /** Whether a deviation is on. */

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { APIC_DM_REMRD, KVM_ENOSYS } from "../../abi/mod.ts";
+import { APIC_DM_REMRD } from "../../abi/mod.ts";
 import { A1, argumentHigh, argumentLow } from "../kvm/hypercall_arguments.ts";
 import type { HypercallHandler } from "../kvm/hypercall.ts";
 import { deliver } from "../lapic/mod.ts";
@@ -18,12 +18,12 @@ export const KICK_CPU: HypercallHandler = {
   name: "KVM_HC_KICK_CPU",
   call(vcpu) {
     const { vm } = vcpu;
-    if (!vm.pvHas(vcpu, "PV_UNHALT")) return -KVM_ENOSYS;
     const message = vm.kick;
     message.deliveryMode = APIC_DM_REMRD;
     message.destination = argumentLow(vcpu, A1); // Truncated to 32 bits; the yield below looks at all 64.
     deliver(vm, undefined, message);
-    schedYield(vcpu, argumentLow(vcpu, A1), argumentHigh(vcpu, A1));
+    // The yield came with KVM_HC_SCHED_YIELD.
+    if (vm.knows("PV_SCHED_YIELD")) schedYield(vcpu, argumentLow(vcpu, A1), argumentHigh(vcpu, A1));
     return 0;
   },
 };

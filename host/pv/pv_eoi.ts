@@ -140,11 +140,11 @@ export class PvEoi {
 /** MSR_KVM_PV_EOI_EN. */
 export const PV_EOI_MSR: MsrHandler = {
   index: MSR_KVM_PV_EOI_EN,
+  feature: "PV_EOI",
   read(vcpu, value) {
-    if (!vcpu.vm.pvHas(vcpu, "PV_EOI")) return false;
     value.low = vcpu.pvEoi.msrLow;
     value.high = vcpu.pvEoi.msrHigh;
     return true;
   },
-  write: (vcpu, low, high) => vcpu.vm.pvHas(vcpu, "PV_EOI") && vcpu.pvEoi.write(low, high),
+  write: (vcpu, low, high) => vcpu.pvEoi.write(low, high),
 };

@@ -5,7 +5,6 @@
  * @module
  */
 
-import { KVM_ENOSYS } from "../../abi/mod.ts";
 import { A0, argumentHigh, argumentLow } from "../kvm/hypercall_arguments.ts";
 import type { HypercallHandler } from "../kvm/hypercall.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
@@ -14,7 +13,6 @@ import type { Vcpu } from "../kvm/vcpu.ts";
 export const SCHED_YIELD: HypercallHandler = {
   name: "KVM_HC_SCHED_YIELD",
   call(vcpu) {
-    if (!vcpu.vm.pvHas(vcpu, "PV_SCHED_YIELD")) return -KVM_ENOSYS;
     schedYield(vcpu, argumentLow(vcpu, A0), argumentHigh(vcpu, A0));
     return 0;
   },

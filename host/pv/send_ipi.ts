@@ -12,7 +12,6 @@ import {
   APIC_SHORT_MASK,
   APIC_VECTOR_MASK,
   KVM_EINVAL,
-  KVM_ENOSYS,
   KVM_EOPNOTSUPP,
 } from "../../abi/mod.ts";
 import { A0, A1, A2, A3, argumentHigh, argumentLow } from "../kvm/hypercall_arguments.ts";
@@ -29,7 +28,6 @@ export const SEND_IPI: HypercallHandler = { name: "KVM_HC_SEND_IPI", call: sendI
  */
 function sendIpi(vcpu: Vcpu): number {
   const { vm } = vcpu;
-  if (!vm.pvHas(vcpu, "PV_SEND_IPI")) return -KVM_ENOSYS;
   const icr = argumentLow(vcpu, A3);
   if ((icr & (APIC_DEST_LOGICAL | APIC_SHORT_MASK)) !== 0) return -KVM_EINVAL;
   const map = vm.apicMap;
