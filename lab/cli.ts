@@ -7,9 +7,14 @@
  */
 
 import { parseArgs, type ParseArgsConfig } from "node:util";
-import { type Experiment, experimentOptions, type Watcher } from "./experiments/experiment.ts";
+import {
+  type Experiment,
+  experimentOptions,
+  type OptionSpec,
+  type Watcher,
+} from "./experiments/experiment.ts";
 import { experimentNamed, EXPERIMENTS } from "./experiments/registry.ts";
-import { table, wrapped } from "./report/table.ts";
+import { wrapped } from "./report/table.ts";
 import { fileBytes, TRACE_RECORDS, traceText } from "./report/trace_text.ts";
 
 /** A file that a command writes. */
@@ -41,7 +46,7 @@ const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
   --vcpus N           vCPUs
   --seed S            what random data is drawn from (0)
   --json              prints one JSON object in place of the tables
-  --trace FILE        writes KVM's trace events as text, compressed if FILE ends in .gz`;
+  --trace FILE        KVM's trace events as text, compressed if it ends in .gz`;
 
 /** Runs a command line. `columns` is the width of the terminal. */
 export function command(args: readonly string[], columns: number): CommandResult {
@@ -49,9 +54,14 @@ export function command(args: readonly string[], columns: number): CommandResult
     return { err: "", code: 0, ...dispatch(args, columns) };
   } catch (error) {
     // A mistake of whoever typed this; anything else is one of ours, and keeps its stack.
-    if (error instanceof RangeError) return { out: "", err: error.message, code: 2 };
+    if (error instanceof RangeError) return { out: "", err: oneLine(error.message), code: 2 };
     throw error;
   }
+}
+
+/** What was typed may hold anything, and comes back in messages. */
+function oneLine(message: string): string {
+  return message.replaceAll(/\p{Cc}+/gu, " ");
 }
 
 type Output = Pick<CommandResult, "out" | "file">;
@@ -76,16 +86,17 @@ function dispatch(args: readonly string[], columns: number): Output {
 }
 
 function list(columns: number): string {
-  return EXPERIMENTS.map((experiment) => {
-    const rows = Object.entries(experiment.options).map(([name, spec]) => [
-      `  --${name}`,
-      String(spec.default),
-      `${spec.min}..${spec.max}`,
-      spec.meaning,
-    ]);
-    const head = ["  option", "default", "allowed", "meaning"];
-    return `${experiment.name}\n${wrapped(experiment.summary, columns)}\n${table(head, rows, columns)}`;
+  return EXPERIMENTS.map(({ name, summary, options }) => {
+    const width = Math.max(...Object.keys(options).map((option) => option.length));
+    const rows = Object.entries(options).map(([option, spec]) =>
+      `  --${option.padEnd(width)}  ${spec.meaning}: ${bounds(spec)} (${spec.default})`
+    );
+    return [name, wrapped(summary, columns), ...rows].join("\n");
   }).join("\n\n");
+}
+
+function bounds({ min, max }: OptionSpec): string {
+  return `${min} to ${max}`;
 }
 
 function run(args: readonly string[], columns: number): Output {
@@ -98,9 +109,9 @@ function run(args: readonly string[], columns: number): Output {
   const experiment = experimentNamed(name);
   const values = parsed(experiment, rest);
   const given: Record<string, number> = {};
-  for (const option of Object.keys(experiment.options)) {
+  for (const [option, spec] of Object.entries(experiment.options)) {
     const value = values[option];
-    if (typeof value === "string") given[option] = wholeNumber(option, value);
+    if (typeof value === "string") given[option] = wholeNumber(option, value, spec);
   }
   const backend = typeof values.backend === "string" ? values.backend : "vmx";
   const trace: string[] = [];
@@ -109,6 +120,7 @@ function run(args: readonly string[], columns: number): Output {
     done: (name, vm) => trace.push(traceText(name, vm)),
   };
   const path = typeof values.trace === "string" ? values.trace : undefined;
+  if (path === "") throw new RangeError("Cannot write a trace without a file's name");
   const options = experimentOptions(experiment, backend, given);
   const result = experiment.run(options, path === undefined ? undefined : watcher);
   const out = values.json === true ? JSON.stringify(result) : experiment.report(result, columns);
@@ -121,7 +133,7 @@ function parsed(experiment: Experiment, args: readonly string[]): Readonly<Recor
   try {
     return parseArgs({ args: [...args], options, strict: true, allowPositionals: false }).values;
   } catch (error) {
-    const problem = (error as Error).message.split(/[.\n]/)[0];
+    const problem = (error as Error).message.split(/\. |\n/)[0];
     const allowed = Object.keys(options).map((name) => `--${name}`).join(", ");
     throw new RangeError(`Cannot run ${experiment.name}: ${problem}; allowed are ${allowed}`);
   }
@@ -137,11 +149,12 @@ function flags(experiment: Experiment): NonNullable<ParseArgsConfig["options"]> 
   };
 }
 
-function wholeNumber(option: string, text: string): number {
-  if (!/^(\d+|0x[0-9a-f]+)$/i.test(text)) {
-    throw new RangeError(`Cannot use ${text} for --${option}: allowed are whole numbers from 0`);
+function wholeNumber(option: string, text: string, spec: OptionSpec): number {
+  const value = /^(\d+|0x[0-9a-f]+)$/i.test(text) ? Number(text) : NaN;
+  if (!Number.isSafeInteger(value)) {
+    throw new RangeError(`Cannot use "${text}" for --${option}: allowed are ${bounds(spec)}`);
   }
-  return Number(text);
+  return value;
 }
 
 /** Runs a command line, prints and writes what it has to say, and ends the process with its exit code. */

@@ -29,7 +29,8 @@ export function table(
 
 function paragraphs(head: readonly string[], rows: readonly (readonly string[])[]): string {
   return rows.map(([name, ...cells]) => {
-    const named = cells.map((cell, i) => cell === "" ? "" : `  ${head[i + 1]}: ${cell}`);
+    const indent = " ".repeat(name.length - name.trimStart().length + 2);
+    const named = cells.map((cell, i) => cell === "" ? "" : `${indent}${head[i + 1]}: ${cell}`);
     return [name, ...named.filter((line) => line !== "")].join("\n");
   }).join("\n");
 }
