@@ -276,11 +276,18 @@ export interface IcrHalves {
   readonly high: number;
 }
 
-/** Encodes an ICR; fields that are left out are 0. In xAPIC mode the destination goes to bits 63:56. */
+/**
+ * Encodes an ICR; fields that are left out are 0. In xAPIC mode the destination goes to bits 63:56. Throws `RangeError`
+ * for a destination that the mode has no room for.
+ */
 export function encodeIcr(icr: Partial<Icr>, mode: "xapic" | "x2apic"): IcrHalves {
   const low = (icr.vector ?? 0) | (icr.deliveryMode ?? 0) | (icr.logical ? APIC_DEST_LOGICAL : 0) |
     (icr.assert ? APIC_INT_ASSERT : 0) | (icr.level ? APIC_INT_LEVELTRIG : 0) | (icr.shorthand ?? 0);
   const destination = icr.destination ?? 0;
+  const limit = mode === "x2apic" ? X2APIC_BROADCAST : APIC_BROADCAST;
+  if (!Number.isInteger(destination) || destination < 0 || destination > limit) {
+    throw new RangeError(`Cannot encode ICR destination ${destination}: ${mode} mode has 0 to ${limit}`);
+  }
   return { low: low >>> 0, high: (mode === "x2apic" ? destination : destination << 24) >>> 0 };
 }
 

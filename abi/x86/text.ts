@@ -68,7 +68,7 @@ export class Text implements CodeStore {
 
   /** Appends a function and gives its address. */
   add(code: GuestFunction, name: string = code.name): Gva {
-    const address = this.#next as Gva;
+    const address = aligned(this.#next) as Gva;
     this.#place(address, code, name);
     this.#next += BLOCK;
     return address;
