@@ -133,7 +133,7 @@ function parsed(experiment: Experiment, args: readonly string[]): Readonly<Recor
   try {
     return parseArgs({ args: [...args], options, strict: true, allowPositionals: false }).values;
   } catch (error) {
-    const problem = (error as Error).message.split(/\. |\n/)[0];
+    const problem = (error as Error).message.split(/\.\s|\n/)[0];
     const allowed = Object.keys(options).map((name) => `--${name}`).join(", ");
     throw new RangeError(`Cannot run ${experiment.name}: ${problem}; allowed are ${allowed}`);
   }
