@@ -225,7 +225,7 @@ const SHOWN = { stdout: "piped", stderr: "piped" } as const;
 /** What a program of this project did as a process of its own. */
 async function spawned(...args: string[]): Promise<{ code: number; out: string; err: string }> {
   const cwd = new URL("../..", import.meta.url);
-  const { code, stdout, stderr } = await new Deno.Command("deno", {
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
     args: ["run", "-q", ...args],
     cwd,
     ...SHOWN,
