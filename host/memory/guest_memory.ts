@@ -12,7 +12,7 @@ import { hex } from "../../abi/mod.ts";
 import { Slot, SLOT_LIMIT, type SlotOptions } from "./slot.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const { HIGH } = abi;
+const { HIGH, PHYSICAL_ADDRESS_LIMIT } = abi;
 
 /** Somebody who waits for a store to a 32-bit word. */
 export interface Watcher {
@@ -92,6 +92,7 @@ export class GuestMemory {
 
   /** Whether every byte of a range is backed, by one slot or by several that touch. */
   backed(address: number, bytes: number): boolean {
+    if (address >= PHYSICAL_ADDRESS_LIMIT) return false; // Where numbers have gaps, the loop would see nothing.
     for (let at = address; at < address + bytes;) {
       const slot = this.find(at, 1);
       if (slot === undefined) return false;
@@ -102,6 +103,7 @@ export class GuestMemory {
 
   /** Whether every byte of a range is backed and none of it is KVM_MEM_READONLY. */
   writable(address: number, bytes: number): boolean {
+    if (address >= PHYSICAL_ADDRESS_LIMIT) return false;
     for (let at = address; at < address + bytes;) {
       const slot = this.find(at, 1);
       if (slot === undefined || slot.readonly) return false;

@@ -100,6 +100,9 @@ describe("the host's view of memory", () => {
   it("says where nothing is, and writes nothing of a range that is backed in part", () => {
     const memory = threeSlots();
     assertEquals(memory.read(0x1_fffc, 8), undefined);
+    for (const address of [2 ** 52, 2 ** 60, 2 ** 64, -8]) {
+      assertEquals([memory.backed(address, 4), memory.writable(address, 4)], [false, false], `${address}`);
+    }
     assertEquals(memory.write(0x1_fffc, 8, -1n), false);
     assertEquals(memory.load(0x1_fffc, new Uint8Array(8).fill(1)), false);
     assertEquals(memory.word(0x1_fffc), 0);
