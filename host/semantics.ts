@@ -24,6 +24,8 @@ export interface HostBehaviour {
   readonly sendIpiChecked: boolean;
   /** A vCPU that halts may be polled for first. Since v3.20 (2015). */
   readonly haltPolling: boolean;
+  /** halt_poll_ns_shrink, what a halt that was too long divides the polling window by; 0 empties it. 2 since v6.11. */
+  readonly haltPollShrink: number;
   /**
    * Without APICv, VMX still sends xAPIC accesses through the APIC-access page. Since v5.15 the page is not mapped
    * then, and each access is an EPT violation (arch/x86/kvm/mmu/mmu.c, __kvm_mmu_faultin_pfn).
@@ -41,6 +43,7 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     haltFastPath: true,
     sendIpiChecked: true,
     haltPolling: true,
+    haltPollShrink: 2,
     apicAccessPage: false,
     features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI", "POLL_CONTROL", "PV_SCHED_YIELD"],
   },
@@ -50,6 +53,7 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     haltFastPath: false,
     sendIpiChecked: false,
     haltPolling: true,
+    haltPollShrink: 0,
     apicAccessPage: true,
     features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI"],
   },
@@ -59,6 +63,7 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     haltFastPath: false,
     sendIpiChecked: false,
     haltPolling: false,
+    haltPollShrink: 0,
     apicAccessPage: true,
     features: ["NOP_IO_DELAY", "PV_EOI"],
   },

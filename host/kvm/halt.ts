@@ -22,9 +22,8 @@ export const HALT_POLL_NS_MAX = 200_000;
 const GROW = 2;
 /** halt_poll_ns_grow_start: where growing begins. */
 const GROW_START = 10_000;
-/** halt_poll_ns_shrink: the window halves. */
-const SHRINK = 2;
-
+/** vcpu_valid_wakeup: only s390 knows wake-ups that do not count. */
+const VALID_WAKEUP = 1;
 /**
  * Whether the vCPU can leave a blocked state (kvm_arch_vcpu_runnable). Only INIT and start-up IPIs get one out of its
  * wait for a start-up; while it has other events KVM goes round in circles, where this host sleeps.
@@ -66,11 +65,10 @@ export class HaltPolling {
   }
 
   /** A halt took `ns`: adapts the window. */
-  adapt(ns: number, valid: boolean): void {
+  adapt(ns: number): void {
     const max = this.#vcpu.vm.haltPollNs;
-    if (!valid) this.#shrink();
-    else if (ns <= this.windowNs) return;
-    else if (this.windowNs > 0 && ns > max) this.#shrink();
+    if (ns <= this.windowNs) return;
+    if (this.windowNs > 0 && ns > max) this.#shrink();
     else if (this.windowNs < max && ns < max) this.#grow();
   }
 
@@ -79,8 +77,9 @@ export class HaltPolling {
   }
 
   #shrink(): void {
-    const halved = Math.floor(this.windowNs / SHRINK);
-    this.#set(halved < GROW_START ? 0 : halved, false);
+    const { haltPollShrink } = this.#vcpu.vm.behaviour;
+    const shrunk = haltPollShrink === 0 ? 0 : Math.floor(this.windowNs / haltPollShrink);
+    this.#set(shrunk < GROW_START ? 0 : shrunk, false);
   }
 
   #set(windowNs: number, grew: boolean): void {
@@ -108,21 +107,18 @@ export function* block(vcpu: Vcpu): Generator<void, void, void> {
 function* halt(vcpu: Vcpu): Generator<void, void, void> {
   const { haltPolling, vm, stats } = vcpu;
   const start = vcpu.clock;
-  let waited = false;
   haltPolling.windowNs = Math.min(haltPolling.windowNs, vm.haltPollNs);
   const poll = haltPolling.allowed && haltPolling.windowNs > 0;
+  let seen = false;
   if (poll) {
     stats.halt_attempted_poll++;
-    const seen = yield* pollUntil(vcpu, start + nsToCycles(haltPolling.windowNs, vm.tscKhz));
-    if (seen) stats.halt_successful_poll++;
-    else waited = yield* sleep(vcpu);
-  } else {
-    waited = yield* sleep(vcpu);
+    seen = yield* pollUntil(vcpu, start + nsToCycles(haltPolling.windowNs, vm.tscKhz));
   }
+  const waited = !seen && (yield* sleep(vcpu));
+  if (poll && !waited) stats.halt_successful_poll++;
   const ns = cyclesToNs(vcpu.clock - start, vm.tscKhz);
-  const valid = runnable(vcpu);
-  if (haltPolling.allowed) haltPolling.adapt(ns, valid);
-  vcpu.trace(TP.kvm_vcpu_wakeup, ns, waited ? 1 : 0, valid ? 1 : 0);
+  if (haltPolling.allowed) haltPolling.adapt(ns);
+  vcpu.trace(TP.kvm_vcpu_wakeup, ns, waited ? 1 : 0, VALID_WAKEUP);
 }
 
 /** Whether a waiting vCPU has reason to stop waiting (kvm_vcpu_check_block). */
