@@ -33,12 +33,16 @@ import { SPURIOUS_APIC_VECTOR } from "./vectors.ts";
 
 /** EBX of CPUID leaf 0 on AMD's processors: "Auth". */
 const AMD_VENDOR_EBX = 0x6874_7541;
+/** Any number that memory does not hold by itself. */
+const MARK = 0x6b65_726e;
 /** What CPUID leaf 0x16 says in EAX: the base frequency in MHz, which is cycles a microsecond. */
 const FREQUENCY_LEAF = 0x16;
 
 /** The boot processor's way. */
 export function* startKernel(cpu: X86Cpu, kernel: Kernel): Guest {
   yield cpu.cli();
+  kernel.unpatch();
+  yield* checkMachine(cpu, kernel);
   yield* fillMemory(cpu, kernel);
   yield* describeIdt(cpu, kernel.bits);
   for (let vector = 0; vector < 256; vector++) {
@@ -54,6 +58,19 @@ export function* startKernel(cpu: X86Cpu, kernel: Kernel): Guest {
   yield* startOthers(cpu, kernel);
   yield cpu.sti();
   yield* kernel.main(cpu, kernel);
+}
+
+/** Whether the machine is the one that the kernel was built for, as far as it would fail without a word. */
+function* checkMachine(cpu: X86Cpu, kernel: Kernel): Guest {
+  yield cpu.cpuid(0xb);
+  if (cpu.edx !== kernel.apicIds[0]) {
+    throw new RangeError(`Cannot boot on APIC ID ${cpu.edx}: the table begins with ${kernel.apicIds[0]}`);
+  }
+  const last = kernel.memory - 4;
+  yield cpu.store32(last, MARK);
+  yield cpu.load32(last);
+  if (cpu.eax !== MARK) throw new RangeError(`Cannot boot: it takes ${kernel.memory} bytes of memory`);
+  yield cpu.store32(last, 0);
 }
 
 /** What firmware's table says of the processors. */

@@ -58,7 +58,7 @@ export interface KernelOptions {
 }
 
 /**
- * A kernel, to be loaded into a virtual machine.
+ * A kernel, to be loaded into a virtual machine; into several one after the other, since it patches itself at boot.
  *
  * @example Boot four processors and end
  * ```ts
@@ -112,6 +112,7 @@ export class Kernel {
   ipiShorthand = false;
 
   readonly #candidates: readonly PvDriver[];
+  #linked: readonly Partial<ApicDriver>[] | undefined;
   #drivers: readonly PvDriver[] = [];
   readonly #gates = new Map<number, Gva>();
   readonly #functions = new Map<number, SmpFunction>();
@@ -182,6 +183,15 @@ export class Kernel {
   }
 
   // Running.
+
+  /** Undoes what an earlier boot has patched: each boot begins with the image as it was linked. */
+  unpatch(): void {
+    this.#linked ??= this.apicDrivers.map((driver) => ({ ...driver }));
+    for (const [n, driver] of this.apicDrivers.entries()) Object.assign(driver, this.#linked[n]);
+    this.#drivers = [];
+    this.ipiShorthand = false;
+    this.log.length = 0;
+  }
 
   /** The function at an address. Throws `RangeError` where none was registered. */
   functionAt(address: number): SmpFunction {

@@ -13,6 +13,7 @@ import {
 } from "../../abi/mod.ts";
 import {
   CALL_FUNCTION_VECTOR,
+  data,
   IDT,
   Kernel,
   PERCPU,
@@ -23,7 +24,7 @@ import {
   SPURIOUS_APIC_VECTOR,
   TRAMPOLINE,
 } from "../../guest/mod.ts";
-import { BACKENDS, GuestError, Machine } from "../../host/mod.ts";
+import { BACKENDS, GuestError, Machine, type VmOptions } from "../../host/mod.ts";
 import { APICS, KernelRig, WIDTHS } from "../support/kernels.ts";
 
 function upTo(count: number): number[] {
@@ -276,6 +277,49 @@ describe("a kernel's memory", () => {
   });
 });
 
+describe("a kernel that is loaded again", () => {
+  it("begins as it was linked: nothing is left of what an earlier boot has found and patched", () => {
+    for (const guestSemantics of ["v6.19", "2018", "2012"] as const) {
+      const kernel = new Kernel({
+        cpus: 4,
+        guestSemantics,
+        *main(cpu, kernel) {
+          yield* kernel.apic.sendIpiMask(cpu, data("online"), RESCHEDULE_VECTOR);
+          kernel.warn("once");
+        },
+      });
+      const booted = (
+        options: VmOptions,
+      ): [hypercalls: number, drivers: number, log: number, pvEois: number] => {
+        const vm = new Machine().createVm({ vcpus: 4, ...options });
+        vm.load(kernel.text);
+        vm.start(kernel.entry);
+        assertEquals(vm.machine.run().end, "finished");
+        const { kvm_hypercall = 0, kvm_pv_eoi = 0 } = vm.counters();
+        return [kvm_hypercall, kernel.drivers.length, kernel.log.length, kvm_pv_eoi];
+      };
+      const first = booted({});
+      assertEquals(first[3] > 0, true);
+      assertEquals(booted({ features: [] }), [0, 0, 1, 0]);
+      assertEquals(booted({}), first);
+      assertEquals(booted({ backend: "svm" }).slice(0, 3), first.slice(0, 3));
+    }
+  });
+
+  it("may have a sibling beside it, in a virtual machine of its own on the same machine", () => {
+    const machine = new Machine();
+    const vms = BACKENDS.map((backend) => {
+      const kernel = new Kernel({ cpus: 4, *main() {} });
+      const vm = machine.createVm({ vcpus: 4, backend });
+      vm.load(kernel.text);
+      vm.start(kernel.entry);
+      return vm;
+    });
+    assertEquals(machine.run().end, "finished");
+    for (const vm of vms) assertEquals(vm.memory.word(data("online")), 0b1111);
+  });
+});
+
 describe("what a kernel refuses to be built from", () => {
   const refused = (options: ConstructorParameters<typeof KernelRig>[0], text: string): void =>
     void assertThrows(() => new KernelRig(options), RangeError, text);
@@ -354,6 +398,21 @@ describe("a kernel on a machine that cannot carry it says which instruction fail
     rig.run(function* (cpu) {
       assertEquals((yield* rdmsr(cpu, IA32_APICBASE)) & BigInt(APICBASE_X2APIC_ENABLE), 0n);
     });
+  });
+
+  it("memory that ends before the kernel's own does", () => {
+    for (const memory of [2 ** 21, 2 ** 23]) {
+      const rig = new KernelRig({ cpus: 80, vm: { memory } });
+      assertThrows(() => rig.go(), GuestError, `Cannot boot: it takes ${rig.kernel.memory} bytes of memory`);
+    }
+  });
+
+  it("a table that does not begin with the boot processor", () => {
+    assertThrows(
+      () => new KernelRig({ apicIds: [1, 0] }).go(),
+      GuestError,
+      "Cannot boot on APIC ID 0: the table begins with 1",
+    );
   });
 
   it("text where there is no memory", () => {
