@@ -84,8 +84,7 @@ export function execute(p: Processor, op: number): void {
       p.retire(op);
       return;
     case OP_IRET:
-      if (!p.virtualization.iret(p)) iret(p);
-      return;
+      return executeIret(p);
     case OP_STI:
       if (p.cpl > ((regs[RFLAGS] & FLAG_IOPL) >>> 12)) return raise(p, GP_VECTOR, 0);
       {
@@ -157,4 +156,9 @@ export function execute(p: Processor, op: number): void {
     default:
       system(p, op);
   }
+}
+
+/** Executes IRET, which is what a handler's return is. */
+export function executeIret(p: Processor): void {
+  if (!p.virtualization.iret(p)) iret(p);
 }

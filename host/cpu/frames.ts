@@ -20,7 +20,7 @@ import {
   type Vector,
   type X86Cpu,
 } from "../../abi/mod.ts";
-import { execute } from "./execute.ts";
+import { executeIret } from "./execute.ts";
 import type { Processor } from "./processor.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -107,7 +107,7 @@ export function endFrame(p: Processor): void {
       p.charge(p.cost.iret);
     } else {
       context.pending = OP_IRET;
-      execute(p, OP_IRET);
+      executeIret(p);
     }
     return;
   }

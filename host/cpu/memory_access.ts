@@ -9,7 +9,7 @@
 
 import * as abi from "../../abi/mod.ts";
 import { instructionText, u64 } from "../../abi/mod.ts";
-import type { Primitive } from "../cost/mod.ts";
+import type { Costs } from "../cost/mod.ts";
 import * as slots from "../memory/mod.ts";
 import { raise } from "./events.ts";
 import { additionFlags, comparisonFlags, comparisonFlags64, STATUS_FLAGS } from "./flags.ts";
@@ -61,10 +61,10 @@ export interface AccessSpec {
   /** Whether it writes the operand. */
   readonly writes: boolean;
   /** Its price. */
-  readonly primitive: Primitive;
+  readonly primitive: "load" | "store" | "locked";
 }
 
-function spec(bytes: number, use: "r" | "w" | "rw", primitive: Primitive): AccessSpec {
+function spec(bytes: number, use: "r" | "w" | "rw", primitive: AccessSpec["primitive"]): AccessSpec {
   return { bytes, reads: use !== "w", writes: use !== "r", primitive };
 }
 
@@ -127,6 +127,7 @@ export function accessMemory(p: Processor, op: number): void {
   if (!flat && (slot === undefined || (writes && (slot.readonly || slot.guestReadonly)))) {
     return elsewhere(p, op, address, bytes, writes);
   }
+  if (flat && bytes >= 4 && (address & 3) === 0) return accessWords(p, op, address, bytes);
   const u8 = slot === undefined ? memory.u8 : slot.u8;
   const at = slot === undefined ? address : address - slot.base;
   if (reads) {
@@ -140,8 +141,29 @@ export function accessMemory(p: Processor, op: number): void {
     for (let i = 4; i < bytes; i++) u8[at + i] = newHigh >>> (8 * (i - 4));
     if (memory.watched !== 0) memory.stored(address, bytes);
   }
-  p.charge(p.cost[primitive]);
+  p.charge(priceOf(p.cost, primitive));
   p.retire(op);
+}
+
+/** One or two aligned words of flat memory: what most accesses are. Halves are kept signed, as small integers. */
+function accessWords(p: Processor, op: number, address: number, bytes: number): void {
+  const { memory } = p;
+  const { u32 } = memory;
+  const word = address >>> 2;
+  oldLow = u32[word] | 0;
+  oldHigh = bytes === 8 ? u32[word + 1] | 0 : 0;
+  if (compute(p, op)) {
+    u32[word] = newLow;
+    if (bytes === 8) u32[word + 1] = newHigh;
+    if (memory.watched !== 0) memory.stored(address, bytes);
+  }
+  p.charge(priceOf(p.cost, ACCESS[op]!.primitive));
+  p.retire(op);
+}
+
+/** What a memory access costs; asked by name, as a lookup in the table of prices would be a slow one. */
+function priceOf(cost: Costs, primitive: AccessSpec["primitive"]): number {
+  return primitive === "load" ? cost.load : primitive === "store" ? cost.store : cost.locked;
 }
 
 /**
@@ -162,8 +184,8 @@ function compute(p: Processor, op: number): boolean {
     case OP_STORE16:
     case OP_STORE32:
     case OP_STORE64:
-      newLow = regs[RAX];
-      newHigh = regs[RAX + 1];
+      newLow = regs[RAX] | 0;
+      newHigh = regs[RAX + 1] | 0;
       return true;
     case OP_BTR:
     case OP_LOCK_BTR:
@@ -177,8 +199,8 @@ function compute(p: Processor, op: number): boolean {
     }
     case OP_XCHG32:
     case OP_XCHG64:
-      newLow = regs[RAX];
-      newHigh = regs[RAX + 1];
+      newLow = regs[RAX] | 0;
+      newHigh = regs[RAX + 1] | 0;
       regs[RAX] = oldLow;
       regs[RAX + 1] = oldHigh;
       return true;
@@ -191,8 +213,8 @@ function compute(p: Processor, op: number): boolean {
         ? comparisonFlags(regs[RAX], oldLow)
         : comparisonFlags64(regs[RAX], regs[RAX + 1], oldLow, oldHigh);
       regs[RFLAGS] = (regs[RFLAGS] & ~STATUS_FLAGS) | compared;
-      newLow = same ? regs[RCX] : oldLow;
-      newHigh = same ? regs[RCX + 1] : oldHigh;
+      newLow = same ? regs[RCX] | 0 : oldLow;
+      newHigh = same ? regs[RCX + 1] | 0 : oldHigh;
       if (!same) {
         regs[RAX] = oldLow;
         regs[RAX + 1] = oldHigh;
@@ -237,7 +259,7 @@ function elsewhere(p: Processor, op: number, address: number, bytes: number, wri
     oldHigh = 0;
     compute(p, op);
   }
-  p.charge(p.cost[ACCESS[op]!.primitive]);
+  p.charge(priceOf(p.cost, ACCESS[op]!.primitive));
   p.retire(op);
 }
 
@@ -257,7 +279,7 @@ function acrossSlots(p: Processor, op: number, address: number, bytes: number, w
   oldLow = Number(old & 0xffff_ffffn);
   oldHigh = Number(old >> 32n);
   if (compute(p, op) && writes) memory.write(address, bytes, u64(newLow, newHigh));
-  p.charge(p.cost[ACCESS[op]!.primitive]);
+  p.charge(priceOf(p.cost, ACCESS[op]!.primitive));
   p.retire(op);
 }
 
