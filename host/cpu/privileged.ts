@@ -88,6 +88,14 @@ export function systemMsrWord(msr: number): number | undefined {
   return SYSTEM_MSRS.get(msr);
 }
 
+/** Whether a system MSR takes a value: addresses must be canonical, and FMASK has 32 bits (SDM 4, table 2-2). */
+export function systemMsrTakes(msr: number, high: number): boolean {
+  if (msr === IA32_STAR) return true;
+  if (msr === IA32_FMASK) return high === 0;
+  const upper = high >> 15; // Bits 63:47, with their sign.
+  return upper === 0 || upper === -1;
+}
+
 /** WRMSR. */
 export function writeMsr(p: Processor, op: number): void {
   const { regs } = p;
@@ -96,6 +104,7 @@ export function writeMsr(p: Processor, op: number): void {
   if (p.virtualization.msr(p, msr, true)) return;
   const word = SYSTEM_MSRS.get(msr);
   if (word !== undefined) {
+    if (!systemMsrTakes(msr, regs[RDX])) return raise(p, GP_VECTOR, 0);
     p.sys[word] = regs[RAX];
     p.sys[word + 1] = regs[RDX];
   }
@@ -308,6 +317,7 @@ function sysret(p: Processor, op: number): void {
 function switchTask(p: Processor, op: number): void {
   const { context } = p;
   const next = context.next;
+  if (p.cpl !== 0) throw p.error("it switched tasks, which is the kernel's to do");
   context.next = undefined;
   if (next === undefined || next === context) throw p.error("it switched to no other task");
   p.retire(op);

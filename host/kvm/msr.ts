@@ -7,7 +7,7 @@
 import * as abi from "../../abi/mod.ts";
 import { highOf, type KvmFeature, lowOf, msrName, u64 } from "../../abi/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
-import { systemMsrWord } from "../cpu/privileged.ts";
+import { systemMsrTakes, systemMsrWord } from "../cpu/privileged.ts";
 import { MsrValue, readX2apicMsr, writeApicBase, writeX2apicMsr } from "../lapic/mod.ts";
 import { PV_MSR_HANDLERS } from "../pv/registry.ts";
 import * as tracing from "../trace/mod.ts";
@@ -69,6 +69,7 @@ function systemMsr(index: number): MsrHandler {
       return true;
     },
     write({ processor }, low, high) {
+      if (!systemMsrTakes(index, high)) return false;
       processor.sys[word] = low;
       processor.sys[word + 1] = high;
       return true;

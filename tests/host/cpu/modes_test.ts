@@ -14,7 +14,9 @@ import {
   EFER_NX,
   EFER_SCE,
   GP_VECTOR,
+  IA32_CSTAR,
   IA32_EFER,
+  IA32_FMASK,
   IA32_FS_BASE,
   IA32_GS_BASE,
   IA32_KERNEL_GS_BASE,
@@ -293,6 +295,30 @@ for (const backend of BACKENDS) {
         yield cpu.movToCr4(CR4_PAE);
         yield cpu.movToCr0(CR0_PE | CR0_PG);
         assertEquals(rig.vm.bootstrap.processor.longActive, true);
+      });
+    });
+  });
+
+  describe(`the MSRs that the processor keeps (${backend})`, () => {
+    it("read back what was written, and refuse addresses that are not canonical", () => {
+      const rig = rigWithGp(options);
+      const bases = [IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE, IA32_LSTAR, IA32_CSTAR];
+      rig.finish(function* (cpu) {
+        for (const msr of bases) {
+          for (const high of [0, 0x7fff, 0xffff_8000]) {
+            yield cpu.wrmsr(msr, 0x1000, high);
+            yield cpu.rdmsr(msr);
+            assertEquals([cpu.eax, cpu.edx], [0x1000, high]);
+          }
+          for (const high of [0x8000, 0x7fff_ffff, 0xffff_7fff]) {
+            assertEquals(yield* faults(() => cpu.wrmsr(msr, 0, high)), true);
+          }
+          yield cpu.rdmsr(msr);
+          assertEquals([cpu.eax, cpu.edx], [0x1000, 0xffff_8000], "a refused value changes nothing");
+        }
+        assertEquals(yield* faults(() => cpu.wrmsr(IA32_STAR, 1, 0x0010_0008)), false);
+        assertEquals(yield* faults(() => cpu.wrmsr(IA32_FMASK, 0x200)), false);
+        assertEquals(yield* faults(() => cpu.wrmsr(IA32_FMASK, 0x200, 1)), true);
       });
     });
   });

@@ -2,8 +2,11 @@ import { assertEquals, assertGreater, assertStringIncludes, assertThrows } from 
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import {
+  EFER_LME,
+  EFER_SCE,
   type Guest,
   type GuestFunction,
+  IA32_EFER,
   IA32_GS_BASE,
   X2APIC_EOI,
   X2APIC_SELF_IPI,
@@ -189,6 +192,22 @@ describe("a switch that cannot be is an error:", () => {
     });
     assertStringIncludes(message, "program on vcpu 0");
     assertStringIncludes(message, "it switched to a task that is already running");
+  });
+
+  it("by a program at CPL 3", () => {
+    const rig = new Rig();
+    const task = X86Cpu.task(rig.text.add(function* task(cpu) {
+      yield cpu.pause();
+    }));
+    const user = rig.text.add(function* user(cpu) {
+      yield cpu.switchTo(task);
+    });
+    const message = errorOf(rig, function* kernel(cpu) {
+      yield cpu.wrmsr(IA32_EFER, EFER_LME | EFER_SCE);
+      yield cpu.sysret(user);
+    });
+    assertStringIncludes(message, "user on vcpu 0");
+    assertStringIncludes(message, "it switched tasks, which is the kernel's to do");
   });
 
   it("to a task whose entry is no function", () => {
