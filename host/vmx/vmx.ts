@@ -53,7 +53,10 @@ export class Vmx implements Backend {
   /** Intel keeps the x2APIC ICR in one piece. */
   readonly x2apicIcrIsSplit = false;
   readonly #vcpu: Vcpu;
+  /** The entry is to exit at once. */
   #immediateExit = false;
+  /** The present exit is that immediate one. */
+  #forced = false;
   /** The entry was to deliver an event. */
   #injected = false;
 
@@ -113,6 +116,7 @@ export class Vmx implements Backend {
     vcpu.eventDelivered();
     if (!this.#immediateExit) return;
     this.#immediateExit = false;
+    this.#forced = vcpu.processor.exitReason === EXIT_REASON_PREEMPTION_TIMER;
     vcpu.setPreemptionTimer(Infinity);
     if (vcpu.lapic.timer.hvInUse) vcpu.lapic.timer.switchToHv();
   }
@@ -128,6 +132,10 @@ export class Vmx implements Backend {
       case EXIT_REASON_INVD:
         return fastInvd(vcpu);
       case EXIT_REASON_PREEMPTION_TIMER:
+        if (this.#forced) {
+          this.#forced = false; // KVM's own immediate exit, not the guest's timer.
+          return FastPath.Handled;
+        }
         if (!vcpu.lapic.timer.hvInUse) return FastPath.Handled;
         if (!vcpu.vm.behaviour.timerFastPath) return FastPath.None;
         vcpu.lapic.timer.hvExpired();
