@@ -8,6 +8,7 @@ import {
   bringUp,
   enter,
   read,
+  request,
   setUp,
   still,
   tryingRig,
@@ -164,6 +165,19 @@ describe("a level-triggered pin", () => {
     lapic.eoi();
     assertEquals([3, 4, 6].map((pin) => remoteIrr(vm, pin)), [false, false, true]);
     assertEquals(vm.counters()["kvm_ack_irq"], 2);
+  });
+
+  it("should not share its vector with edges: one makes the EOI an edge's, and the pin stays in service", () => {
+    const vm = machine();
+    const { lapic } = vm.bootstrap;
+    setEntry(vm, PIN, { vector: VECTOR, ...LEVEL });
+    vm.ioapic.setLine(PIN, true);
+    request(lapic, VECTOR); // One bit of TMR for both; the last one sets it.
+    vm.ioapic.setLine(PIN, false);
+    serve(lapic);
+    lapic.eoi();
+    assertEquals(remoteIrr(vm), true);
+    assertEquals(vm.counters()["kvm_ack_irq"], 1, "told, but not ended");
   });
 
   it("waits for software where the APIC suppresses EOI broadcasts", () => {
