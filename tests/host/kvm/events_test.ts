@@ -1,17 +1,11 @@
 import { assertEquals, assertGreater } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import {
-  encodeMsi,
-  GP_VECTOR,
-  IA32_TSC_DEADLINE,
-  X2APIC_EOI,
-  X2APIC_ICR,
-  type X86Cpu,
-} from "../../../abi/mod.ts";
+import { encodeMsi, GP_VECTOR, IA32_TSC_DEADLINE, X2APIC_EOI, X2APIC_ICR } from "../../../abi/mod.ts";
 import { BACKENDS, Timer, type Vm } from "../../../host/mod.ts";
-import { type Asking, completes, enter, lookAtEvents } from "../../support/apic.ts";
+import { completes, enter, lookAtEvents } from "../../support/apic.ts";
 import { chain, events, eventsOf, exits, exitsOf, mark, tracingRig } from "../../support/events.ts";
 import { DATA, type Rig, type RigOptions, startAps } from "../../support/guests.ts";
+import { Script } from "../../support/threads.ts";
 
 const VECTOR = 0x41;
 const NMI = 2;
@@ -295,39 +289,38 @@ for (const backend of BACKENDS) {
   describe(`what was to be injected (${backend})`, () => {
     it("is injected again where the entry is cancelled, and taken once", () => {
       let again = 0;
-      for (let random = 0; random < 40; random++) {
-        const rig = handlingRig({ machine: { policy: { random } }, vm: { vcpus: 2 } });
-        const send = function* (cpu: X86Cpu, to: number): Asking<void> {
-          for (let i = 0; i < 5; i++) {
-            const before = rig.word(DATA + 8 + 4 * to);
-            yield cpu.wrmsr(X2APIC_ICR, 0x42, to);
-            yield cpu.pauseWhile(DATA + 8 + 4 * to, before);
-          }
-        };
-        rig.on(0x42, function* (cpu) {
-          yield cpu.rdmsr(0x802);
-          yield cpu.xadd32(DATA + 8 + 4 * cpu.eax, 1);
-          yield cpu.wrmsr(X2APIC_EOI, 0);
-        }).aps(function* (cpu) {
+      for (let random = 0; random < 30; random++) {
+        const rig = handlingRig({ machine: { policy: { random } } });
+        const { vm } = rig;
+        let handled = 0;
+        for (const vector of [0x51, 0x61, 0x71]) {
+          rig.on(vector, function* (cpu) {
+            handled++;
+            yield cpu.sti();
+            yield cpu.wrmsr(X2APIC_EOI, 0);
+          });
+        }
+        rig.start(function* (cpu) {
           yield* enter(cpu, "x2apic");
+          yield cpu.xadd32(DATA, 1);
           yield cpu.sti();
-          yield cpu.xadd32(DATA + 4, 1);
-          yield* send(cpu, 0);
-          for (;;) yield cpu.hlt();
-        }).finish(function* (cpu) {
-          yield* enter(cpu, "x2apic");
-          yield* startAps(cpu, 1);
-          yield cpu.pauseWhile(DATA + 4, 0);
-          yield cpu.sti();
-          yield* send(cpu, 1);
-          do yield cpu.load32(DATA + 8); while (cpu.eax !== 5);
+          yield cpu.pauseWhile(DATA, 1);
           yield cpu.cli();
         });
-        assertEquals([rig.word(DATA + 8), rig.word(DATA + 12)], [5, 5], `seed ${random}`);
-        const injected = eventsOf(rig.vm, "kvm_inj_virq");
-        const first = injected.filter(({ args }) => args[1] === 0).length;
-        assertEquals(first, 10, `seed ${random}`);
-        again += injected.length - first;
+        new Script(vm.engine, "device", function* () {
+          while (rig.word(DATA) === 0) yield 1;
+          for (let i = 0; i < 30; i++) {
+            vm.signalMsi(encodeMsi({ vector: [0x51, 0x61, 0x71][i % 3] }, "xapic"));
+            yield 1;
+          }
+          while (vm.bootstrap.lapic.highestIrr() !== -1 || vm.bootstrap.lapic.highestIsr() !== -1) yield 1;
+          vm.memory.setWord(DATA, 2);
+        });
+        assertEquals(vm.machine.run().end, "finished", `seed ${random}`);
+        const injected = eventsOf(vm, "kvm_inj_virq");
+        const first = injected.filter(({ args }) => args[1] === 0);
+        assertEquals(first.length, handled, `seed ${random}`);
+        again += injected.length - first.length;
       }
       assertGreater(again, 0, "no schedule cancelled an entry");
     });
