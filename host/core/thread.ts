@@ -12,7 +12,12 @@ import { type Rebased, rebased } from "./time.ts";
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { FAR } = time;
 
-/** Something that runs in steps and has a clock of its own. */
+/**
+ * Something that runs in steps and has a clock of its own.
+ *
+ * Here as in other classes that bursts go through, fields that a constructor sets are declared and not defined: one
+ * that is defined without a value is undefined first, and V8 would never again rely on its type.
+ */
 export abstract class Thread implements Rebased {
   /** Its number: the order in which threads were added, and what breaks ties between equal clocks. */
   declare readonly id: number;

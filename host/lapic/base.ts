@@ -4,17 +4,7 @@
  * @module
  */
 
-import * as abi from "../../abi/mod.ts";
-import { x2apicLdr } from "../../abi/mod.ts";
-import { type Lapic, LVT_ENTRIES } from "./lapic.ts";
-import { lvtOffset } from "./registers.ts";
-import { countVectors } from "./vectors.ts";
-
-// Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const {
-  APICBASE_BSP,
-  APICBASE_ENABLE,
-  APICBASE_X2APIC_ENABLE,
+import {
   APIC_DEFAULT_BASE,
   APIC_DFR,
   APIC_DFR_FLAT,
@@ -35,8 +25,15 @@ const {
   APIC_TMICT,
   APIC_TMR,
   APIC_VERSION,
+  APICBASE_BSP,
+  APICBASE_ENABLE,
+  APICBASE_X2APIC_ENABLE,
   HIGH,
-} = abi;
+  x2apicLdr,
+} from "../../abi/mod.ts";
+import { type Lapic, LVT_ENTRIES } from "./lapic.ts";
+import { lvtOffset } from "./registers.ts";
+import { countVectors } from "./vectors.ts";
 
 const MODE = APICBASE_ENABLE | APICBASE_X2APIC_ENABLE;
 /** Bits 7:0 and 9. */

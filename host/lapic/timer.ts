@@ -9,28 +9,23 @@
  * @module
  */
 
-import * as abi from "../../abi/mod.ts";
-import { timerDivisor } from "../../abi/mod.ts";
-import { Timer } from "../core/mod.ts";
-import * as tracing from "../trace/mod.ts";
-import * as requests from "../kvm/requests.ts";
-import { cyclesToNs, nsToCycles } from "../kvm/time.ts";
-import { localDeliver } from "./delivery.ts";
-import type { Lapic } from "./lapic.ts";
-
-// Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const {
-  APIC_LVTT,
+import {
   APIC_LVT_MASKED,
   APIC_LVT_TIMER_MODE_MASK,
   APIC_LVT_TIMER_ONESHOT,
   APIC_LVT_TIMER_PERIODIC,
   APIC_LVT_TIMER_TSCDEADLINE,
+  APIC_LVTT,
   APIC_TDCR,
   APIC_TMICT,
-} = abi;
-const { TP } = tracing;
-const { ATTENTION_TIMER, REQ_UNBLOCK } = requests;
+  timerDivisor,
+} from "../../abi/mod.ts";
+import { Timer } from "../core/mod.ts";
+import { TP } from "../trace/mod.ts";
+import { ATTENTION_TIMER, REQ_UNBLOCK } from "../kvm/requests.ts";
+import { cyclesToNs, nsToCycles } from "../kvm/time.ts";
+import { localDeliver } from "./delivery.ts";
+import type { Lapic } from "./lapic.ts";
 
 /** A periodic timer may not fire more often than this (min_timer_period_us, 200). */
 export const MIN_PERIOD_NS = 200_000;

@@ -4,10 +4,7 @@
  * @module
  */
 
-import * as abi from "../../abi/mod.ts";
-
-// Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const {
+import {
   CPU_BASED_ACTIVATE_SECONDARY,
   CPU_BASED_HLT_EXITING,
   CPU_BASED_TPR_SHADOW,
@@ -17,7 +14,7 @@ const {
   IA32_KERNEL_GS_BASE,
   IA32_TSC,
   SECONDARY_EXEC_ENABLE_EPT,
-} = abi;
+} from "../../abi/mod.ts";
 
 /** What KVM sets for every vCPU with an in-kernel local APIC. */
 const PRIMARY = CPU_BASED_HLT_EXITING | CPU_BASED_TPR_SHADOW | CPU_BASED_USE_MSR_BITMAPS |
