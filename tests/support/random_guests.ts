@@ -13,7 +13,19 @@ import { Script } from "./threads.ts";
 
 /** What one vCPU does next: a verb, and two numbers that it makes something of. */
 export type Act = readonly [
-  verb: "work" | "load" | "store" | "add" | "clear" | "pause" | "spin" | "halt" | "send" | "tsc" | "cpuid",
+  verb:
+    | "work"
+    | "load"
+    | "store"
+    | "add"
+    | "clear"
+    | "pause"
+    | "spin"
+    | "halt"
+    | "send"
+    | "timer"
+    | "tsc"
+    | "cpuid",
   a: number,
   b: number,
 ];
@@ -27,7 +39,7 @@ const few = fc.nat(3);
 
 /** One act. Values are few, so that spins find what they wait for, or not. */
 const act: fc.Arbitrary<Act> = fc.oneof(
-  fc.tuple(fc.constant("work"), fc.nat(5000), few),
+  fc.tuple(fc.constantFrom("work", "timer"), fc.nat(5000), few),
   fc.tuple(fc.constantFrom("load", "store", "add", "clear"), word, few),
   fc.tuple(fc.constantFrom("spin"), word, few),
   fc.tuple(fc.constantFrom("pause", "halt", "tsc", "cpuid"), few, few),
@@ -41,6 +53,8 @@ export const plots: fc.Arbitrary<Plot> = fc.array(fc.array(act, { maxLength: 15 
 });
 
 const VECTOR = 0x50;
+const X2APIC_LVTT = 0x832;
+const X2APIC_TMICT = 0x838;
 const DONE = DATA + 0x1000;
 const HANDLED = DATA + 0x1004;
 /** How often the device stirs: seldom enough that the guest gets on between its interrupts. */
@@ -56,6 +70,8 @@ export interface PlayOptions {
   readonly machine?: MachineOptions;
   /** The virtual machine. */
   readonly vm?: VmOptions;
+  /** When it all begins, in cycles: the guest computes until then, and the device sleeps; 0 by default. */
+  readonly begin?: number;
   /** Looks after every single step who is first, in place of many steps at a stretch: the slow reference. */
   readonly single?: boolean;
 }
@@ -99,6 +115,9 @@ function* perform(cpu: X86Cpu, [verb, a, b]: Act, cpus: number): Guest {
       return yield cpu.hlt();
     case "send":
       return yield cpu.wrmsr(X2APIC_ICR, 0x4000 | VECTOR, a % cpus);
+    case "timer":
+      yield cpu.wrmsr(X2APIC_LVTT, VECTOR); // One-shot.
+      return yield cpu.wrmsr(X2APIC_TMICT, a);
     case "tsc":
       return yield cpu.rdtsc();
     case "cpuid":
@@ -109,6 +128,7 @@ function* perform(cpu: X86Cpu, [verb, a, b]: Act, cpus: number): Guest {
 /** Runs a plot to its end. Also gives the rig, for a look at what an {@linkcode Outcome} leaves out. */
 export function play(plot: Plot, options: PlayOptions = {}): Outcome & { readonly rig: Rig } {
   const cpus = plot.length;
+  const { begin = 0 } = options;
   const rig = new Rig({
     ...options,
     machine: { limits: { steps: 1e6 }, ...options.machine },
@@ -138,6 +158,7 @@ export function play(plot: Plot, options: PlayOptions = {}): Outcome & { readonl
     for (;;) yield cpu.hlt();
   });
   rig.start(function* bsp(cpu) {
+    yield cpu.work(begin);
     yield* enableX2apic(cpu);
     if (cpus > 1) yield* startAps(cpu, cpus - 1);
     yield* act(cpu, 0);
@@ -150,7 +171,7 @@ export function play(plot: Plot, options: PlayOptions = {}): Outcome & { readonl
       }
       for (let step = 0; step < STIR_STEPS; step++) yield STIR / STIR_STEPS;
     }
-  });
+  }, begin);
   if (options.single) {
     for (const vcpu of vm.vcpus) {
       vcpu.burst = () => {
