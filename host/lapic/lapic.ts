@@ -10,7 +10,7 @@ import * as tracing from "../trace/mod.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { LapicTimer } from "./timer.ts";
-import { type ApicPage, clearVector, highestVector, setVector, testVector } from "./vectors.ts";
+import { type ApicPage, highestVector, setVector, testVector } from "./vectors.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
@@ -29,8 +29,9 @@ const {
 const { TP } = tracing;
 const { REQ_EVENT } = requests;
 
-/** The first word of the IRR. */
+/** The first words of the IRR and of the ISR. */
 const IRR = APIC_IRR >>> 2;
+const ISR = APIC_ISR >>> 2;
 
 /** Pending event: INIT. */
 export const PENDING_INIT = 1;
@@ -132,13 +133,6 @@ export class Lapic {
     return (register << 5) + 31 - Math.clz32(this.page[IRR + (register << 2)]);
   }
 
-  #clearIrr(vector: number): void {
-    clearVector(this.page, APIC_IRR, vector);
-    const register = vector >>> 5;
-    if (this.page[IRR + (register << 2)] === 0) this.irrRegisters &= ~(1 << register);
-    this.irrPending = this.irrRegisters !== 0;
-  }
-
   // Vectors in service.
 
   /** The highest vector in service, -1 for none. */
@@ -148,17 +142,12 @@ export class Lapic {
     return highestVector(this.page, APIC_ISR);
   }
 
-  #setIsr(vector: number): void {
-    if (testVector(this.page, APIC_ISR, vector)) return;
-    setVector(this.page, APIC_ISR, vector);
-    this.isrCount++;
-    // Only the highest vector is ever injected: the latest bit is the highest.
-    this.highestIsrCache = vector;
-  }
-
   #clearIsr(vector: number): void {
-    if (!testVector(this.page, APIC_ISR, vector)) return;
-    clearVector(this.page, APIC_ISR, vector);
+    const { page } = this;
+    const word = ISR + ((vector >>> 5) << 2);
+    const bit = 1 << (vector & 31);
+    if ((page[word] & bit) === 0) return;
+    page[word] &= ~bit;
     this.isrCount--;
     this.highestIsrCache = -1;
   }
@@ -212,8 +201,19 @@ export class Lapic {
 
   /** Acknowledges a vector: from requested to in service. */
   acknowledge(vector: number): void {
-    this.#clearIrr(vector);
-    this.#setIsr(vector);
+    const { page } = this;
+    const register = vector >>> 5;
+    const bit = 1 << (vector & 31);
+    const requested = page[IRR + (register << 2)] & ~bit;
+    page[IRR + (register << 2)] = requested;
+    if (requested === 0) this.irrRegisters &= ~(1 << register);
+    this.irrPending = this.irrRegisters !== 0;
+    if ((page[ISR + (register << 2)] & bit) === 0) {
+      page[ISR + (register << 2)] |= bit;
+      this.isrCount++;
+      // Only the highest vector is ever injected: the latest bit is the highest.
+      this.highestIsrCache = vector;
+    }
     this.#computePpr();
   }
 

@@ -94,7 +94,9 @@ export function emulatedWrite(lapic: Lapic, offset: number, value: number): bool
   const { vcpu } = lapic;
   vcpu.charge(vcpu.cost.apicRegister);
   vcpu.trace(TP.kvm_apic, 1, offset, value);
-  return writeRegister(lapic, offset, value);
+  if (offset !== APIC_EOI) return writeRegister(lapic, offset, value);
+  lapic.eoi();
+  return true;
 }
 
 function writeRegister(lapic: Lapic, offset: number, value: number): boolean {
@@ -107,9 +109,6 @@ function writeRegister(lapic: Lapic, offset: number, value: number): boolean {
       return true;
     case APIC_TASKPRI:
       lapic.setTpr(value & 0xff);
-      return true;
-    case APIC_EOI:
-      lapic.eoi();
       return true;
     case APIC_LDR:
       if (x2apic) return false;
