@@ -153,6 +153,29 @@ describe("a call of several processors", () => {
     });
   }
 
+  it("uses no shorthand until every processor that is there has booted once: it would reach them", () => {
+    const early: unknown[] = [];
+    const { rig, func } = noting({
+      cpus: 4,
+      disable: ["pv-ipi"],
+      *secondary(cpu, kernel) {
+        if ((yield* self(cpu)) === 2) {
+          early.push(rig.mask("online"));
+          rig.mark();
+          yield* smpCallFunctionMany(cpu, kernel, data("online"), { func, info: 0 });
+        }
+        yield* idle(cpu);
+      },
+    });
+    rig.run(function* (cpu, kernel) {
+      early.push(rig.sends().filter(([low]) => (low & 0xff) === MANY));
+      rig.mark();
+      yield* smpCallFunctionMany(cpu, kernel, data("online"), { func, info: 0 });
+    });
+    assertEquals(early, [[0, 1, 2], [[MANY, 0], [MANY, 1]]]);
+    assertEquals(rig.sends(), [[0xc0000 | MANY, 0]]);
+  });
+
   /** Two processors are called while one of them still has a call in its queue. What interrupts they are offered. */
   function queuedAlready(guestSemantics: GuestSemantics): { rig: KernelRig; notes: [number, number][] } {
     const { rig, func, notes } = noting({
