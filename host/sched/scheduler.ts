@@ -84,6 +84,7 @@ export class HostScheduler {
   preempt(vcpu: Vcpu): boolean {
     vcpu.pcpu!.reschedule(false);
     if (this.#waiting.length === 0) return false;
+    vcpu.ready = true;
     vcpu.readySince = vcpu.clock;
     this.#waiting.push(vcpu);
     this.release(vcpu);
