@@ -23,7 +23,7 @@ import {
   X2APIC_MSR_BASE,
   type X86Cpu,
 } from "../../abi/mod.ts";
-import { type BackendName, Machine } from "../../host/mod.ts";
+import { type BackendName, Machine, type Vm } from "../../host/mod.ts";
 import { Stopwatch } from "./stopwatch.ts";
 
 /** Where the guests keep things. */
@@ -42,8 +42,8 @@ const STARTUP = ASSERT | 6 << 8;
 const ALL_BUT_SELF = 3 << 18;
 const LOGICAL = 1 << 11;
 
-const ROUNDS = 40;
-const CALLS = 20_000;
+const ROUNDS = 150;
+const OPERATIONS = 5_000;
 
 /** A hypercall that does nothing, from the yield to its result in RAX. */
 export function vmcall(backend: BackendName): Stopwatch {
@@ -51,14 +51,15 @@ export function vmcall(backend: BackendName): Stopwatch {
   run(backend, 1, function* main(cpu) {
     const svm = backend === "svm";
     const { nr } = HYPERCALLS.KVM_HC_VAPIC_POLL_IRQ;
+    yield* boot(cpu, 0);
     for (let round = 0; round < ROUNDS; round++) {
       watch.begin();
-      for (let i = 0; i < CALLS; i++) {
+      for (let i = 0; i < OPERATIONS; i++) {
         cpu.loadHypercall(nr);
         yield svm ? cpu.vmmcall() : cpu.vmcall();
         if (cpu.eax !== 0) throw new Error(`KVM_HC_VAPIC_POLL_IRQ answered ${cpu.eax}`);
       }
-      watch.end(CALLS);
+      watch.end(OPERATIONS);
     }
   });
   return watch;
@@ -66,55 +67,93 @@ export function vmcall(backend: BackendName): Stopwatch {
 
 /** An IPI to another vCPU that computes, and is back at it before the next one comes. */
 export function ipi(backend: BackendName): Stopwatch {
-  return interrupts(backend, 2, function* send(cpu) {
-    yield cpu.wrmsr(X2APIC_ICR, ASSERT | VECTOR, 1);
-  });
+  return interrupts(backend, 2, (plan) =>
+    function* main(cpu) {
+      yield* boot(cpu, plan.others);
+      for (let round = 0; round < ROUNDS; round++) {
+        plan.begin();
+        for (let i = 0; i < plan.sends; i++) {
+          yield cpu.wrmsr(X2APIC_ICR, ASSERT | VECTOR, 1);
+          yield cpu.work(plan.pause);
+        }
+        plan.end();
+      }
+    });
 }
 
 /** One IPI to all others, by the shorthand. */
 export function broadcast(backend: BackendName, vcpus: number): Stopwatch {
-  return interrupts(backend, vcpus, function* send(cpu) {
-    yield cpu.wrmsr(X2APIC_ICR, ALL_BUT_SELF | ASSERT | VECTOR);
-  });
+  return interrupts(backend, vcpus, (plan) =>
+    function* main(cpu) {
+      yield* boot(cpu, plan.others);
+      for (let round = 0; round < ROUNDS; round++) {
+        plan.begin();
+        for (let i = 0; i < plan.sends; i++) {
+          yield cpu.wrmsr(X2APIC_ICR, ALL_BUT_SELF | ASSERT | VECTOR);
+          yield cpu.work(plan.pause);
+        }
+        plan.end();
+      }
+    });
 }
 
 /** One IPI to each cluster of sixteen, its sender left out. */
 export function clusters(backend: BackendName, vcpus: number): Stopwatch {
-  return interrupts(backend, vcpus, function* send(cpu) {
-    for (let cluster = 0; 16 * cluster < vcpus; cluster++) {
-      const members = cluster === 0 ? 0xfffe : 0xffff;
-      yield cpu.wrmsr(X2APIC_ICR, LOGICAL | ASSERT | VECTOR, cluster * 0x1_0000 + members);
-    }
-  });
-}
-
-/** Measures what `send` sends to every other vCPU, per interrupt; each must have been ended, or nothing was measured. */
-function interrupts(backend: BackendName, vcpus: number, send: GuestFunction): Stopwatch {
-  const watch = new Stopwatch();
-  const others = vcpus - 1;
-  const sends = Math.max(4, Math.ceil(CALLS / 4 / others));
-  const pause = 30_000 + 2_000 * others;
-  const single = others === 1;
-  const vm = run(backend, vcpus, function* main(cpu) {
-    for (let round = 0; round < ROUNDS; round++) {
-      watch.begin();
-      for (let i = 0; i < sends; i++) {
-        // A delegated generator would be part of what is measured where there is only one interrupt to share it.
-        if (single) yield cpu.wrmsr(X2APIC_ICR, ASSERT | VECTOR, 1);
-        else yield* send(cpu);
-        yield cpu.work(pause);
+  return interrupts(backend, vcpus, (plan) =>
+    function* main(cpu) {
+      yield* boot(cpu, plan.others);
+      for (let round = 0; round < ROUNDS; round++) {
+        plan.begin();
+        for (let i = 0; i < plan.sends; i++) {
+          for (let cluster = 0; 16 * cluster < vcpus; cluster++) {
+            const members = cluster === 0 ? 0xfffe : 0xffff;
+            yield cpu.wrmsr(X2APIC_ICR, LOGICAL | ASSERT | VECTOR, cluster * 0x1_0000 + members);
+          }
+          yield cpu.work(plan.pause);
+        }
+        plan.end();
       }
-      watch.end(sends * others);
-    }
-  });
-  const ended = vm.counters().kvm_eoi;
-  const sent = ROUNDS * sends * others;
-  if (ended !== sent) throw new Error(`Cannot measure IPIs: ${sent} were sent, and ${ended} ended`);
-  return watch;
+    });
 }
 
-/** Runs `program` on the bootstrap processor of a new machine, while all others compute with interrupts enabled. */
-function run(backend: BackendName, vcpus: number, program: GuestFunction) {
+/** How interrupts are measured: `sends` times to all others, then `pause` cycles in which they are served. */
+class Plan {
+  readonly watch = new Stopwatch();
+  readonly others: number;
+  readonly sends: number;
+  readonly pause: number;
+
+  constructor(others: number) {
+    this.others = others;
+    this.sends = Math.max(2, Math.ceil(OPERATIONS / 5 / others));
+    this.pause = 30_000 + 2_000 * others;
+  }
+
+  begin(): void {
+    this.watch.begin();
+  }
+
+  end(): void {
+    this.watch.end(this.sends * this.others);
+  }
+}
+
+/** Measures interrupts, each of which must have been ended: otherwise nothing was measured. */
+function interrupts(
+  backend: BackendName,
+  vcpus: number,
+  program: (plan: Plan) => GuestFunction,
+): Stopwatch {
+  const plan = new Plan(vcpus - 1);
+  const vm = run(backend, vcpus, program(plan));
+  const ended = vm.counters().kvm_eoi;
+  const sent = ROUNDS * plan.sends * plan.others;
+  if (ended !== sent) throw new Error(`Cannot measure IPIs: ${sent} were sent, and ${ended} ended`);
+  return plan.watch;
+}
+
+/** Runs `program` on the bootstrap processor of a new machine; the others compute, with interrupts enabled. */
+function run(backend: BackendName, vcpus: number, program: GuestFunction): Vm {
   const text = new Text();
   text.addAt(HANDLER, function* handler(cpu) {
     yield cpu.wrmsr(X2APIC_EOI, 0);
@@ -129,18 +168,20 @@ function run(backend: BackendName, vcpus: number, program: GuestFunction) {
     yield cpu.sti();
     for (;;) yield cpu.work(2 ** 40);
   });
-  const entry = text.add(function* bootstrap(cpu) {
-    yield* writeIdt(cpu);
-    yield* setUp(cpu);
-    yield* startOthers(cpu, vcpus - 1);
-    yield* program(cpu);
-  });
+  const entry = text.add(program);
   const vm = new Machine().createVm({ backend, vcpus, memory: 2 ** 21 });
   vm.load(text);
   vm.start(entry);
-  const program_ = vm.bootstrap.processor;
-  while (!program_.finished) vm.machine.run(vm.machine.engine.now + 1e9);
+  const { processor } = vm.bootstrap;
+  while (!processor.finished) vm.machine.run(vm.machine.engine.now + 1e9);
   return vm;
+}
+
+/** What every program begins with. */
+function* boot(cpu: X86Cpu, others: number): Guest {
+  yield* writeIdt(cpu);
+  yield* setUp(cpu);
+  if (others > 0) yield* startOthers(cpu, others);
 }
 
 function* writeIdt(cpu: X86Cpu): Guest {
