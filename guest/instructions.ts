@@ -76,8 +76,8 @@ export function* rdtsc(cpu: X86Cpu): GuestValue<number> {
 export type HypercallInstruction = "vmcall" | "vmmcall";
 
 /**
- * A KVM hypercall by name, with its arguments by name. Its result is RAX as a signed number: 64 bits in 64-bit mode,
- * 32 bits elsewhere; below 0 it is a negated number of {@linkcode KVM_ERRORS}.
+ * A KVM hypercall by name, with its arguments by name. Its result is what the host left in RAX, as a signed number:
+ * below 0 it is a negated number of {@linkcode KVM_ERRORS}.
  *
  * @example The host counts whom an interrupt reached
  * ```ts
