@@ -1,5 +1,6 @@
 /**
- * Which guest kernel is simulated: today's Linux, or that of a year whose patches are reproduced here. One row says what differs.
+ * Which guest kernel is simulated: today's Linux, or that of a year whose patches are reproduced here. One row says
+ * what differs.
  *
  * @module
  */

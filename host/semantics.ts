@@ -1,5 +1,6 @@
 /**
- * Which host is simulated: today's KVM, or that of a year whose patches are reproduced here. One row says what differs.
+ * Which host is simulated: today's KVM, or that of a year whose patches are reproduced here. One row says
+ * what differs.
  *
  * @module
  */
