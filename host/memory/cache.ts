@@ -15,6 +15,7 @@ export class GuestCache {
   length = 0;
   readonly #memory: GuestMemory;
   #slot: Slot | undefined = undefined;
+  #usable = false;
   #generation = -1;
 
   /** A cache that points nowhere yet. */
@@ -22,43 +23,44 @@ export class GuestCache {
     this.#memory = memory;
   }
 
-  /** Points the cache at a range. false, and the cache unchanged, where it is not backed. */
+  /**
+   * Points the cache at a range. false where the host may not write there: the cache keeps its address then, and fails
+   * until the slots change (__kvm_gfn_to_hva_cache_init).
+   */
   init(gpa: number, length: number): boolean {
-    if (!this.#memory.backed(gpa, length)) return false;
+    if (!this.#lookUp(gpa, length)) return false;
     this.gpa = gpa;
     this.length = length;
-    this.#lookUp();
     return true;
   }
 
-  /** The byte at `offset`; -1 where it cannot be read. */
+  /** The byte at `offset`; -1 where the host may not write: it does not read there either. */
   readByte(offset: number = 0): number {
     const slot = this.#current();
     if (slot !== undefined) return slot.u8[this.gpa + offset - slot.base];
-    return this.#memory.backed(this.gpa + offset, 1) ? this.#memory.byte(this.gpa + offset) : -1;
+    return this.#usable ? this.#memory.byte(this.gpa + offset) : -1;
   }
 
   /** Writes the byte at `offset`. false where it cannot be written. */
   writeByte(value: number, offset: number = 0): boolean {
     const slot = this.#current();
-    if (slot !== undefined && !slot.readonly) {
-      slot.u8[this.gpa + offset - slot.base] = value;
-      this.#memory.stored(this.gpa + offset, 1);
-      return true;
-    }
-    if (slot?.readonly || !this.#memory.backed(this.gpa + offset, 1)) return false;
-    this.#memory.setByte(this.gpa + offset, value);
+    if (slot !== undefined) slot.u8[this.gpa + offset - slot.base] = value;
+    else if (this.#usable) this.#memory.setByte(this.gpa + offset, value);
+    else return false;
     this.#memory.stored(this.gpa + offset, 1);
     return true;
   }
 
+  /** The slot that holds all of the range, where one does. */
   #current(): Slot | undefined {
-    if (this.#generation !== this.#memory.generation) this.#lookUp();
+    if (this.#generation !== this.#memory.generation) this.#lookUp(this.gpa, this.length);
     return this.#slot;
   }
 
-  #lookUp(): void {
+  #lookUp(gpa: number, length: number): boolean {
     this.#generation = this.#memory.generation;
-    this.#slot = this.#memory.find(this.gpa, this.length);
+    this.#usable = this.#memory.writable(gpa, length);
+    this.#slot = this.#usable ? this.#memory.find(gpa, length) : undefined;
+    return this.#usable;
   }
 }

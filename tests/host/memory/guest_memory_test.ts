@@ -207,21 +207,26 @@ describe("a cached guest address", () => {
     assertEquals([cache.readByte(), cache.writeByte(7), memory.byte(0x1_0800)], [0, true, 7]);
   });
 
-  it("keeps what it points to when it is pointed to where nothing is", () => {
+  it("keeps its address when it is pointed to where nothing is, and fails until the slots change", () => {
     const memory = new GuestMemory();
     memory.addSlot({ base: 0, size: 4096 });
     const cache = new GuestCache(memory);
     assertEquals(cache.init(16, 4), true);
     assertEquals(cache.init(4094, 4), false);
     assertEquals([cache.gpa, cache.length], [16, 4]);
+    assertEquals([cache.readByte(), cache.writeByte(1), memory.byte(16)], [-1, false, 0]);
+    memory.addSlot({ base: 0x1_0000, size: 4096 });
+    assertEquals([cache.writeByte(1), cache.readByte(), memory.byte(16)], [true, 1, 1]);
   });
 
-  it("reads a read-only slot and does not write it", () => {
+  it("does not take a read-only slot, and loses one that becomes read-only: KVM looks for where it may write", () => {
     const memory = new GuestMemory();
-    memory.addSlot({ base: 0, size: 4096, readonly: true });
-    memory.load(16, Uint8Array.of(9));
+    const slot = memory.addSlot({ base: 0, size: 4096 });
     const cache = new GuestCache(memory);
     assertEquals(cache.init(16, 1), true);
-    assertEquals([cache.readByte(), cache.writeByte(1), memory.byte(16)], [9, false, 9]);
+    memory.removeSlot(slot);
+    memory.addSlot({ base: 0, size: 4096, readonly: true });
+    assertEquals([cache.readByte(), cache.writeByte(1), memory.byte(16)], [-1, false, 0]);
+    assertEquals(cache.init(16, 1), false);
   });
 });
