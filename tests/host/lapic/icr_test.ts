@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { encodeIcr, type Icr, MSR_KVM_POLL_CONTROL, type X86Cpu } from "../../../abi/mod.ts";
-import { BACKENDS } from "../../../host/mod.ts";
+import { BACKENDS, TRACEPOINTS } from "../../../host/mod.ts";
 import {
   APIC_MODES,
   type ApicMode,
@@ -241,5 +241,57 @@ describe("what an IPI costs", () => {
     assertEquals(once("x2apic", { shorthand: SHORTHAND.all })["kvm_apic_accept_irq"], 2);
     assertEquals(once("x2apic", { destination: 9 })["kvm_apic_accept_irq"], 0);
     assertEquals(once("x2apic", { destination: 1, deliveryMode: 0x200 })["kvm_apic_accept_irq"], 1);
+  });
+});
+
+describe("the events of an APIC write, in the order in which KVM traces them", () => {
+  /** The events from the last exit to the next entry. */
+  function eventsOf(mode: ApicMode, act: (cpu: X86Cpu) => Asking<void>): string[] {
+    const rig = tryingRig({ vm: { trace: 1 << 10 } });
+    let records = 0;
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, mode);
+      yield cpu.work(1000);
+      records = [...rig.vm.tracer.records()].length;
+      yield* act(cpu);
+      yield cpu.cpuid(0);
+    });
+    const names = [...rig.vm.tracer.records()].slice(records).map(({ event }) => TRACEPOINTS[event].name);
+    return names.slice(0, names.indexOf("kvm_entry") + 1);
+  }
+
+  it("are an accept, the IPI and the register for an x2APIC's ICR that the map resolves", () => {
+    const events = eventsOf("x2apic", (cpu) => send(cpu, "x2apic", { low: VECTOR, high: 0 }));
+    assertEquals(events, [
+      "kvm_exit",
+      "kvm_apic_accept_irq",
+      "kvm_apic_ipi",
+      "kvm_apic",
+      "kvm_msr",
+      "kvm_entry",
+    ]);
+  });
+
+  it("are the IPI, accepts and the register for one that the map does not", () => {
+    const events = eventsOf("x2apic", (cpu) => send(cpu, "x2apic", { low: SHORTHAND.all | VECTOR, high: 0 }));
+    assertEquals(events.slice(0, 5), [
+      "kvm_exit",
+      "kvm_apic_ipi",
+      "kvm_apic_accept_irq",
+      "kvm_apic",
+      "kvm_msr",
+    ]);
+  });
+
+  it("begin with the register for an xAPIC's ICR, and for everybody's EOI", () => {
+    const self = eventsOf("xapic", function* (cpu) {
+      yield* write(cpu, "xapic", 0x300, SHORTHAND.self | VECTOR);
+    });
+    const from = self.indexOf("kvm_apic");
+    assertEquals(self.slice(from, from + 3), ["kvm_apic", "kvm_apic_ipi", "kvm_apic_accept_irq"]);
+    const eoi = eventsOf("x2apic", function* (cpu) {
+      yield* write(cpu, "x2apic", 0x0b0, 0);
+    });
+    assertEquals(eoi, ["kvm_exit", "kvm_apic", "kvm_eoi", "kvm_msr", "kvm_entry"]);
   });
 });

@@ -2,6 +2,7 @@ import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import type { GuestFunction, X86Cpu } from "../../../abi/mod.ts";
+import { REQ_EVENT } from "../../../host/kvm/requests.ts";
 import { BACKENDS } from "../../../host/mod.ts";
 import type { Rig } from "../../support/guests.ts";
 import {
@@ -96,6 +97,32 @@ describe("an end of interrupt", () => {
     assertEquals(Array.from({ length: 5 }, () => lapic.eoi()), [0x90, 0x52, 0x31, -1, -1]);
     assertEquals(vectors(lapic, ISR), []);
     assertEquals(lapic.get(0x0a0), 0);
+  });
+
+  it("has the vCPU look for what comes next, whether anything waits or not", () => {
+    const { lapic } = still().bootstrap;
+    setUp(lapic, "xapic");
+    request(lapic, 0x40);
+    lapic.acknowledge(0x40);
+    lapic.vcpu.requests = 0;
+    lapic.eoi();
+    assertEquals(lapic.vcpu.requests, REQ_EVENT);
+  });
+
+  it("leaves it unknown which vector is the highest in service, until another one begins", () => {
+    const { lapic } = still().bootstrap;
+    setUp(lapic, "xapic");
+    const known: number[] = [];
+    for (const vector of [0x31, 0x52]) {
+      request(lapic, vector);
+      lapic.acknowledge(vector);
+      known.push(lapic.highestIsrCache);
+    }
+    lapic.eoi();
+    known.push(lapic.highestIsrCache);
+    request(lapic, 0x90);
+    lapic.acknowledge(0x90);
+    assertEquals([...known, lapic.highestIsrCache], [0x31, 0x52, -1, 0x90]);
   });
 
   it("is traced with vector -1 where nothing is in service, and changes nothing then", () => {

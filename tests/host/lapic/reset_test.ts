@@ -64,7 +64,7 @@ for (const backend of BACKENDS) {
         vm.vcpus[1].reset(false);
         assertEquals(registers(lapic), { ...RESET, ...IDENTITY.xapic });
         assertEquals(lapic.base, 0xfee0_0800);
-        assertEquals(lapic.arbitrationPriority, 0);
+        assertEquals([lapic.arbitrationPriority, lapic.get(0x0a0)], [0, 0], "and the priorities");
       });
 
       it(`keeps its mode over an INIT, and the ID that software gave it, and nothing else (${mode})`, () => {

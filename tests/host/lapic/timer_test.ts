@@ -241,6 +241,19 @@ describe("a count-down", () => {
       ticks.forEach((tick, i) => assertAt(tick, at + (i + 1) * 300 * MICROSECOND));
     });
 
+    it(`is slowed down from its next period on, if it was too short for periodic mode (${backend})`, () => {
+      let at = 0;
+      const { ticks } = guest().run(function* (cpu, timer) {
+        yield* timer.lvt(cpu, ONESHOT);
+        at = yield* timer.start(cpu, 100_000);
+        yield* timer.lvt(cpu, PERIODIC);
+        yield cpu.work(600 * MICROSECOND);
+        yield* timer.start(cpu, 0);
+      });
+      assertEquals(ticks.length, 3);
+      ticks.forEach((tick, i) => assertAt(tick, at + (100 + 200 * i) * MICROSECOND));
+    });
+
     it(`ends when TSC-deadline mode begins, and no deadline survives the way back (${backend})`, () => {
       const { ticks } = guest().run(function* (cpu, timer) {
         yield* timer.lvt(cpu, ONESHOT);
@@ -295,6 +308,10 @@ describe("an expiry while the timer is masked", () => {
           else yield* timer.start(cpu, 200_000);
           yield cpu.work(700 * MICROSECOND);
           assertEquals(timer.ticks, []);
+          // The host's timer interrupts the guest for the first one alone; the preemption timer has to exit.
+          const exits = backend === "svm" ? "interrupt" : "PREEMPTION_TIMER";
+          const expected = backend === "vmx" && timerMode === PERIODIC ? 3 : 1;
+          assertEquals(timer.rig.vm.exits()[exits], expected);
           yield* timer.lvt(cpu, timerMode);
           yield cpu.work(10 * MICROSECOND);
           assertEquals(timer.ticks.length, 1, `mode ${timerMode >> 17}`);
@@ -316,6 +333,27 @@ describe("an expiry while the timer is masked", () => {
       assertEquals(ticks, []);
     });
   }
+});
+
+describe("IA32_TSC_DEADLINE", () => {
+  it("is nothing while the APIC is disabled: it reads zero and ignores what is written", () => {
+    for (const backend of BACKENDS) {
+      const { ticks } = new TimedGuest({ vm: { backend } }, "xapic").run(function* (cpu, timer) {
+        yield* timer.lvt(cpu, DEADLINE);
+        yield* timer.deadline(cpu, 2 ** 40);
+        yield cpu.wrmsr(0x1b, 0xfee0_0100);
+        yield cpu.rdmsr(0x6e0);
+        assertEquals([cpu.eax, cpu.edx], [0, 0]);
+        yield* timer.deadline(cpu, 1);
+        yield cpu.wrmsr(0x1b, 0xfee0_0900);
+        yield cpu.rdmsr(0x6e0);
+        assertEquals([cpu.eax, cpu.edx], [0, 2 ** 8], "the deadline of before");
+        yield cpu.work(10_000);
+        yield* timer.deadline(cpu, 0);
+      });
+      assertEquals(ticks, []);
+    }
+  });
 });
 
 describe("the guest's time-stamp counter", () => {
