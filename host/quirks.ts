@@ -35,6 +35,10 @@ export const QUIRKS = {
     effect: "an APIC that is enabled while the map is rebuilt is written behind the map's end",
     source: "fixed in v6.4 with the selftest recalc_apic_map_test",
   },
+  "x2apic-cluster-unchecked": {
+    effect: "a logical x2APIC destination beyond the sixteenth cluster stops KVM",
+    source: "CVE-2013-6376, fixed by 17d68b763f09",
+  },
   "lapic-timer-catches-up": {
     effect:
       "a periodic timer whose vCPU has not run for long expires once for each period it missed, in one interrupt",

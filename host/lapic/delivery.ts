@@ -69,6 +69,7 @@ export function deliverFast(vm: Vm, source: Lapic | undefined, message: Interrup
     return target === undefined ? 0 : accept(target, message);
   }
   if (!group.find(map, message.destination)) return NOT_RESOLVED;
+  if (message.destination > LAST_CLUSTER_OF_2013) checkCluster(vm, map);
   const { slots, first, mask } = group;
   if (message.lowestPriority) {
     const chosen = lowestPrioritySlot(vm, message, group);
@@ -80,6 +81,15 @@ export function deliverFast(vm: Vm, source: Lapic | undefined, message: Interrup
     if (target !== undefined) accepted += accept(target, message);
   }
   return accepted;
+}
+
+/** The highest x2APIC logical destination within the first sixteen clusters. */
+const LAST_CLUSTER_OF_2013 = 0xf_ffff;
+
+function checkCluster(vm: Vm, map: ApicMap): void {
+  if (map.logicalMode === LogicalMode.X2apic && vm.quirk("x2apic-cluster-unchecked")) {
+    vm.hostFailure("BUG_ON(cid >= ARRAY_SIZE(map->logical_map)) in kvm_irq_delivery_to_apic_fast");
+  }
 }
 
 function broadcast(vm: Vm, source: Lapic | undefined, message: InterruptMessage, map: ApicMap): boolean {
