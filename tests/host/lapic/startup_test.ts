@@ -171,6 +171,29 @@ for (const backend of BACKENDS) {
   }
 }
 
+describe("a vCPU whose number does not fit into an xAPIC ID", () => {
+  it("is started by its number while it is in xAPIC mode: KVM's hotplug hack", () => {
+    for (const x2apicApi32BitIds of [false, true]) {
+      const rig = tryingRig({ vm: { vcpuIds: [0, 0x100, 0x321], x2apicApi32BitIds } });
+      const started: number[] = [];
+      rig.aps(function* (cpu) {
+        yield* enter(cpu, "x2apic");
+        started.push((yield* read(cpu, "x2apic", 0x020)) as number);
+      }).finish(function* (cpu) {
+        yield* enter(cpu, "x2apic");
+        for (const [i, id] of [0x321, 0x100].entries()) {
+          yield* write(cpu, "x2apic", 0x300, INIT, id);
+          yield* write(cpu, "x2apic", 0x300, STARTUP, id);
+          yield* until(cpu, ONLINE, i + 1);
+          yield cpu.work(100_000);
+          assertEquals(started.length, i + 1);
+        }
+      });
+      assertEquals(started, [0x321, 0x100]);
+    }
+  });
+});
+
 describe("a start-up", () => {
   it("at a page without text is an error that names the page, not a silent nothing", () => {
     const rig = tryingRig({ vm: { vcpus: 2 } });
