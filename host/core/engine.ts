@@ -36,8 +36,6 @@ const GRANT: number = 1 << 30;
 
 /** Runs threads one step at a time. */
 export class Engine {
-  /** The clock that times are counted from, in cycles. */
-  epoch = 0;
   /** The thread that takes the present step; undefined before the first. */
   running: Thread | undefined = undefined;
   /** While the running thread's time is below this, no other thread comes before it. */
@@ -58,6 +56,8 @@ export class Engine {
   /** Steps that may be taken before somebody looks at the limit: a small integer, where the limit is none. */
   #left = 0;
   #granted = 0;
+  /** The epoch: a double in a place for doubles, as a field that becomes one makes V8 forget what it knows of engines. */
+  readonly #epoch = new Float64Array(1);
   #tick = 0;
   #stopping = false;
 
@@ -69,6 +69,11 @@ export class Engine {
     this.#cycleLimit = limits.cycles;
     this.#stepLimit = limits.steps;
     this.#scheduleLimit = limits.schedule;
+  }
+
+  /** The clock that times are counted from, in cycles. */
+  get epoch(): number {
+    return this.#epoch[0];
   }
 
   /** Steps taken. */
@@ -249,7 +254,7 @@ export class Engine {
 
   #rebase(epoch: number): void {
     const by = epoch - this.epoch;
-    this.epoch = epoch;
+    this.#epoch[0] = epoch;
     for (const other of this.#rebased) other.rebase(by);
     for (const thread of this.#threads) thread.rebase(by);
     const queue = this.#queue;

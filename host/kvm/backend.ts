@@ -26,6 +26,8 @@ export interface Backend {
   readonly hasPreemptionTimer: boolean;
   /** Whether the x2APIC ICR's halves stand at 0x300 and 0x310. */
   readonly x2apicIcrIsSplit: boolean;
+  /** One past the highest exit number. */
+  readonly exitNumbers: number;
 
   /** The name that kvm_exit prints for an exit number. */
   exitName(reason: number): string;

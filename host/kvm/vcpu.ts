@@ -34,9 +34,6 @@ const { FastPath } = vendor;
 const { ATTENTION_INTERLEAVE, ATTENTION_RESCHED, REQ_EVENT, REQ_NMI } = requests;
 const { MpState, Phase, Turn, VcpuMode } = modes;
 
-/** One past the highest exit number of either vendor. */
-const EXIT_NUMBERS = 0x404;
-
 /** Per-vCPU statistics, by the names of KVM's binary stats; those that a tracepoint counts as well are left to it. */
 export interface VcpuStats {
   /** HLT exits. */
@@ -134,7 +131,7 @@ export class Vcpu extends Thread {
   /** Statistics. */
   readonly stats: VcpuStats = newStats();
   /** Exits by exit number. */
-  readonly exitCounts: Uint32Array = new Uint32Array(EXIT_NUMBERS);
+  declare readonly exitCounts: Uint32Array;
 
   /** The virtual machine's events. */
   declare readonly tracer: Tracer;
@@ -211,6 +208,7 @@ export class Vcpu extends Thread {
     this.recording = vm.tracer.recording;
     this.mpState = this.bootstrap ? MpState.Runnable : MpState.Uninitialized;
     this.backend = createBackend(this, vm.backend);
+    this.exitCounts = new Uint32Array(this.backend.exitNumbers);
     this.processor = new Processor({
       name: this.name,
       engine: vm.engine,

@@ -29,6 +29,8 @@ const {
 const { TP } = tracing;
 const { REQ_EVENT } = requests;
 
+/** Words of the part of the page that has registers (KVM_APIC_REG_SIZE, 0x400 bytes). */
+const PAGE_WORDS = 256;
 /** The first words of the IRR and of the ISR. */
 const IRR = APIC_IRR >>> 2;
 const ISR = APIC_ISR >>> 2;
@@ -46,11 +48,11 @@ export class Lapic {
   /** The vCPU that it belongs to. */
   declare readonly vcpu: Vcpu;
   /** The register page. */
-  readonly page: ApicPage = new Uint32Array(1024);
+  readonly page: ApicPage = new Uint32Array(PAGE_WORDS);
   /** The timer. */
   declare readonly timer: LapicTimer;
 
-  #base: number = APIC_DEFAULT_BASE | APICBASE_ENABLE;
+  #base: number = (APIC_DEFAULT_BASE | APICBASE_ENABLE) >>> 0;
   /** IA32_APIC_BASE, high half. */
   baseHigh = 0;
   /** IA32_APIC_BASE.EN. */

@@ -5,7 +5,7 @@
  * @module
  */
 
-/** The registers of an APIC page as words: 1024 of them, a register every fourth. */
+/** The registers of an APIC page as words: 256 of them, a register every fourth. */
 export type ApicPage = Uint32Array;
 
 function word(base: number, vector: number): number {

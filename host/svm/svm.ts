@@ -49,6 +49,8 @@ export class Svm implements Backend {
   readonly hasPreemptionTimer = false;
   /** AMD splits the x2APIC ICR. */
   readonly x2apicIcrIsSplit = true;
+  /** The nested page fault and AVIC's exits stand apart, from 0x400 on. */
+  readonly exitNumbers = 0x404;
   readonly #vcpu: Vcpu;
   #nmiMasked = false;
   /** The entry was to deliver an event. */

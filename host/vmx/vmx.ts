@@ -52,6 +52,8 @@ export class Vmx implements Backend {
   declare readonly hardware: VmxHardware;
   /** Intel keeps the x2APIC ICR in one piece. */
   readonly x2apicIcrIsSplit = false;
+  /** Basic exit reasons are small numbers. */
+  readonly exitNumbers = 0x80;
   readonly #vcpu: Vcpu;
   /** The entry is to exit at once. */
   #immediateExit = false;
