@@ -1,14 +1,14 @@
 import { assert, assertEquals, assertGreater } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
-import { encodeMsi, MSR_KVM_PV_EOI_EN, X2APIC_EOI, type X86Cpu } from "../../../abi/mod.ts";
+import { encodeMsi, type X86Cpu } from "../../../abi/mod.ts";
 import { BACKENDS, type HostSemantics, type PolicySpec } from "../../../host/mod.ts";
-import { type Asking, enter, vectors } from "../../support/apic.ts";
+import { type Asking, vectors } from "../../support/apic.ts";
 import { count, eventsOf, tracingRig } from "../../support/events.ts";
 import { DATA } from "../../support/guests.ts";
+import { enable, endOfInterrupt, FLAG } from "../../support/pv_eoi.ts";
 import { Script } from "../../support/threads.ts";
 
-const FLAG = DATA + 0x100;
 const READY = DATA;
 const STOP = DATA + 4;
 const VECTORS = [0x31, 0x41, 0x51, 0x61, 0x71];
@@ -36,15 +36,12 @@ function play(
     yield cpu.work(500);
     if (vector === 0x41) yield cpu.cpuid(0);
     yield cpu.cli();
-    yield cpu.btr(FLAG, 0);
-    if (cpu.cf) byFlag.push(vector);
-    else yield cpu.wrmsr(X2APIC_EOI, 0);
+    if ((yield* endOfInterrupt(cpu)) === "flag") byFlag.push(vector);
     order.push(`-${vector.toString(16)}`);
   }
   for (const vector of VECTORS) rig.on(vector, handler);
   rig.start(function* (cpu) {
-    yield* enter(cpu, "x2apic");
-    yield cpu.wrmsr(MSR_KVM_PV_EOI_EN, FLAG | 1);
+    yield* enable(cpu);
     yield cpu.sti();
     yield cpu.store32(READY, 1);
     yield cpu.pauseWhile(STOP, 0);
