@@ -38,7 +38,7 @@ const GRANT: number = 1 << 30;
 export class Engine {
   /** The thread that takes the present step; undefined before the first. */
   running: Thread | undefined = undefined;
-  /** While the running thread's time is below this, no other thread comes before it. */
+  /** While the running thread's time is below this, no other thread comes before it; later, one may. */
   horizon: number = LONG_AGO;
   /** Whether the policy explores: time is ticks then, and work takes none. */
   declare readonly explores: boolean;
@@ -134,8 +134,7 @@ export class Engine {
       this.horizon = LONG_AGO;
       return;
     }
-    const until = running.id < id ? time + 1 : time;
-    if (until < this.horizon) this.horizon = until;
+    if (time < this.horizon) this.horizon = time;
   }
 
   /** Keeps a thread from being chosen until it is woken. */
@@ -182,31 +181,31 @@ export class Engine {
   #timed(deadline: number): RunEnd {
     const queue = this.#queue;
     const last = Math.min(deadline, this.#cycleLimit);
-    let end = this.timeOf(last);
+    let bound = Math.min(this.timeOf(last) + 1, NEAR);
     while (queue.size > 0) {
-      const first = queue.times[0];
-      if (first >= NEAR) {
-        if (this.#earliest() > last) return this.#late(deadline);
-        this.#rebase(this.#earliest());
-        end = this.timeOf(last);
+      if (queue.heap[0] < bound) {
+        this.#runFirst(bound);
+        if (this.#stopping) return "stopped";
         continue;
       }
-      if (first > end) return this.#late(deadline);
-      this.#runFirst(end < NEAR ? end + 1 : NEAR);
-      if (this.#stopping) return "stopped";
+      if (this.#earliest() > last) return this.#late(deadline);
+      this.#rebase(this.#earliest());
+      bound = Math.min(this.timeOf(last) + 1, NEAR);
     }
     return "idle";
   }
 
-  /** Runs the first thread until another one may be first, at most to `end`. */
-  #runFirst(end: number): void {
+  /** Runs the first thread until another one may be first, at most to `bound`. */
+  #runFirst(bound: number): void {
     const queue = this.#queue;
-    const id = queue.ids[0];
+    const id = queue.heap[1];
     const thread = this.#threads[id];
     this.running = thread;
-    this.horizon = queue.horizon(end);
+    this.horizon = queue.horizon(bound);
     thread.burst();
-    if (queue.places[id] >= 0) queue.put(id, thread.time);
+    // Its time has only gone on, unless it has been put elsewhere or taken out meanwhile.
+    if (queue.heap[1] === id && queue.size > 0) queue.down(0, id, thread.time);
+    else if (queue.places[id] >= 0) queue.put(id, thread.time);
   }
 
   #late(deadline: number): RunEnd {
@@ -221,7 +220,7 @@ export class Engine {
     while (queue.size > 0) {
       if (this.#tick >= last) return this.#late(deadline);
       candidates.length = 0;
-      for (let place = 0; place < queue.size; place++) candidates.push(queue.ids[place]);
+      for (let place = 0; place < queue.size; place++) candidates.push(queue.heap[2 * place + 1]);
       candidates.sort((a, b) => a - b);
       const pick = explorer.pick(candidates, this.#recorded.length);
       if (pick < 0) return "schedule-end";
@@ -244,11 +243,8 @@ export class Engine {
 
   /** The earliest clock of a queued thread. */
   #earliest(): number {
-    const { ids, size } = this.#queue;
     let earliest = Infinity;
-    for (let place = 0; place < size; place++) {
-      earliest = Math.min(earliest, this.#threads[ids[place]].clock);
-    }
+    for (const id of this.#queue.ids()) earliest = Math.min(earliest, this.#threads[id].clock);
     return earliest;
   }
 
@@ -258,7 +254,7 @@ export class Engine {
     for (const other of this.#rebased) other.rebase(by);
     for (const thread of this.#threads) thread.rebase(by);
     const queue = this.#queue;
-    const queued = queue.ids.slice(0, queue.size);
+    const queued = queue.ids();
     for (const id of queued) queue.remove(id);
     for (const id of queued) queue.put(id, this.#threads[id].time);
   }

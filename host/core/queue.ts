@@ -8,30 +8,33 @@
 export class ThreadQueue {
   /** Threads in the heap. */
   size = 0;
-  /** Heap order: `ids[0]` runs next. */
-  ids: Int32Array = new Int32Array(64);
-  /** The times by heap place, as they were when the thread was put there. */
-  times: Int32Array = new Int32Array(64);
-  /** By thread number: its place in the heap, -1 when it is not there. */
+  /**
+   * Heap order, two words a thread: the time, as it was when the thread was put there, and the number. The first pair
+   * runs next.
+   */
+  heap: Int32Array = new Int32Array(128);
+  /** By thread number: where in the heap its pair is, -1 when it is not there. */
   places: Int32Array = new Int32Array(64).fill(-1);
 
   /** Makes room for thread numbers below `count`. */
   reserve(count: number): void {
     if (count <= this.places.length) return;
     const capacity = 2 * count;
-    this.ids = grown(this.ids, new Int32Array(capacity));
-    this.times = grown(this.times, new Int32Array(capacity));
+    this.heap = grown(this.heap, new Int32Array(2 * capacity));
     this.places = grown(this.places, new Int32Array(capacity).fill(-1));
+  }
+
+  /** The threads in the heap, in heap order. */
+  ids(): number[] {
+    return Array.from({ length: this.size }, (_, k) => this.heap[2 * k + 1]);
   }
 
   /** Puts a thread into the heap, or moves it there, under a time. */
   put(id: number, time: number): void {
-    id |= 0; // To V8, small integers from here on.
-    time |= 0;
-    let place = this.places[id];
-    if (place < 0) place = this.size++;
-    else if (time >= this.times[place]) return this.#down(place, id, time);
-    this.#up(place, id, time);
+    const place = this.places[id];
+    if (place < 0) this.#up(2 * this.size++, id, time);
+    else if (time >= this.heap[place]) this.down(place, id, time);
+    else this.#up(place, id, time);
   }
 
   /** Takes a thread out; nothing happens if it is not in. */
@@ -39,78 +42,80 @@ export class ThreadQueue {
     const place = this.places[id];
     if (place < 0) return;
     this.places[id] = -1;
-    const last = --this.size;
+    const last = 2 * --this.size;
     if (place === last) return;
     // The last one fills the gap.
-    const moved = this.ids[last];
-    const time = this.times[last];
-    if (place > 0 && this.#before(time, moved, (place - 1) >> 1)) this.#up(place, moved, time);
-    else this.#down(place, moved, time);
+    const time = this.heap[last];
+    const moved = this.heap[last + 1];
+    const above = parentOf(place);
+    if (
+      place > 0 && (time < this.heap[above] || (time === this.heap[above] && moved < this.heap[above + 1]))
+    ) {
+      this.#up(place, moved, time);
+    } else this.down(place, moved, time);
   }
 
-  /** Until when the first thread stays first: while its time is below this. At most `end`. */
+  /** Until when the first thread is surely first: the time of the second, at most `end`. */
   horizon(end: number): number {
-    const { times, size } = this;
-    if (size < 2) return end;
-    let second = 1;
-    if (size > 2 && this.#before(times[2], this.ids[2], 1)) second = 2;
-    // One more where it wins the tie.
-    const until = times[second] + (this.ids[0] < this.ids[second] ? 1 : 0);
-    return until < end ? until : end;
-  }
-
-  #before(time: number, id: number, place: number): boolean {
-    const other = this.times[place];
-    return time < other || (time === other && id < this.ids[place]);
+    const { heap, size } = this;
+    if (size > 1 && heap[2] < end) end = heap[2];
+    if (size > 2 && heap[4] < end) end = heap[4];
+    return end;
   }
 
   #up(place: number, id: number, time: number): void {
-    const { ids, places, times } = this;
-    place |= 0;
+    const { heap, places } = this;
+    place |= 0; // To V8, small integers from here on.
     id |= 0;
     time |= 0;
     while (place > 0) {
-      const parent = (place - 1) >> 1;
-      const parentTime = times[parent];
-      const parentId = ids[parent];
+      const parent = parentOf(place);
+      const parentTime = heap[parent];
+      const parentId = heap[parent + 1];
       if (time > parentTime || (time === parentTime && id > parentId)) break;
-      ids[place] = parentId;
-      times[place] = parentTime;
+      heap[place] = parentTime;
+      heap[place + 1] = parentId;
       places[parentId] = place;
       place = parent;
     }
-    ids[place] = id;
-    times[place] = time;
+    heap[place] = time;
+    heap[place + 1] = id;
     places[id] = place;
   }
 
-  #down(place: number, id: number, time: number): void {
-    const { ids, places, times, size } = this;
+  /** Puts a thread into a place whose own thread is gone or has become later, or below it. */
+  down(place: number, id: number, time: number): void {
+    const { heap, places } = this;
+    const end = this.size << 1;
     place |= 0;
     id |= 0;
     time |= 0;
     for (;;) {
-      let child = (place << 1) + 1;
-      if (child >= size) break;
-      let childTime = times[child];
-      if (child + 1 < size) {
-        const right = times[child + 1];
-        if (right < childTime || (right === childTime && ids[child + 1] < ids[child])) {
-          child++;
+      let child = (place << 1) + 2;
+      if (child >= end) break;
+      let childTime = heap[child];
+      if (child + 2 < end) {
+        const right = heap[child + 2];
+        if (right < childTime || (right === childTime && heap[child + 3] < heap[child + 1])) {
+          child += 2;
           childTime = right;
         }
       }
-      const childId = ids[child];
+      const childId = heap[child + 1];
       if (time < childTime || (time === childTime && id < childId)) break;
-      ids[place] = childId;
-      times[place] = childTime;
+      heap[place] = childTime;
+      heap[place + 1] = childId;
       places[childId] = place;
       place = child;
     }
-    ids[place] = id;
-    times[place] = time;
+    heap[place] = time;
+    heap[place + 1] = id;
     places[id] = place;
   }
+}
+
+function parentOf(place: number): number {
+  return ((place >> 1) - 1) & -2;
 }
 
 function grown(from: Int32Array, to: Int32Array): Int32Array {

@@ -334,21 +334,17 @@ export class Processor {
   }
 
   /**
-   * Runs instructions until there is an exit, or its thread's time reaches the engine's horizon. What guests execute
-   * most is looked for first, and aligned accesses to flat memory are done here: the same as {@linkcode step}, sooner.
+   * The same as {@linkcode step}, sooner: what guests execute most is looked for first, and aligned accesses to flat
+   * memory are done here.
    */
-  burst(): void {
-    const { thread, engine } = this;
-    do {
-      engine.countStep();
-      if (thread.time >= this.eventAt && this.#event()) continue;
-      const op = this.context.pending || this.fetch();
-      if (op === OP_WRMSR) writeMsr(this, op);
-      else if (op === OP_WORK) work(this);
-      else if (op === OP_VMCALL || op === OP_VMMCALL) hypercall(this);
-      else if (op === OP_LOAD32 || op === OP_STORE32 || op === OP_BTR) this.#access32(op);
-      else if (op !== 0) execute(this, op);
-    } while (this.guestMode && thread.time < engine.horizon);
+  quickStep(): void {
+    if (this.thread.time >= this.eventAt && this.#event()) return;
+    const op = this.context.pending || this.fetch();
+    if (op === OP_WRMSR) writeMsr(this, op);
+    else if (op === OP_WORK) work(this);
+    else if (op === OP_VMCALL || op === OP_VMMCALL) hypercall(this);
+    else if (op === OP_LOAD32 || op === OP_STORE32 || op === OP_BTR) this.#access32(op);
+    else if (op !== 0) execute(this, op);
   }
 
   /** An access to 32 bits, at once where they are aligned and flat. */

@@ -19,19 +19,23 @@ class SortedList {
     return [...this.#times].sort(([a, x], [b, y]) => x - y || a - b);
   }
 
-  /** The first time at which the first one, with that time, would not be first any more. */
+  /** The time of the second one: until then the first is surely first. */
   horizon(end: number): number {
-    const [first, ...others] = this.order;
-    return Math.min(end, ...others.map(([id, time]) => first[0] < id ? time + 1 : time));
+    return Math.min(end, ...this.order.slice(1).map(([, time]) => time));
   }
+}
+
+/** The first one, and its time. */
+function first(queue: ThreadQueue): [id: number, time: number] {
+  return [queue.heap[1], queue.heap[0]];
 }
 
 /** Empties a queue from the front. */
 function drain(queue: ThreadQueue): [id: number, time: number][] {
   const order: [number, number][] = [];
   while (queue.size > 0) {
-    order.push([queue.ids[0], queue.times[0]]);
-    queue.remove(queue.ids[0]);
+    order.push(first(queue));
+    queue.remove(queue.heap[1]);
   }
   return order;
 }
@@ -62,9 +66,29 @@ describe("the queue of threads", () => {
         const { order } = list;
         assertEquals(queue.size, order.length);
         if (order.length === 0) continue;
-        assertEquals([queue.ids[0], queue.times[0]], [...order[0]]);
+        assertEquals(first(queue), [...order[0]]);
         for (const end of [-2, 2, 0x3fff_ffff]) assertEquals(queue.horizon(end), list.horizon(end));
       }
+      assertEquals(drain(queue), list.order.map((entry) => [...entry]));
+    }));
+  });
+
+  it("lets the first one become later", () => {
+    fc.assert(fc.property(fc.array(fc.tuple(id, time)), fc.array(fc.nat(3)), (entries, delays) => {
+      const queue = new ThreadQueue();
+      queue.reserve(THREADS);
+      const list = new SortedList();
+      for (const [id, time] of [[7, 0] as const, ...entries]) {
+        queue.put(id, time);
+        list.put(id, time);
+      }
+      for (const delay of delays) {
+        const [id, time] = list.order[0];
+        queue.down(0, id, time + delay);
+        list.put(id, time + delay);
+        assertEquals(first(queue), [...list.order[0]]);
+      }
+      assertEquals(new Set(queue.ids()), new Set(list.order.map(([id]) => id)));
       assertEquals(drain(queue), list.order.map((entry) => [...entry]));
     }));
   });
