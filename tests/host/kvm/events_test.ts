@@ -284,6 +284,20 @@ for (const backend of BACKENDS) {
         assertEquals(cpu.eax, backend === "vmx" ? 0x75 : 0x70);
       });
     });
+
+    it("keeps them while it holds an interrupt back: SVM then intercepts its writes, and V_TPR does not count", () => {
+      const rig = rigWith();
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, "x2apic");
+        yield* lookAtEvents(cpu);
+        yield cpu.wrmsr(0x808, 0x75);
+        yield cpu.wrmsr(X2APIC_ICR, SELF | 0x71);
+        yield cpu.wrmsr(0x808, 0x75);
+        yield cpu.cpuid(0);
+        yield cpu.rdmsr(0x808);
+        assertEquals(cpu.eax, 0x75);
+      });
+    });
   });
 
   describe(`what was to be injected (${backend})`, () => {

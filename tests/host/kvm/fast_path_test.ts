@@ -131,6 +131,17 @@ for (const backend of BACKENDS) {
       });
     });
 
+    it("ends a HLT for which a kick came before it, on hosts that have one for HLT", () => {
+      for (const [hostSemantics, way] of [["v6.19", "fast"], ["2018", "slow"]] as const) {
+        const rig = tracingRig({ vm: { backend, hostSemantics } });
+        rig.finish(function* (cpu) {
+          yield* enter(cpu, "x2apic");
+          yield cpu.loadHypercall(5, 0, 0).vmcall();
+          assertEquals(yield* wayBack(cpu, rig.vm, cpu.hlt()), way);
+        });
+      }
+    });
+
     it("ends a HLT behind STI for which an interrupt waits, with one exit more: the window's", () => {
       const rig = tracingRig({ vm: { backend } });
       rig.on(VECTOR, function* (cpu) {

@@ -187,6 +187,8 @@ for (const backend of BACKENDS) {
       readonly order: number[];
       readonly attempted: number;
       readonly successful: number;
+      /** How many had gone on when the yield came back. */
+      readonly meanwhile: number;
     }
 
     /**
@@ -199,6 +201,7 @@ for (const backend of BACKENDS) {
         vm: { backend, vcpus: 4 },
       });
       const order: number[] = [];
+      let meanwhile = 0;
       rig.aps(function* (cpu) {
         yield* enableX2apic(cpu);
         yield cpu.rdmsr(0x802);
@@ -217,12 +220,14 @@ for (const backend of BACKENDS) {
         yield cpu.work(5_000_000);
         yield cpu.store32(DATA + 4, 1);
         if (yielding !== undefined) yield* call(cpu, SCHED_YIELD, yielding);
+        meanwhile = order.length;
         yield cpu.work(20_000_000);
       }, 1e12);
       return {
         order,
         attempted: stats.directed_yield_attempted,
         successful: stats.directed_yield_successful,
+        meanwhile,
       };
     }
 
@@ -238,13 +243,18 @@ for (const backend of BACKENDS) {
           "the others keep their order",
         );
         assertEquals([yielded.attempted, yielded.successful], [1, 1]);
+        assertGreater(yielded.meanwhile, 0, "at once, not at the end of the slice");
       }
     });
 
     it("comes to nothing, and answers 0, for itself, nobody, somebody asleep, or an ID above 2^32", () => {
       const inTurn = contest(1).order;
       for (const id of [0, 9, 4096, 2n ** 32n + 1n, -1n]) {
-        assertEquals(contest(1, id), { order: inTurn, attempted: 1, successful: 0 }, `APIC ID ${id}`);
+        assertEquals(
+          contest(1, id),
+          { order: inTurn, attempted: 1, successful: 0, meanwhile: 0 },
+          `APIC ID ${id}`,
+        );
       }
       const { order, successful } = contest(1, 2, [2]);
       assertEquals([order.includes(2), successful], [false, 0], "vCPU 2 is halted");
