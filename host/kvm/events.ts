@@ -136,9 +136,9 @@ function writeNmi(vcpu: Vcpu): void {
 }
 
 function writeInterrupt(vcpu: Vcpu, vector: number, reinjected: boolean): void {
-  vcpu.charge(vcpu.cost.inject);
+  vcpu.time += vcpu.cost.inject;
   vcpu.stats.irq_injections++;
-  vcpu.trace(TP.kvm_inj_virq, vector, reinjected ? 1 : 0);
+  if (vcpu.hit(TP.kvm_inj_virq)) vcpu.record(TP.kvm_inj_virq, vector, reinjected ? 1 : 0);
   vcpu.backend.injectInterrupt(vector, reinjected);
 }
 
@@ -146,7 +146,8 @@ function writeInterrupt(vcpu: Vcpu, vector: number, reinjected: boolean): void {
 export function updateCr8Intercept(vcpu: Vcpu): void {
   const { lapic } = vcpu;
   const vector = lapic.highestIrr();
-  vcpu.backend.updateCr8Intercept(lapic.cr8, vector === -1 ? -1 : vector >>> 4);
+  if (vector === -1) vcpu.backend.updateCr8Intercept(0, -1);
+  else vcpu.backend.updateCr8Intercept(lapic.cr8, vector >>> 4);
 }
 
 /** Whether something waits that would end a halt (kvm_vcpu_has_events). */

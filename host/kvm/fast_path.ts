@@ -22,25 +22,29 @@ type FastPath = vendor.FastPath;
 
 /** WRMSR of the x2APIC ICR, where the optimized map knows the targets, and of IA32_TSC_DEADLINE. */
 export function fastWrmsr(vcpu: Vcpu): FastPath {
-  const { processor, vm, lapic } = vcpu;
-  const { regs } = processor;
-  const low = regs[RAX];
-  const high = regs[RDX];
-  switch (regs[RCX]) {
-    case X2APIC_ICR:
-      if (!vm.behaviour.icrFastPath || !lapic.x2apicMode) return FastPath.None;
-      if (writeX2apicIcr(lapic, low, high, true) !== "sent") return FastPath.None;
-      break;
-    case IA32_TSC_DEADLINE:
-      if (!vm.behaviour.timerFastPath) return FastPath.None;
-      lapic.timer.setDeadline(u64(low, high));
-      break;
-    default:
-      return FastPath.None;
-  }
-  vcpu.charge(vcpu.cost.msrEmulation);
-  vcpu.trace(TP.kvm_msr, 1, regs[RCX], low, high, 0);
-  vcpu.backend.skipInstruction();
+  const { regs } = vcpu.processor;
+  const index = regs[RCX];
+  if (index === X2APIC_ICR) return fastIcr(vcpu, regs);
+  return index === IA32_TSC_DEADLINE ? fastDeadline(vcpu, regs) : FastPath.None;
+}
+
+function fastIcr(vcpu: Vcpu, regs: Uint32Array): FastPath {
+  const { lapic } = vcpu;
+  if (!vcpu.vm.behaviour.icrFastPath || !lapic.x2apicMode) return FastPath.None;
+  if (writeX2apicIcr(lapic, regs[RAX], regs[RDX], true) !== "sent") return FastPath.None;
+  return wrmsrDone(vcpu, regs);
+}
+
+function fastDeadline(vcpu: Vcpu, regs: Uint32Array): FastPath {
+  if (!vcpu.vm.behaviour.timerFastPath) return FastPath.None;
+  vcpu.lapic.timer.setDeadline(u64(regs[RAX], regs[RDX]));
+  return wrmsrDone(vcpu, regs);
+}
+
+function wrmsrDone(vcpu: Vcpu, regs: Uint32Array): FastPath {
+  vcpu.time += vcpu.cost.msrEmulation;
+  if (vcpu.hit(TP.kvm_msr)) vcpu.record(TP.kvm_msr, 1, regs[RCX], regs[RAX], regs[RDX], 0);
+  vcpu.processor.skipInstruction();
   return FastPath.Reenter;
 }
 

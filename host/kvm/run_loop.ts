@@ -26,6 +26,7 @@ const {
   ATTENTION_APIC_MAP,
   ATTENTION_INTERLEAVE,
   ATTENTION_PV_EOI,
+  ATTENTION_RESCHED,
   REQ_EVENT,
   REQ_LOAD_EOI_EXITMAP,
   REQ_NMI,
@@ -65,47 +66,77 @@ export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {
   }
 }
 
-/** From wherever the loop is to guest mode, or to where a plain function cannot go on. */
+/**
+ * From wherever the loop is to guest mode, or to where a plain function cannot go on.
+ *
+ * Mostly it is at an exit, and nothing comes between that and the next entry. That way stands here in one piece, as
+ * most of its lines cost less than a call would; what few exits need is in functions of its own.
+ */
 export function takeTurn(vcpu: Vcpu): Turn {
+  const { backend, cost, processor } = vcpu;
+  let again = false; // Whether the fast path enters the guest again.
   if (vcpu.phase === Phase.Exited) {
-    if (reentered(vcpu)) return Turn.Guest;
-    handleExit(vcpu);
-    // Mostly nothing else is to be looked at: straight back, on the way that the phases below take.
-    if (vcpu.attention === 0 && vcpu.mpState === MpState.Runnable) {
-      vcpu.requests &= ~REQ_UNBLOCK;
-      if (vcpu.requests !== 0 && !prepare(vcpu)) {
-        if (vcpu.vm.dead) return Turn.Dead;
-      } else if (enterGuest(vcpu)) {
-        return Turn.Guest;
-      }
+    backend.completeExit();
+    vcpu.countExit(processor.exitReason);
+    if (vcpu.hit(TP.kvm_exit)) recordExit(vcpu);
+    const fastPath = backend.fastPath();
+    again = fastPath === FastPath.Reenter && !vcpu.exitRequested();
+    if (!again) {
+      vcpu.mode = VcpuMode.Outside;
+      if (vcpu.time >= processor.asyncAt) serveInterrupts(vcpu);
+      if ((vcpu.attention & ATTENTION_PV_EOI) !== 0) vcpu.pvEoi.harvest();
+      if (fastPath === FastPath.None) backend.handleExit();
+      vcpu.phase = Phase.Done;
     }
-    vcpu.phase = Phase.Done;
   }
+  if (!again) {
+    const came = comeToEntry(vcpu);
+    if (came !== Turn.Guest) return came;
+    if (vcpu.immediateExit) exitAtOnce(vcpu);
+  }
+  if (vcpu.hit(TP.kvm_entry)) recordEntry(vcpu);
+  backend.prepareEntry();
+  vcpu.time += again ? cost.reentry : cost.vmentry;
+  processor.enter();
+  return Turn.Guest;
+}
+
+/** From anywhere but an exit to the last moment before an entry. */
+function comeToEntry(vcpu: Vcpu): Turn {
   for (;;) {
-    if (vcpu.phase === Phase.Done) {
-      if ((vcpu.attention & ATTENTION_APIC_MAP) !== 0) {
-        vcpu.attention &= ~ATTENTION_APIC_MAP;
-        return Turn.ApicMap;
+    if (vcpu.phase !== Phase.Prepared) {
+      if (vcpu.phase === Phase.Done) {
+        if ((vcpu.attention & ATTENTION_APIC_MAP) !== 0) {
+          vcpu.attention &= ~ATTENTION_APIC_MAP;
+          return Turn.ApicMap;
+        }
+        vcpu.requests &= ~REQ_UNBLOCK;
+        if (vcpu.attention !== 0 && betweenTurns(vcpu)) {
+          vcpu.phase = Phase.Top;
+          return Turn.Preempted;
+        }
       }
-      vcpu.requests &= ~REQ_UNBLOCK;
-      vcpu.phase = Phase.Top;
-      if (vcpu.attention !== 0 && betweenTurns(vcpu)) return Turn.Preempted;
-    }
-    if (vcpu.phase === Phase.Top) {
       if (vcpu.mpState !== MpState.Runnable) {
         vcpu.phase = Phase.Done;
         return Turn.Block;
       }
-      vcpu.phase = Phase.Prepared;
       if (vcpu.requests !== 0 && !prepare(vcpu)) {
-        if (vcpu.vm.dead) return Turn.Dead;
         vcpu.phase = Phase.Done;
+        if (vcpu.vm.dead) return Turn.Dead;
         continue;
       }
-      if ((vcpu.attention & ATTENTION_INTERLEAVE) !== 0) return Turn.Interleave;
+      if ((vcpu.attention & ATTENTION_INTERLEAVE) !== 0) {
+        vcpu.phase = Phase.Prepared;
+        return Turn.Interleave;
+      }
     }
-    vcpu.phase = enterGuest(vcpu) ? Phase.Exited : Phase.Done;
-    if (vcpu.phase === Phase.Exited) return Turn.Guest;
+    if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu); // Up to here the host takes interrupts by itself.
+    vcpu.mode = VcpuMode.InGuest;
+    if ((vcpu.requests | (vcpu.attention & ATTENTION_RESCHED)) === 0) {
+      vcpu.phase = Phase.Exited;
+      return Turn.Guest;
+    }
+    cancelEntry(vcpu);
   }
 }
 
@@ -116,49 +147,17 @@ function betweenTurns(vcpu: Vcpu): boolean {
   return vcpu.pcpu!.needResched && vcpu.vm.scheduler.preempt(vcpu);
 }
 
-/** From the last check to guest mode. false where something came up: what was to be injected is taken back. */
-function enterGuest(vcpu: Vcpu): boolean {
-  if (vcpu.processor.asyncDue) serveInterrupts(vcpu); // Up to here the host takes interrupts by itself.
-  vcpu.mode = VcpuMode.InGuest;
-  if (vcpu.exitRequested()) {
-    vcpu.mode = VcpuMode.Outside;
-    vcpu.backend.cancelInjection();
-    if ((vcpu.attention & ATTENTION_PV_EOI) !== 0) vcpu.pvEoi.harvest();
-    return false;
-  }
-  if (vcpu.immediateExit) {
-    vcpu.request(REQ_EVENT);
-    vcpu.backend.requestImmediateExit();
-  }
-  enter(vcpu, vcpu.cost.vmentry);
-  return true;
-}
-
-function enter(vcpu: Vcpu, cost: number): void {
-  if (vcpu.hit(TP.kvm_entry)) recordEntry(vcpu);
-  vcpu.backend.prepareEntry();
-  vcpu.charge(cost);
-  vcpu.processor.enter();
-}
-
-/** What follows an exit at once, and its fast path. Whether that has entered the guest again. */
-function reentered(vcpu: Vcpu): boolean {
-  const { backend, processor } = vcpu;
-  backend.completeExit();
-  vcpu.countExit(processor.exitReason);
-  if (vcpu.hit(TP.kvm_exit)) recordExit(vcpu);
-  vcpu.fastPath = backend.fastPath();
-  if (vcpu.fastPath !== FastPath.Reenter || vcpu.exitRequested()) return false;
-  enter(vcpu, vcpu.cost.reentry);
-  return true;
-}
-
-/** The rest of an exit: the host's interrupts, the PV EOI harvest, the slow path. */
-function handleExit(vcpu: Vcpu): void {
+/** Something came up: what was to be injected is taken back. */
+function cancelEntry(vcpu: Vcpu): void {
+  vcpu.phase = Phase.Done;
   vcpu.mode = VcpuMode.Outside;
-  if (vcpu.processor.asyncDue) serveInterrupts(vcpu);
+  vcpu.backend.cancelInjection();
   if ((vcpu.attention & ATTENTION_PV_EOI) !== 0) vcpu.pvEoi.harvest();
-  if (vcpu.fastPath === FastPath.None) vcpu.backend.handleExit();
+}
+
+function exitAtOnce(vcpu: Vcpu): void {
+  vcpu.request(REQ_EVENT);
+  vcpu.backend.requestImmediateExit();
 }
 
 function recordEntry(vcpu: Vcpu): void {
@@ -173,18 +172,25 @@ function recordExit(vcpu: Vcpu): void {
 
 /** The host takes the physical interrupts that have arrived. */
 function serveInterrupts(vcpu: Vcpu): void {
-  if (vcpu.pcpu!.interruptAt > vcpu.time) return;
-  vcpu.charge(vcpu.cost.hostInterrupt);
-  vcpu.pcpu!.interruptsServed();
+  const pcpu = vcpu.pcpu!;
+  if (pcpu.interruptAt > vcpu.time) return;
+  vcpu.time += vcpu.cost.hostInterrupt;
+  pcpu.interruptsServed();
 }
 
 /** Requests and events before an entry. Whether to enter. */
 function prepare(vcpu: Vcpu): boolean {
-  if ((vcpu.requests & ~REQ_EVENT) !== 0 && !serviceRequests(vcpu)) return false;
-  if (!take(vcpu, REQ_EVENT)) return true;
+  // Mostly EVENT is the only one.
+  if (vcpu.requests !== REQ_EVENT) {
+    if (!serviceRequests(vcpu)) return false;
+    if ((vcpu.requests & REQ_EVENT) === 0) return true;
+  }
+  vcpu.requests &= ~REQ_EVENT;
   vcpu.stats.req_event++;
-  if (vcpu.lapic.pendingEvents !== 0) acceptApicEvents(vcpu);
-  if (vcpu.mpState === MpState.InitReceived) return false;
+  if (vcpu.lapic.pendingEvents !== 0) {
+    acceptApicEvents(vcpu);
+    if (vcpu.mpState === MpState.InitReceived) return false;
+  }
   injectEvents(vcpu);
   if (vcpu.lapic.enabled) {
     updateCr8Intercept(vcpu);

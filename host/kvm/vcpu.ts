@@ -17,7 +17,6 @@ import type { Machine } from "../machine.ts";
 import type { Pcpu } from "../sched/mod.ts";
 import type { Tracer } from "../trace/mod.ts";
 import { createBackend } from "./backends.ts";
-import * as vendor from "./backend.ts";
 import type { Backend } from "./backend.ts";
 import type { CpuidTable } from "./cpuid.ts";
 import { HaltPolling } from "./halt.ts";
@@ -30,7 +29,6 @@ import type { Vm } from "./vm.ts";
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { GP_VECTOR, RDX } = abi;
 const { FAR } = core;
-const { FastPath } = vendor;
 const { ATTENTION_INTERLEAVE, ATTENTION_RESCHED, REQ_EVENT, REQ_NMI } = requests;
 const { MpState, Phase, Turn, VcpuMode } = modes;
 
@@ -152,8 +150,6 @@ export class Vcpu extends Thread {
   phase: modes.Phase = Phase.Top;
   /** What its last turn came to. */
   turn: modes.Turn = Turn.Guest;
-  /** What the fast path made of the present exit. */
-  fastPath: vendor.FastPath = FastPath.None;
   /** A kick by KVM_HC_KICK_CPU that no halt has used up. */
   pvUnhalted = false;
 

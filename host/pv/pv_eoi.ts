@@ -94,10 +94,10 @@ export class PvEoi {
 
   /** Before an entry, in the event block: tells the guest that clearing the bit is enough, where that is safe. */
   arm(): void {
+    if ((this.msrLow & KVM_MSR_ENABLED) === 0) return;
     const { lapic } = this.#vcpu;
     if (
-      !this.enabled || lapic.irrPending || lapic.highestIsrCache === -1 ||
-      this.#vcpu.ioapicHandles(lapic.highestIsrCache)
+      lapic.irrPending || lapic.highestIsrCache === -1 || this.#vcpu.ioapicHandles(lapic.highestIsrCache)
     ) {
       return;
     }

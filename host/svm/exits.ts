@@ -17,7 +17,7 @@ import {
 } from "../kvm/emulate.ts";
 import { emulateHalt } from "../kvm/halt.ts";
 import { emulateHypercall } from "../kvm/hypercall.ts";
-import { emulateRdmsr, emulateWrmsr } from "../kvm/msr.ts";
+import { emulateRdmsr } from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import * as tracing from "../trace/mod.ts";
@@ -30,7 +30,6 @@ const {
   SVM_EXIT_CR0_SEL_WRITE,
   SVM_EXIT_EXCP_BASE,
   SVM_EXIT_HLT,
-  SVM_EXIT_INTR,
   SVM_EXIT_INVD,
   SVM_EXIT_IOIO,
   SVM_EXIT_IRET,
@@ -48,15 +47,12 @@ const {
 const { REQ_EVENT, REQ_TRIPLE_FAULT } = requests;
 const { TP } = tracing;
 
-/** Serves an exit by the slow path. */
+/** Serves an exit by the slow path; WRMSR and interrupts {@linkcode Svm.handleExit} has served before. */
 export function handleSvmExit(vcpu: Vcpu, svm: Svm): void {
   const { processor } = vcpu;
   switch (processor.exitReason) {
     case SVM_EXIT_MSR:
-      return processor.exitInfo1 === 1 ? emulateWrmsr(vcpu) : emulateRdmsr(vcpu);
-    case SVM_EXIT_INTR:
-      vcpu.stats.irq_exits++;
-      return;
+      return emulateRdmsr(vcpu);
     case SVM_EXIT_VMMCALL:
       return emulateHypercall(vcpu);
     case SVM_EXIT_HLT:

@@ -9,6 +9,7 @@ import * as abi from "../../abi/mod.ts";
 import * as vendor from "../kvm/backend.ts";
 import type { Backend } from "../kvm/backend.ts";
 import { fastHalt, fastInvd, fastWrmsr } from "../kvm/fast_path.ts";
+import { emulateWrmsr } from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { handleSvmExit } from "./exits.ts";
@@ -108,24 +109,22 @@ export class Svm implements Backend {
     }
   }
 
-  /** svm_exit_handlers_fastpath. */
+  /** svm_exit_handlers_fastpath. What exits most is looked for first. */
   fastPath(): FastPath {
     const vcpu = this.#vcpu;
-    switch (vcpu.processor.exitReason) {
-      case SVM_EXIT_MSR:
-        return vcpu.processor.exitInfo1 === 1 ? fastWrmsr(vcpu) : FastPath.None;
-      case SVM_EXIT_HLT:
-        return fastHalt(vcpu);
-      case SVM_EXIT_INVD:
-        return fastInvd(vcpu);
-      default:
-        return FastPath.None;
-    }
+    const { exitReason, exitInfo1 } = vcpu.processor;
+    if (exitReason === SVM_EXIT_MSR) return exitInfo1 === 1 ? fastWrmsr(vcpu) : FastPath.None;
+    if (exitReason === SVM_EXIT_HLT) return fastHalt(vcpu);
+    return exitReason === SVM_EXIT_INVD ? fastInvd(vcpu) : FastPath.None;
   }
 
-  /** svm_handle_exit. */
+  /** svm_handle_exit. What exits most needs no table. */
   handleExit(): void {
-    handleSvmExit(this.#vcpu, this);
+    const vcpu = this.#vcpu;
+    const { exitReason, exitInfo1 } = vcpu.processor;
+    if (exitReason === SVM_EXIT_MSR && exitInfo1 === 1) emulateWrmsr(vcpu);
+    else if (exitReason === SVM_EXIT_INTR) vcpu.stats.irq_exits++;
+    else handleSvmExit(vcpu, this);
   }
 
   /** Whether the exit was a physical interrupt. */

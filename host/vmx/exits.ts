@@ -11,7 +11,7 @@ import { emulateCpuid } from "../kvm/cpuid.ts";
 import { emulateInvalidOpcode, emulateMemoryAccess, emulateMovToCr, emulatePio } from "../kvm/emulate.ts";
 import { emulateHalt } from "../kvm/halt.ts";
 import { emulateHypercall } from "../kvm/hypercall.ts";
-import { emulateRdmsr, emulateWrmsr } from "../kvm/msr.ts";
+import { emulateRdmsr } from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { emulatedWrite } from "../lapic/mod.ts";
@@ -33,13 +33,11 @@ const {
   EXIT_REASON_EPT_MISCONFIG,
   EXIT_REASON_EPT_VIOLATION,
   EXIT_REASON_EXCEPTION_NMI,
-  EXIT_REASON_EXTERNAL_INTERRUPT,
   EXIT_REASON_HLT,
   EXIT_REASON_INTERRUPT_WINDOW,
   EXIT_REASON_INVD,
   EXIT_REASON_IO_INSTRUCTION,
   EXIT_REASON_MSR_READ,
-  EXIT_REASON_MSR_WRITE,
   EXIT_REASON_NMI_WINDOW,
   EXIT_REASON_PREEMPTION_TIMER,
   EXIT_REASON_TPR_BELOW_THRESHOLD,
@@ -51,15 +49,10 @@ const {
 const { REQ_EVENT, REQ_TRIPLE_FAULT } = requests;
 const { TP } = tracing;
 
-/** Serves an exit by the slow path. */
+/** Serves an exit by the slow path; WRMSR and external interrupts {@linkcode Vmx.handleExit} has served before. */
 export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {
   const { processor } = vcpu;
   switch (processor.exitReason) {
-    case EXIT_REASON_MSR_WRITE:
-      return emulateWrmsr(vcpu);
-    case EXIT_REASON_EXTERNAL_INTERRUPT:
-      vcpu.stats.irq_exits++;
-      return;
     case EXIT_REASON_VMCALL:
       return emulateHypercall(vcpu);
     case EXIT_REASON_HLT:

@@ -90,9 +90,12 @@ export class VmxHardware implements Virtualization {
 
   /** VM entry: delivers the event in the entry's interruption information, whose valid bit the exit will find clear. */
   enter(p: Processor): void {
+    if ((this.#vmcs.entryIntrInfo & INTR_INFO_VALID) !== 0) this.#deliver(p);
+  }
+
+  #deliver(p: Processor): void {
     const vmcs = this.#vmcs;
     const info = vmcs.entryIntrInfo;
-    if ((info & INTR_INFO_VALID) === 0) return;
     vmcs.entryIntrInfo = 0;
     const vector = info & 0xff;
     switch (info & INTR_TYPE_MASK) {

@@ -8,6 +8,7 @@ import * as abi from "../../abi/mod.ts";
 import * as vendor from "../kvm/backend.ts";
 import type { Backend } from "../kvm/backend.ts";
 import { fastHalt, fastInvd, fastWrmsr } from "../kvm/fast_path.ts";
+import { emulateWrmsr } from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { handleVmxExit } from "./exits.ts";
@@ -112,7 +113,10 @@ export class Vmx implements Backend {
 
   /** What was injected has been delivered: nothing exits in the middle of a delivery here. */
   completeExit(): void {
-    if (!this.#injected) return;
+    if (this.#injected) this.#delivered();
+  }
+
+  #delivered(): void {
     this.#injected = false;
     const vcpu = this.#vcpu;
     vcpu.eventDelivered();
@@ -123,12 +127,17 @@ export class Vmx implements Backend {
     if (vcpu.lapic.timer.hvInUse) vcpu.lapic.timer.switchToHv();
   }
 
-  /** vmx_exit_handlers_fastpath. */
+  /** vmx_exit_handlers_fastpath. What exits most is looked for first. */
   fastPath(): FastPath {
     const vcpu = this.#vcpu;
-    switch (vcpu.processor.exitReason) {
-      case EXIT_REASON_MSR_WRITE:
-        return fastWrmsr(vcpu);
+    const { exitReason } = vcpu.processor;
+    if (exitReason === EXIT_REASON_MSR_WRITE) return fastWrmsr(vcpu);
+    return exitReason === EXIT_REASON_EXTERNAL_INTERRUPT ? FastPath.None : this.#rarerFastPath(exitReason);
+  }
+
+  #rarerFastPath(exitReason: number): FastPath {
+    const vcpu = this.#vcpu;
+    switch (exitReason) {
       case EXIT_REASON_HLT:
         return fastHalt(vcpu);
       case EXIT_REASON_INVD:
@@ -147,9 +156,13 @@ export class Vmx implements Backend {
     }
   }
 
-  /** vmx_handle_exit. */
+  /** vmx_handle_exit. What exits most needs no table. */
   handleExit(): void {
-    handleVmxExit(this.#vcpu, this);
+    const vcpu = this.#vcpu;
+    const { exitReason } = vcpu.processor;
+    if (exitReason === EXIT_REASON_MSR_WRITE) emulateWrmsr(vcpu);
+    else if (exitReason === EXIT_REASON_EXTERNAL_INTERRUPT) vcpu.stats.irq_exits++;
+    else handleVmxExit(vcpu, this);
   }
 
   /** Whether the exit was an external interrupt. */
