@@ -17,6 +17,7 @@ export * from "./kernel/boot.ts";
 export * from "./kernel/cpumask.ts";
 export * from "./kernel/kernel.ts";
 export * from "./kernel/life_cycle.ts";
+export * from "./kernel/long.ts";
 export * from "./kernel/memory_map.ts";
 export * from "./kernel/smp.ts";
 export * from "./kernel/vectors.ts";

@@ -14,6 +14,7 @@ import {
 } from "../../abi/mod.ts";
 import type { GuestValue } from "../kernel/cpumask.ts";
 import type { Kernel } from "../kernel/kernel.ts";
+import { storeLong } from "../kernel/long.ts";
 import { PERCPU_AREA } from "../kernel/memory_map.ts";
 import { kvmParaHasFeature } from "../kvm_para.ts";
 import type { PvDriver } from "./driver.ts";
@@ -40,7 +41,7 @@ export const pvEoi: PvDriver = {
   },
 
   *resume(cpu: X86Cpu, kernel: Kernel): Guest {
-    if (kernel.behaviour.teardownOnSuspendAndCrash) yield* online(cpu);
+    if (kernel.behaviour.teardownOnSuspendAndCrash) yield* online(cpu, kernel);
   },
 
   *crash(cpu: X86Cpu, kernel: Kernel): Guest {
@@ -49,9 +50,9 @@ export const pvEoi: PvDriver = {
 };
 
 /** The host may set the bit from here on; it must not find an old one set. */
-function* online(cpu: X86Cpu): Guest {
+function* online(cpu: X86Cpu, { bits }: Kernel): Guest {
   const flag = cpu.gsBase + FLAG;
-  yield cpu.store64(flag, 0);
+  yield storeLong(cpu, bits, flag, 0);
   yield cpu.wrmsr(MSR_KVM_PV_EOI_EN, flag | KVM_MSR_ENABLED);
 }
 

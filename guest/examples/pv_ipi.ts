@@ -17,11 +17,13 @@ import {
   Kernel,
   type KernelOptions,
   loadMask,
+  loadU64,
   memoryNeeded,
   rdtsc,
   removeFrom,
   smpCallFunctionMany,
   smpCallFunctionSingle,
+  storeU64,
   takeFirst,
   type X86Cpu,
 } from "@exitless/exitless";
@@ -69,9 +71,8 @@ export function ipiBenchmark(options: IpiBenchmarkOptions): Kernel {
   const handleIpi = kernel.smpFunction(function* handleIpi(cpu: X86Cpu, info: number): Guest {
     if (info === 0) return;
     const now = yield* rdtsc(cpu);
-    yield cpu.load64(info);
-    const then = cpu.raxHigh * 2 ** 32 + cpu.eax;
-    yield cpu.store64(info, now - then, (now - then) / 2 ** 32);
+    const then = yield* loadU64(cpu, kernel.bits, info);
+    yield* storeU64(cpu, kernel.bits, info, now - then);
   });
   // A test-and-set lock, as the kernel takes on a hypervisor without paravirtual spinlocks (virt_spin_lock).
   const handleIpiLock = kernel.smpFunction(function* handleIpiSpinlock(cpu: X86Cpu, info: number): Guest {
@@ -111,10 +112,9 @@ export function ipiBenchmark(options: IpiBenchmarkOptions): Kernel {
 
   function* timed(cpu: X86Cpu, kernel: Kernel, target: number): GuestValue<number> {
     const now = yield* rdtsc(cpu);
-    yield cpu.store64(time, now, now / 2 ** 32);
+    yield* storeU64(cpu, kernel.bits, time, now);
     yield* smpCallFunctionSingle(cpu, kernel, target, { func: handleIpi, info: time });
-    yield cpu.load64(time);
-    return cpu.raxHigh * 2 ** 32 + cpu.eax;
+    return yield* loadU64(cpu, kernel.bits, time);
   }
 
   return kernel;

@@ -15,6 +15,7 @@ import {
   KERNEL_CS,
   type X86Cpu,
 } from "../../abi/mod.ts";
+import { storeLong } from "./long.ts";
 import { IDT, IDT_POINTER } from "./memory_map.ts";
 
 const VECTORS = 256;
@@ -39,7 +40,7 @@ export function* setGate(cpu: X86Cpu, vector: number, handler: number, bits: 64 
 export function* describeIdt(cpu: X86Cpu, bits: 64 | 32): Guest {
   const size = bits === 64 ? IDT_GATE64.size : IDT_GATE32.size;
   yield cpu.store16(IDT_POINTER, VECTORS * size - 1);
-  yield cpu.store64(IDT_POINTER + DESCRIPTOR_PTR64.fields.base.offset, IDT);
+  yield storeLong(cpu, bits, IDT_POINTER + DESCRIPTOR_PTR64.fields.base.offset, IDT);
 }
 
 /** Loads the table into this processor. */

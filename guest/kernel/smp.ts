@@ -5,7 +5,7 @@
  * @module
  */
 
-import { type Guest, HIGH, type X86Cpu } from "../../abi/mod.ts";
+import type { Guest, X86Cpu } from "../../abi/mod.ts";
 import { withInterruptsOff } from "../apic/driver.ts";
 import {
   addTo,
@@ -19,6 +19,7 @@ import {
   weight,
 } from "./cpumask.ts";
 import type { Kernel } from "./kernel.ts";
+import { cmpxchgLong, loadLong, loadU64, type LongBits, storeLong, storeU64, xchgLong } from "./long.ts";
 import { CALL_SINGLE_DATA, csdOf, data, percpu, PERCPU_AREA } from "./memory_map.ts";
 import { CALL_FUNCTION_SINGLE_VECTOR, CALL_FUNCTION_VECTOR } from "./vectors.ts";
 
@@ -58,8 +59,10 @@ export function* smpCallFunctionSingle(
   }
   if (!(yield* kernel.online(cpu, target))) return false;
   const csd = stackCsd(cpu);
-  yield* fill(cpu, csd, call);
-  if (yield* enqueue(cpu, csd, target)) yield* kernel.apic.sendIpi(cpu, target, CALL_FUNCTION_SINGLE_VECTOR);
+  yield* fill(cpu, kernel.bits, csd, call);
+  if (yield* enqueue(cpu, kernel.bits, csd, target)) {
+    yield* kernel.apic.sendIpi(cpu, target, CALL_FUNCTION_SINGLE_VECTOR);
+  }
   yield* waitFor(cpu, csd);
   return true;
 }
@@ -88,8 +91,8 @@ export function* smpCallFunctionMany(cpu: X86Cpu, kernel: Kernel, mask: number, 
   for (let target = takeFirst(rest); target >= 0; target = takeFirst(rest)) {
     const csd = csdOf(self, target, cpus);
     yield* waitFor(cpu, csd);
-    yield* fill(cpu, csd, call);
-    const wasEmpty = yield* enqueue(cpu, csd, target);
+    yield* fill(cpu, kernel.bits, csd, call);
+    const wasEmpty = yield* enqueue(cpu, kernel.bits, csd, target);
     if (wasEmpty || !kernel.behaviour.skipsQueuedIpis) addTo(ipis, target);
   }
   const ipiMask = cpu.gsBase + PERCPU_AREA.fields.cfdIpiMask.offset;
@@ -131,21 +134,21 @@ function stackCsd(cpu: X86Cpu): number {
 }
 
 /** Locks an entry and says what to call. */
-function* fill(cpu: X86Cpu, csd: number, { func, info }: SmpCall): Guest {
+function* fill(cpu: X86Cpu, bits: LongBits, csd: number, { func, info }: SmpCall): Guest {
   yield cpu.store32(csd + FLAGS, CSD_FLAG_LOCK);
-  yield cpu.store64(csd + FUNC, func);
-  yield cpu.store64(csd + INFO, info, info / HIGH);
+  yield storeLong(cpu, bits, csd + FUNC, func);
+  yield* storeU64(cpu, bits, csd + INFO, info);
 }
 
 /** Puts an entry at the head of the target's queue. Whether the queue was empty (llist_add). */
-function* enqueue(cpu: X86Cpu, csd: number, target: number): GuestValue<boolean> {
+function* enqueue(cpu: X86Cpu, bits: LongBits, csd: number, target: number): GuestValue<boolean> {
   const queue = percpu(target, "callQueue");
   let first: number;
   do {
     yield cpu.load32(queue);
     first = cpu.eax;
-    yield cpu.store64(csd + NEXT, first);
-    yield cpu.cmpxchg64(queue, first, csd);
+    yield storeLong(cpu, bits, csd + NEXT, first);
+    yield cmpxchgLong(cpu, bits, queue, { expected: first, value: csd });
   } while (!cpu.zf);
   return first === 0;
 }
@@ -158,17 +161,17 @@ function* waitFor(cpu: X86Cpu, csd: number): Guest {
 
 /** The call-function interrupts' work: runs what is in this processor's queue, oldest first. */
 export function* flushCallFunctionQueue(cpu: X86Cpu, kernel: Kernel): Guest {
-  yield cpu.xchg64(cpu.gsBase + PERCPU_AREA.fields.callQueue.offset, 0);
+  const { bits } = kernel;
+  yield xchgLong(cpu, bits, cpu.gsBase + PERCPU_AREA.fields.callQueue.offset, 0);
   const entries: number[] = [];
   for (let csd = cpu.eax; csd !== 0; csd = cpu.eax) {
     entries.push(csd);
-    yield cpu.load64(csd + NEXT);
+    yield loadLong(cpu, bits, csd + NEXT);
   }
   for (const csd of entries.reverse()) {
-    yield cpu.load64(csd + FUNC);
+    yield loadLong(cpu, bits, csd + FUNC);
     const func = kernel.functionAt(cpu.eax);
-    yield cpu.load64(csd + INFO);
-    yield* func(cpu, cpu.raxHigh * HIGH + cpu.eax);
+    yield* func(cpu, yield* loadU64(cpu, bits, csd + INFO));
     yield cpu.store32(csd + FLAGS, 0);
   }
 }

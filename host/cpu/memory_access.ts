@@ -120,6 +120,7 @@ export function operandBase(p: Processor): number {
 /** Executes an instruction with a memory operand. */
 export function accessMemory(p: Processor, op: number): void {
   const { bytes, reads, writes, primitive } = ACCESS[op]!;
+  if (bytes === 8) p.needs64BitMode(op);
   const address = effectiveAddress(p, op, operandBase(p));
   const { memory } = p;
   const flat = address >= 0 && address + bytes <= memory.flat;

@@ -188,6 +188,7 @@ export function system(p: Processor, op: number): void {
     case OP_MOV_TO_CR4:
       return movToCr(p, op, 4);
     case OP_MOV_TO_CR8:
+      p.needs64BitMode(op);
       return movToCr(p, op, 8);
     case OP_MOV_FROM_CR0:
       return movFromCr(p, op, 0);
@@ -196,6 +197,7 @@ export function system(p: Processor, op: number): void {
     case OP_MOV_FROM_CR4:
       return movFromCr(p, op, 4);
     case OP_MOV_FROM_CR8:
+      p.needs64BitMode(op);
       return movFromCr(p, op, 8);
     case OP_LIDT:
       return lidt(p, op);

@@ -449,6 +449,11 @@ export class Processor {
     else if (result.value !== this.context.pending || result.value === 0) throw this.#misbuilt(result.value);
   }
 
+  /** REX prefixes exist in 64-bit mode alone (SDM 2A 2.2.1): elsewhere the bytes are other instructions. */
+  needs64BitMode(op: number): void {
+    if (!this.longMode) throw this.error(`it executed ${instructionText(op)} outside 64-bit mode`);
+  }
+
   /** An error in guest terms, for the present instruction. */
   error(problem: string, cause?: unknown): GuestError {
     const { context } = this;

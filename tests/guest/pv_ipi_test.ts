@@ -181,7 +181,8 @@ function toMask(
   vector = VECTOR,
 ): KernelProgram {
   return function* (cpu, kernel) {
-    yield cpu.store64(MASK, Number(mask & 0xffff_ffffn), Number(mask >> 32n));
+    yield cpu.store32(MASK, Number(mask & 0xffff_ffffn));
+    yield cpu.store32(MASK + 4, Number(mask >> 32n));
     yield* kernel.apic[operation](cpu, MASK, vector);
   };
 }

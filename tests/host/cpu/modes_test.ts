@@ -299,6 +299,28 @@ for (const backend of BACKENDS) {
     });
   });
 
+  describe(`an instruction with a REX prefix (${backend})`, () => {
+    const encodedWithRex: readonly ((cpu: X86Cpu) => number)[] = [
+      (cpu) => cpu.load64(DATA),
+      (cpu) => cpu.store64(DATA, 1),
+      (cpu) => cpu.xchg64(DATA, 1),
+      (cpu) => cpu.cmpxchg64(DATA, 0, 1),
+      (cpu) => cpu.movToCr8(1),
+      (cpu) => cpu.movFromCr8(),
+    ];
+
+    it("is an error outside 64-bit mode, where its bytes are another instruction", () => {
+      for (const build of encodedWithRex) {
+        const rig = new Rig({ ...options, mode: "32-bit" });
+        const run = () =>
+          rig.finish(function* (cpu) {
+            yield build(cpu);
+          });
+        assertThrows(run, GuestError, "outside 64-bit mode");
+      }
+    });
+  });
+
   describe(`the MSRs that the processor keeps (${backend})`, () => {
     it("read back what was written, and refuse addresses that are not canonical", () => {
       const rig = rigWithGp(options);
