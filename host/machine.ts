@@ -14,7 +14,8 @@ import {
   type Schedule,
 } from "./core/mod.ts";
 import { MpState } from "./kvm/modes.ts";
-import { Vm, type VmOptions } from "./kvm/vm.ts";
+import { Vm } from "./kvm/vm.ts";
+import type { VmOptions } from "./kvm/vm_options.ts";
 import { checkQuirks, type Quirk } from "./quirks.ts";
 import { HostScheduler } from "./sched/mod.ts";
 

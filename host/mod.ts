@@ -15,7 +15,8 @@ export type { HaltPolling } from "./kvm/halt.ts";
 export { MpState, type Phase, type Turn, VcpuMode } from "./kvm/modes.ts";
 export type { MsrState } from "./kvm/msr_state.ts";
 export { type QueuedException, Vcpu, type VcpuStats } from "./kvm/vcpu.ts";
-export { type UserspaceDevice, Vm, type VmOptions } from "./kvm/vm.ts";
+export { type UserspaceDevice, Vm } from "./kvm/vm.ts";
+export type { VmOptions } from "./kvm/vm_options.ts";
 export * from "./devices/mod.ts";
 export * from "./irqchip/mod.ts";
 export type {
