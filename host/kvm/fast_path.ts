@@ -6,7 +6,7 @@
 
 import * as abi from "../../abi/mod.ts";
 import { u64 } from "../../abi/mod.ts";
-import { writeX2apicIcr } from "../lapic/mod.ts";
+import * as apic from "../lapic/mod.ts";
 import * as tracing from "../trace/mod.ts";
 import * as vendor from "./backend.ts";
 import { emulateHalt } from "./halt.ts";
@@ -18,6 +18,7 @@ const { IA32_TSC_DEADLINE, RAX, RCX, RDX, X2APIC_ICR } = abi;
 const { TP } = tracing;
 const { FastPath } = vendor;
 const { MpState } = modes;
+const { fastWriteX2apicIcr } = apic;
 type FastPath = vendor.FastPath;
 
 /** WRMSR of the x2APIC ICR, where the optimized map knows the targets, and of IA32_TSC_DEADLINE. */
@@ -31,8 +32,8 @@ export function fastWrmsr(vcpu: Vcpu): FastPath {
 function fastIcr(vcpu: Vcpu, regs: Uint32Array): FastPath {
   const { lapic } = vcpu;
   if (!vcpu.vm.behaviour.icrFastPath || !lapic.x2apicMode) return FastPath.None;
-  if (writeX2apicIcr(lapic, regs[RAX], regs[RDX], true) !== "sent") return FastPath.None;
-  return wrmsrDone(vcpu, regs);
+  // Signed halves are small integers.
+  return fastWriteX2apicIcr(lapic, regs[RAX] | 0, regs[RDX] | 0) ? wrmsrDone(vcpu, regs) : FastPath.None;
 }
 
 function fastDeadline(vcpu: Vcpu, regs: Uint32Array): FastPath {

@@ -8,7 +8,8 @@ import * as abi from "../../abi/mod.ts";
 import { highOf, type KvmFeature, lowOf, msrName, u64 } from "../../abi/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
 import { systemMsrTakes, systemMsrWord } from "../cpu/privileged.ts";
-import { MsrValue, readX2apicMsr, writeApicBase, writeX2apicMsr } from "../lapic/mod.ts";
+import * as apic from "../lapic/mod.ts";
+import type { MsrValue } from "../lapic/mod.ts";
 import { PV_MSR_HANDLERS } from "../pv/registry.ts";
 import * as tracing from "../trace/mod.ts";
 import type { Vcpu } from "./vcpu.ts";
@@ -45,6 +46,7 @@ const {
   X2APIC_MSR_LAST,
 } = abi;
 const { TP } = tracing;
+const { readX2apicMsr, writeApicBase, writeX2apicMsr } = apic;
 
 /** What the host does on an access. A `false` raises #GP. */
 export interface MsrHandler {
@@ -178,7 +180,7 @@ function writeEfer(vcpu: Vcpu, low: number, high: number): boolean {
   return true;
 }
 
-const value = new MsrValue();
+const value: MsrValue = new apic.MsrValue();
 
 /** Reads an MSR into `into`, as the guest sees it. false raises #GP. */
 export function readMsr(vcpu: Vcpu, index: number, into: MsrValue): boolean {
@@ -245,6 +247,6 @@ export function emulateWrmsr(vcpu: Vcpu): void {
   const high = regs[RDX];
   vcpu.charge(vcpu.cost.msrEmulation);
   const ok = writeMsr(vcpu, index, low, high);
-  vcpu.trace(TP.kvm_msr, 1, index, low, high, ok ? 0 : 1);
+  if (vcpu.hit(TP.kvm_msr)) vcpu.record(TP.kvm_msr, 1, index, low, high, ok ? 0 : 1);
   vcpu.complete(ok);
 }

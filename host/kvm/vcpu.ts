@@ -314,8 +314,10 @@ export class Vcpu extends Thread {
     this.mode = VcpuMode.Exiting;
     const running = this.engine.running!;
     if (running === this) return;
-    running.time += this.cost.kick;
-    this.pcpu!.interrupt(running.time + this.cost.ipiLatency);
+    const { cost } = this;
+    const sent = running.time + cost.kick;
+    running.time = sent;
+    this.pcpu!.interrupt(sent + cost.ipiLatency);
   }
 
   /** Wakes the vCPU if it waits for an event. */
@@ -363,6 +365,19 @@ export class Vcpu extends Thread {
   /** Whether the preemption timer has expired. */
   get preemptionTimerExpired(): boolean {
     return this.#preemptionAt <= this.time;
+  }
+
+  /** A physical interrupt arrives at `time`, before any other. */
+  interruptDue(time: number): void {
+    const at = time < this.#preemptionAt ? time : this.#preemptionAt;
+    const { processor } = this;
+    processor.setAsync(at);
+    if (processor.guestMode) processor.interruptWait(at);
+  }
+
+  /** Every physical interrupt has been served; the guest does not run. */
+  interruptsServed(): void {
+    this.processor.setAsync(this.#preemptionAt);
   }
 
   /** The next asynchronous event has changed. */

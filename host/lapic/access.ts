@@ -6,12 +6,14 @@
 
 import * as abi from "../../abi/mod.ts";
 import { apicPageAddress } from "./base.ts";
-import { writeX2apicIcr, x2apicIcrHigh } from "./icr.ts";
+import * as icr from "./icr.ts";
 import type { Lapic } from "./lapic.ts";
-import { emulatedRead, emulatedWrite, UNREADABLE } from "./registers.ts";
+import * as registers from "./registers.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const { APIC_ICR, APIC_PAGE_SIZE, X2APIC_MSR_BASE } = abi;
+const { APIC_EOI, APIC_ICR, APIC_PAGE_SIZE, X2APIC_MSR_BASE } = abi;
+const { writeX2apicIcr, x2apicIcrHigh } = icr;
+const { emulatedEoi, emulatedRead, emulatedWrite, UNREADABLE } = registers;
 
 /** What an MMIO read gave: the value, or that the APIC does not answer. */
 export type MmioRead = { readonly value: bigint } | "not-mine";
@@ -75,7 +77,8 @@ export function readX2apicMsr(lapic: Lapic, msr: number, value: MsrValue): boole
 export function writeX2apicMsr(lapic: Lapic, msr: number, low: number, high: number): boolean {
   if (!lapic.x2apicMode) return false;
   const offset = (msr - X2APIC_MSR_BASE) << 4;
-  if (offset === APIC_ICR) return writeX2apicIcr(lapic, low, high, false) === "sent";
+  if (offset === APIC_EOI && high === 0) return emulatedEoi(lapic, low);
+  if (offset === APIC_ICR) return writeX2apicIcr(lapic, low, high);
   if (high !== 0) return false;
   return emulatedWrite(lapic, offset, low);
 }

@@ -31,9 +31,10 @@ const { REQ_EVENT } = requests;
 
 /** Words of the part of the page that has registers (KVM_APIC_REG_SIZE, 0x400 bytes). */
 const PAGE_WORDS = 256;
-/** The first words of the IRR and of the ISR. */
+/** The first words of the IRR, of the ISR and of the TMR. */
 const IRR = APIC_IRR >>> 2;
 const ISR = APIC_ISR >>> 2;
+const TMR = APIC_TMR >>> 2;
 
 /** Pending event: INIT. */
 export const PENDING_INIT = 1;
@@ -61,6 +62,8 @@ export class Lapic {
   x2apicMode = false;
   /** Spurious-vector register bit 8, remembered. */
   softwareEnabled = false;
+  /** Both: IA32_APIC_BASE.EN and the spurious-vector register's enable bit. */
+  enabled = false;
   /** A hint: false only if no IRR bit is set. */
   irrPending = true;
   /** Which of the eight IRR registers have a bit set. */
@@ -100,12 +103,8 @@ export class Lapic {
   set base(value: number) {
     this.#base = value;
     this.hardwareEnabled = (value & APICBASE_ENABLE) !== 0;
+    this.enabled = this.softwareEnabled && this.hardwareEnabled;
     this.x2apicMode = (value & APICBASE_X2APIC_ENABLE) !== 0;
-  }
-
-  /** IA32_APIC_BASE.EN and the spurious-vector register's enable bit. */
-  get enabled(): boolean {
-    return this.softwareEnabled && this.hardwareEnabled;
   }
 
   /** The xAPIC ID: bits 31:24 of the ID register. */
@@ -128,6 +127,17 @@ export class Lapic {
     this.irrPending = true;
   }
 
+  /** Records an edge-triggered request for a vector. */
+  requestEdge(vector: number): void {
+    const { page } = this;
+    const register = (vector >>> 5) << 2;
+    const bit = 1 << (vector & 31);
+    page[TMR + register] &= ~bit;
+    page[IRR + register] |= bit;
+    this.irrRegisters |= 1 << (vector >>> 5);
+    this.irrPending = true; // After the bit, as above.
+  }
+
   /** The highest vector that is requested, -1 for none. */
   highestIrr(): number {
     if (this.irrRegisters === 0) return -1;
@@ -142,16 +152,6 @@ export class Lapic {
     if (this.isrCount === 0) return -1;
     if (this.highestIsrCache !== -1) return this.highestIsrCache;
     return highestVector(this.page, APIC_ISR);
-  }
-
-  #clearIsr(vector: number): void {
-    const { page } = this;
-    const word = ISR + ((vector >>> 5) << 2);
-    const bit = 1 << (vector & 31);
-    if ((page[word] & bit) === 0) return;
-    page[word] &= ~bit;
-    this.isrCount--;
-    this.highestIsrCache = -1;
   }
 
   /** Whether a vector waits for service or for its EOI. */
@@ -226,14 +226,17 @@ export class Lapic {
   eoi(): number {
     const { vcpu } = this;
     const vector = this.highestIsr();
-    vcpu.trace(TP.kvm_eoi, vcpu.vcpuId, vector);
+    if (vcpu.hit(TP.kvm_eoi)) vcpu.record(TP.kvm_eoi, vcpu.vcpuId, vector);
     if (vector === -1) return vector;
-    this.#clearIsr(vector);
-    this.updatePpr();
+    this.page[ISR + ((vector >>> 5) << 2)] &= ~(1 << (vector & 31));
+    this.isrCount--;
+    this.highestIsrCache = -1;
+    // A requested vector above the new priority is looked at in any case: REQ_EVENT, below.
+    this.#computePpr();
     if (vcpu.ioapicHandles(vector)) {
       vcpu.vm.ioapic.endOfInterrupt(vcpu, vector, testVector(this.page, APIC_TMR, vector));
     }
-    vcpu.request(REQ_EVENT);
+    vcpu.requests |= REQ_EVENT;
     return vector;
   }
 
@@ -243,6 +246,7 @@ export class Lapic {
     const enabled = (value & APIC_SPIV_APIC_ENABLED) !== 0;
     if (enabled !== this.softwareEnabled) {
       this.softwareEnabled = enabled;
+      this.enabled = enabled && this.hardwareEnabled;
       this.vcpu.vm.apicMapDirty(this.vcpu);
     }
   }

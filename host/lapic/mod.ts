@@ -9,6 +9,7 @@ export * from "./apic_map.ts";
 export * from "./base.ts";
 export * from "./delivery.ts";
 export * from "./destination.ts";
+export * from "./edge.ts";
 export * from "./icr.ts";
 export * from "./lapic.ts";
 export * from "./message.ts";

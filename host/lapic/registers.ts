@@ -91,10 +91,18 @@ export function emulatedRead(lapic: Lapic, offset: number, bytes: number): numbe
 
 /** Software writes a register. false where that raises #GP in x2APIC mode; in xAPIC mode nobody looks. */
 export function emulatedWrite(lapic: Lapic, offset: number, value: number): boolean {
+  if (offset === APIC_EOI) return emulatedEoi(lapic, value);
   const { vcpu } = lapic;
   vcpu.charge(vcpu.cost.apicRegister);
-  vcpu.trace(TP.kvm_apic, 1, offset, value);
-  if (offset !== APIC_EOI) return writeRegister(lapic, offset, value);
+  if (vcpu.hit(TP.kvm_apic)) vcpu.record(TP.kvm_apic, 1, offset, value);
+  return writeRegister(lapic, offset, value);
+}
+
+/** Software writes the EOI register: what it writes most. Always true. */
+export function emulatedEoi(lapic: Lapic, value: number): boolean {
+  const { vcpu } = lapic;
+  vcpu.charge(vcpu.cost.apicRegister);
+  if (vcpu.hit(TP.kvm_apic)) vcpu.record(TP.kvm_apic, 1, APIC_EOI, value);
   lapic.eoi();
   return true;
 }

@@ -17,7 +17,7 @@ import {
 import { A0, A1, A2, A3, argumentHigh, argumentLow } from "../kvm/hypercall_arguments.ts";
 import type { HypercallHandler } from "../kvm/hypercall.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
-import { acceptInterrupt, type ApicMap } from "../lapic/mod.ts";
+import { acceptEdge, acceptInterrupt, type ApicMap, isEdge } from "../lapic/mod.ts";
 
 /** KVM_HC_SEND_IPI. */
 export const SEND_IPI: HypercallHandler = { name: "KVM_HC_SEND_IPI", call: sendIpi };
@@ -69,6 +69,7 @@ function sendTo(vcpu: Vcpu, map: ApicMap, id: number, icr: number): number {
     if (vcpu.vm.behaviour.sendIpiChecked) return 0;
     vcpu.vm.hostFailure(`NULL pointer dereference: slot ${id} of the APIC map is empty`);
   }
+  if (isEdge(icr)) return acceptEdge(vcpu, lapic, icr & APIC_VECTOR_MASK);
   const level = (icr & APIC_INT_ASSERT) !== 0;
   const levelTriggered = (icr & APIC_INT_LEVELTRIG) !== 0;
   return acceptInterrupt(lapic, icr & APIC_MODE_MASK, icr & APIC_VECTOR_MASK, level, levelTriggered);

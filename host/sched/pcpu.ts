@@ -51,7 +51,7 @@ export class Pcpu implements Rebased {
   interrupt(time: number): void {
     if (time >= this.interruptAt) return;
     this.interruptAt = time;
-    this.current?.asynchronousEvent();
+    this.current?.interruptDue(time);
   }
 
   /** The scheduler wants to run somebody else here, or not any more. */
@@ -60,10 +60,10 @@ export class Pcpu implements Rebased {
     this.current?.resched(wanted);
   }
 
-  /** The host has served what arrived. */
+  /** The host has served what arrived, while no guest ran here. */
   interruptsServed(): void {
     this.interruptAt = FAR;
-    this.current?.asynchronousEvent();
+    this.current?.interruptsServed();
   }
 
   #sliceEnded(): void {
