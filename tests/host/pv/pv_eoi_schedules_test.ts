@@ -2,7 +2,7 @@ import { assert, assertEquals, assertGreater } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import { encodeMsi, type X86Cpu } from "../../../abi/mod.ts";
-import { BACKENDS, type HostSemantics, type PolicySpec } from "../../../host/mod.ts";
+import { BACKENDS, type HostSemantics, type PolicySpec, VcpuMode } from "../../../host/mod.ts";
 import { type Asking, vectors } from "../../support/apic.ts";
 import { count, eventsOf, tracingRig } from "../../support/events.ts";
 import { DATA } from "../../support/guests.ts";
@@ -55,8 +55,8 @@ function play(
       for (let step = 0; step < 4; step++) {
         yield wait;
         // Outside the short way from the event block to the entry, nothing is armed in the host.
-        if (armedOutside && !vm.inGuest(vm.bootstrap) && !pvEoi.pending) cancelled++;
-        armedOutside = !vm.inGuest(vm.bootstrap) && pvEoi.pending;
+        if (armedOutside && vm.bootstrap.mode === VcpuMode.Outside && !pvEoi.pending) cancelled++;
+        armedOutside = vm.bootstrap.mode === VcpuMode.Outside && pvEoi.pending;
         if (!pvEoi.pending) {
           assertEquals(vm.memory.byte(FLAG), 0, "a flag that is set is a flag that is armed");
         }
