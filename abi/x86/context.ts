@@ -13,8 +13,9 @@ import type { Guest, TextBlock } from "./text.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { HIGH } = bits;
-const { BLOCK, FIXUP_PAD, LENGTH } = instructions;
+const { BEHIND, FIXUP_PAD, LENGTH, SITE } = instructions;
 const {
+  CR0_PE,
   CS,
   ERROR_CODE,
   FLAG_CF,
@@ -29,7 +30,7 @@ const {
   RCX,
   RDX,
   RFLAGS,
-  RIP,
+  SYS_CR0,
   SYS_GS_BASE,
   SYS_WORDS,
   VECTOR,
@@ -39,10 +40,15 @@ const {
 /** How many activations may be nested: a program, and handlers above it. */
 export const MAX_FRAMES = 24;
 
+/** What {@linkcode Frame.rip} is while no handler has sent the activation anywhere. */
+export const UNSENT = -1;
+
 /** One activation of a guest function, with its own window of registers. */
 export class Frame {
   /** The activation's registers: live while it is the top one, saved while others are above it. */
   readonly regs: Uint32Array = new Uint32Array(WINDOW);
+  /** The same 64 bits at a time: how a window is copied. */
+  readonly wide: BigUint64Array = new BigUint64Array(this.regs.buffer);
   /** While other frames are above it: the function, which its context has while it is the top one. */
   guest: Guest | undefined = undefined;
   /** Where its text is. */
@@ -51,8 +57,21 @@ export class Frame {
   pending = 0;
   /** While other frames are above it: the last instruction that it completed, 0 for none. */
   last = 0;
-  /** While other frames are above it: RIP as it was saved, its low half as a signed number. */
-  savedRip = 0;
+  /**
+   * While other frames are above it: the linear address that a handler sends it to; {@linkcode UNSENT} where it goes
+   * on at its {@linkcode site}.
+   */
+  rip: number = UNSENT;
+
+  /** While other frames are above it: the linear address of its pending instruction, or of the next one. */
+  get site(): number {
+    return presentAddress(this.block!, this.pending, this.last);
+  }
+}
+
+/** The linear address of instruction `pending` of a block, or, where that is 0, of what follows `last`: a small integer. */
+export function presentAddress(block: TextBlock, pending: number, last: number): number {
+  return block.address + (pending !== 0 ? SITE[pending] : BEHIND[last]);
 }
 
 /** The activations and registers of a {@linkcode X86Cpu}. */
@@ -151,8 +170,9 @@ export class X86Context {
   }
   /** The instruction pointer that IRET will return to. */
   get interruptedRip(): number {
-    const { regs } = this.#interrupted("read the interrupted RIP");
-    return regs[RIP + 1] * HIGH + regs[RIP];
+    const { regs, rip, site } = this.#interrupted("read the interrupted RIP");
+    const realMode = (this.sys[SYS_CR0] & CR0_PE) === 0;
+    return (rip === UNSENT ? site : rip) - (realMode ? 16 * regs[CS] : 0);
   }
   /** The privilege level that IRET will return to. */
   get interruptedCpl(): number {
@@ -164,14 +184,14 @@ export class X86Context {
    * {@linkcode X86Fault} there. What an exception table does in a kernel. Without it the instruction is retried.
    */
   fixup(): void {
-    const { regs } = this.#faulted("fix up");
-    regs[RIP] = (regs[RIP] & -BLOCK) | FIXUP_PAD;
+    const frame = this.#faulted("fix up");
+    frame.rip = frame.block!.address + FIXUP_PAD;
   }
 
   /** Sends the interrupted function behind its pending instruction, as a handler does that emulated it. */
   skip(): void {
-    const { regs, pending } = this.#faulted("skip an instruction");
-    regs[RIP] += LENGTH[pending];
+    const frame = this.#faulted("skip an instruction");
+    frame.rip = (frame.rip === UNSENT ? frame.site : frame.rip) + LENGTH[frame.pending];
   }
 
   /** Sets the RAX that the interrupted activation will find: how a system call returns a value. */

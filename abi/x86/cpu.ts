@@ -361,7 +361,7 @@ export class X86Cpu extends X86Context {
   /** Computes for `cycles` cycles; interrupts are taken in the middle, and the rest is done after them. */
   work(cycles: number): number {
     this.#begin(OP_WORK);
-    this.#pair(RCX, cycles, cycles / HIGH);
+    this.#pair(RCX, cycles, cycles >>> 0 === cycles ? 0 : cycles / HIGH);
     return OP_WORK;
   }
 
@@ -393,8 +393,10 @@ export class X86Cpu extends X86Context {
   }
 
   #pair(word: number, lo: number, hi: number): void {
-    this.regs[word] = lo;
-    this.regs[word + 1] = hi;
+    // Cut to 32 bits as integers, not by the array from floating point.
+    const { regs } = this;
+    regs[word] = lo | 0;
+    regs[word + 1] = hi | 0;
   }
 
   #wide(word: number, value: number | bigint): void {

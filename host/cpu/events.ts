@@ -8,30 +8,34 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { exceptionOf, hex } from "../../abi/mod.ts";
-import { popFrame, pushFrame } from "./frames.ts";
+import { exceptionOf, type Guest, hex, instructionText, type X86Cpu } from "../../abi/mod.ts";
+import * as activations from "./frames.ts";
 import type { Processor } from "./processor.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
   CS,
   DF_VECTOR,
+  EFER_LMA,
   ERROR_CODE,
   FLAG_IF,
   GATE_PRESENT,
   GP_VECTOR,
-  HIGH,
   IDT_GATE32,
   IDT_GATE64,
   KERNEL32_CS,
   KERNEL_CS,
   NO_VECTOR,
   NP_VECTOR,
+  OP_IRET,
   RFLAGS,
+  SYSCALL_ENTRY,
+  SYS_EFER,
   SYS_IDT_BASE,
   SYS_IDT_LIMIT,
   VECTOR,
 } = abi;
+const { entryAt, linear, popFrame, pushFrame } = activations;
 
 const TYPE_INTERRUPT = 0xe;
 const TYPE_TRAP = 0xf;
@@ -105,11 +109,11 @@ function deliver(p: Processor, vector: number, errorCode: number): number {
   if (selector !== KERNEL_CS && !p.realMode && (p.longActive || selector !== KERNEL32_CS)) {
     return (GP_VECTOR << 16) | (selector & 0xfffc) | ERROR_EXT;
   }
-  pushFrame(p, gate.address);
+  pushFrame(p, entryAt(p, gate.address));
   const { regs } = p;
   regs[CS] = selector;
   regs[VECTOR] = vector;
-  regs[ERROR_CODE] = p.realMode ? 0 : errorCode; // Real mode has none (SDM 3B 21.1.4).
+  regs[ERROR_CODE] = errorCode !== 0 && p.realMode ? 0 : errorCode; // Real mode has none (SDM 3B 21.1.4).
   if (kind === TYPE_INTERRUPT) regs[RFLAGS] &= ~FLAG_IF;
   p.shadow = false;
   p.charge(p.cost.eventDelivery);
@@ -119,18 +123,25 @@ function deliver(p: Processor, vector: number, errorCode: number): number {
 /** Reads a vector's gate. false where the IDT ends before it. */
 function readGate(p: Processor, vector: number): boolean {
   const { sys, memory } = p;
-  const limit = sys[SYS_IDT_LIMIT];
+  const base = sys[SYS_IDT_BASE];
+  const first = ((base >>> 2) + (vector << 2)) | 0;
+  const flat = ((base & 3) | sys[SYS_IDT_BASE + 1]) === 0 && ((first + 3) | 0) < memory.flatWords;
+  if (flat && (sys[SYS_EFER] & EFER_LMA) !== 0 && ((vector << 4) | 15) <= sys[SYS_IDT_LIMIT]) {
+    const { u32 } = memory;
+    gate64(u32[first], u32[first + 1], u32[first + 2]);
+    return true;
+  }
+  return readGateSlowly(p, vector);
+}
+
+/** The same for every mode, and wherever the IDT is. */
+function readGateSlowly(p: Processor, vector: number): boolean {
+  const limit = p.sys[SYS_IDT_LIMIT];
   if (p.longActive) {
     const offset = IDT_GATE64.size * vector;
     if (offset + IDT_GATE64.size - 1 > limit) return false;
-    const first = (sys[SYS_IDT_BASE] >>> 2) + 4 * vector;
-    if (first + 4 <= memory.flatWords && (sys[SYS_IDT_BASE] & 3) === 0 && sys[SYS_IDT_BASE + 1] === 0) {
-      const { u32 } = memory;
-      gate64(u32[first], u32[first + 1], u32[first + 2]);
-    } else {
-      const base = idtBase(p) + offset;
-      gate64(gateWord(p, base), gateWord(p, base + 4), gateWord(p, base + 8));
-    }
+    const entry = idtBase(p) + offset;
+    gate64(gateWord(p, entry), gateWord(p, entry + 4), gateWord(p, entry + 8));
     return true;
   }
   if (p.realMode) {
@@ -153,11 +164,11 @@ function gate64(low: number, middle: number, high: number): void {
   gate.selector = low >>> 16;
   gate.type = (middle >>> 8) & 0xff;
   const address = (middle & 0xffff_0000) | (low & 0xffff);
-  gate.address = high === 0 && address >= 0 ? address : high * HIGH + (address >>> 0);
+  gate.address = high === 0 && address >= 0 ? address : linear(address >>> 0, high);
 }
 
 function idtBase(p: Processor): number {
-  return p.sys[SYS_IDT_BASE + 1] * HIGH + p.sys[SYS_IDT_BASE];
+  return linear(p.sys[SYS_IDT_BASE], p.sys[SYS_IDT_BASE + 1]);
 }
 
 function gateWord(p: Processor, address: number): number {
@@ -165,11 +176,47 @@ function gateWord(p: Processor, address: number): number {
   return p.memory.word(address);
 }
 
-/** IRET: back to the activation that was interrupted, or that made the system call; NMIs are unblocked. */
+/**
+ * The function at the top returned. A handler executes IRET; a system call or a user program gives the processor back
+ * to what ran before it; a program that was booted leaves a processor that halts.
+ */
+export function endFrame(p: Processor): void {
+  const { context } = p;
+  if (context.pending !== 0) {
+    throw p.error(`it returned without yielding ${instructionText(context.pending)}, which it had built`);
+  }
+  if (context.depth > 1) {
+    const vector = p.regs[VECTOR];
+    if (vector === NO_VECTOR || vector === SYSCALL_ENTRY) {
+      popFrame(p);
+      p.charge(p.cost.iret);
+    } else {
+      context.pending = OP_IRET;
+      if (!p.virtualization.iret(p)) returnFromEvent(p);
+    }
+    return;
+  }
+  if (context !== p.bootContext) throw p.error("this task returned; it must switch to another one instead");
+  p.finished = true;
+  context.guest = halted(context);
+}
+
+/** What a processor does after its program: CLI, and HLT for ever. */
+function* halted(cpu: X86Cpu): Guest {
+  yield cpu.cli();
+  for (;;) yield cpu.hlt();
+}
+
+/** Executes IRET: back to the activation that was interrupted, or that made the system call; NMIs are unblocked. */
 export function iret(p: Processor): void {
+  if (p.virtualization.iret(p)) return;
   if (p.context.depth < 2 || p.regs[VECTOR] === NO_VECTOR) {
     throw p.error("it executed IRET, but no event delivered this activation");
   }
+  returnFromEvent(p);
+}
+
+function returnFromEvent(p: Processor): void {
   p.nmiBlocked = false;
   p.instructions++;
   p.shadow = false;

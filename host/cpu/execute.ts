@@ -84,7 +84,7 @@ export function execute(p: Processor, op: number): void {
       p.retire(op);
       return;
     case OP_IRET:
-      return executeIret(p);
+      return iret(p);
     case OP_STI:
       if (p.cpl > ((regs[RFLAGS] & FLAG_IOPL) >>> 12)) return raise(p, GP_VECTOR, 0);
       {
@@ -156,9 +156,4 @@ export function execute(p: Processor, op: number): void {
     default:
       system(p, op);
   }
-}
-
-/** Executes IRET, which is what a handler's return is. */
-export function executeIret(p: Processor): void {
-  if (!p.virtualization.iret(p)) iret(p);
 }

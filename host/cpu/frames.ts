@@ -13,14 +13,12 @@ import * as abi from "../../abi/mod.ts";
 import {
   faultOf,
   Frame,
-  type Guest,
   hex,
   instructionText,
   type TextBlock,
   type Vector,
   type X86Cpu,
 } from "../../abi/mod.ts";
-import { executeIret } from "./execute.ts";
 import type { Processor } from "./processor.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -29,42 +27,50 @@ const {
   FIXUP_PAD,
   LENGTH,
   MAX_FRAMES,
+  HIGH,
   NO_VECTOR,
-  OP_IRET,
   R11,
-  R8,
+  RAX,
+  RBX,
+  RCX,
+  RDI,
+  RDX,
   RFLAGS,
-  RIP,
+  RSI,
   SITE,
-  SYSCALL_ENTRY,
+  UNSENT,
   VECTOR,
 } = abi;
 
-/** The words of the registers that instructions reach, RAX to RDI; the only other one is R11, which SYSCALL fills. */
-const REACHED = R8;
-
-/** Begins an activation of the function at `address` above the present one, with the registers as they are. */
-export function pushFrame(p: Processor, address: number): void {
+/** Begins an activation of `block` above the present one, with the registers as they are. */
+export function pushFrame(p: Processor, block: TextBlock): void {
   const { context } = p;
   const { depth, frames } = context;
   if (depth >= MAX_FRAMES) {
     throw p.error(`${MAX_FRAMES} activations are nested already, the most allowed`);
   }
-  const block = blockAt(p, address);
   const below = frames[depth - 1];
-  const from = below.regs;
-  p.saveRip();
-  below.savedRip = from[RIP] | 0;
+  below.rip = UNSENT;
   below.pending = context.pending;
   below.last = context.last;
   // A frame holds its function only while it is not the top one: a handler's never leaves the context.
   below.guest = context.guest;
   begin(p, depth, block);
-  const to = p.regs;
-  for (let i = 0; i < REACHED; i++) to[i] = from[i];
-  to[R11] = from[R11];
-  to[R11 + 1] = from[R11 + 1];
-  to[RFLAGS] = from[RFLAGS];
+  copyReached(below, frames[depth]);
+}
+
+/** Copies what instructions reach: their operands, R11, which SYSCALL fills, and RFLAGS. */
+function copyReached(from: Frame, to: Frame): void {
+  const { wide, regs } = to;
+  const old = from.wide;
+  wide[RAX / 2] = old[RAX / 2];
+  wide[RCX / 2] = old[RCX / 2];
+  wide[RDX / 2] = old[RDX / 2];
+  wide[RBX / 2] = old[RBX / 2];
+  wide[RSI / 2] = old[RSI / 2];
+  wide[RDI / 2] = old[RDI / 2];
+  wide[R11 / 2] = old[R11 / 2];
+  regs[RFLAGS] = from.regs[RFLAGS];
 }
 
 function begin(p: Processor, depth: number, block: TextBlock): void {
@@ -74,7 +80,7 @@ function begin(p: Processor, depth: number, block: TextBlock): void {
     frame = new Frame();
     context.frames[depth] = frame;
   }
-  if (frame.block !== block) frame.block = block;
+  frame.block = block;
   context.depth = depth + 1;
   context.guest = block.code(context);
   context.regs = frame.regs;
@@ -83,7 +89,8 @@ function begin(p: Processor, depth: number, block: TextBlock): void {
   p.regs = frame.regs;
 }
 
-function blockAt(p: Processor, address: number): TextBlock {
+/** The function whose entry is at `address`. */
+export function entryAt(p: Processor, address: number): TextBlock {
   const block = p.text.blockAt(address);
   if (block === undefined || block.address !== address) {
     throw p.error(`${hex(address)} is not the entry of a guest function`);
@@ -91,35 +98,9 @@ function blockAt(p: Processor, address: number): TextBlock {
   return block;
 }
 
-/**
- * The function at the top returned. A handler executes IRET; a system call or a user program gives the processor back
- * to what ran before it; a program that was booted leaves a processor that halts.
- */
-export function endFrame(p: Processor): void {
-  const { context } = p;
-  if (context.pending !== 0) {
-    throw p.error(`it returned without yielding ${instructionText(context.pending)}, which it had built`);
-  }
-  if (context.depth > 1) {
-    const vector = p.regs[VECTOR];
-    if (vector === NO_VECTOR || vector === SYSCALL_ENTRY) {
-      popFrame(p);
-      p.charge(p.cost.iret);
-    } else {
-      context.pending = OP_IRET;
-      executeIret(p);
-    }
-    return;
-  }
-  if (context !== p.bootContext) throw p.error("this task returned; it must switch to another one instead");
-  p.finished = true;
-  context.guest = halted(context);
-}
-
-/** What a processor does after its program: CLI, and HLT for ever. */
-function* halted(cpu: X86Cpu): Guest {
-  yield cpu.cli();
-  for (;;) yield cpu.hlt();
+/** A linear address from its halves: a small integer to V8 where it can be one. */
+export function linear(low: number, high: number): number {
+  return high === 0 ? low : high * HIGH + low;
 }
 
 /** Takes the top activation off and goes on with the one below: the register part of IRET. */
@@ -135,16 +116,14 @@ export function popFrame(p: Processor): void {
   context.pending = below.pending;
   context.last = below.last;
   p.regs = below.regs;
-  if ((below.regs[RIP] | 0) !== below.savedRip) {
-    goOnAt(p, p.storedRip, top.regs[VECTOR], top.regs[ERROR_CODE]);
-  }
+  if (below.rip !== UNSENT) goOnAt(p, below.rip, top.regs[VECTOR], top.regs[ERROR_CODE]);
 }
 
 /** Software set RIP while the processor was out of guest mode: an entry starts a function, a continuation goes on. */
 export function resumeAt(p: Processor): void {
   const { context } = p;
   const rip = p.storedRip;
-  if (context.depth === 0) begin(p, 0, blockAt(p, rip));
+  if (context.depth === 0) begin(p, 0, entryAt(p, rip));
   else if (rip !== p.rip) goOnAt(p, rip, NO_VECTOR, 0);
 }
 
@@ -178,5 +157,5 @@ export function switchContext(p: Processor, next: X86Cpu): void {
   next.sys = p.sys;
   p.context = next;
   p.regs = next.regs;
-  if (next.depth === 0) begin(p, 0, blockAt(p, p.storedRip));
+  if (next.depth === 0) begin(p, 0, entryAt(p, p.storedRip));
 }

@@ -6,7 +6,7 @@
 
 import * as abi from "../../abi/mod.ts";
 import { raise } from "./events.ts";
-import { pushFrame, switchContext } from "./frames.ts";
+import { entryAt, linear, pushFrame, switchContext } from "./frames.ts";
 import { knownSelector, type Processor } from "./processor.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -289,7 +289,7 @@ function syscall(p: Processor, op: number): void {
   if ((sys[SYS_EFER] & EFER_SCE) === 0 || !p.longMode) return raise(p, UD_VECTOR, 0);
   p.retire(op);
   const next = p.rip;
-  pushFrame(p, sys[SYS_LSTAR + 1] * HIGH + sys[SYS_LSTAR]);
+  pushFrame(p, entryAt(p, linear(sys[SYS_LSTAR], sys[SYS_LSTAR + 1])));
   const { regs } = p;
   regs[RCX] = next;
   regs[RCX + 1] = next / HIGH;
@@ -304,10 +304,10 @@ function syscall(p: Processor, op: number): void {
 function sysret(p: Processor, op: number): void {
   if ((p.sys[SYS_EFER] & EFER_SCE) === 0 || !p.longMode) return raise(p, UD_VECTOR, 0);
   if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
-  const entry = p.regs[RCX + 1] * HIGH + p.regs[RCX];
+  const entry = linear(p.regs[RCX], p.regs[RCX + 1]);
   const flags = p.regs[R11];
   p.retire(op);
-  pushFrame(p, entry);
+  pushFrame(p, entryAt(p, entry));
   const { regs } = p;
   regs[RFLAGS] = (flags & 0x3c7fd7) | FLAG_FIXED; // SDM 2B, SYSRET: RF, VM and reserved bits are cleared.
   regs[CS] = USER_CS;

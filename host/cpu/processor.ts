@@ -6,23 +6,23 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { exceptionName, instructionText, X86Cpu, X86Fault } from "../../abi/mod.ts";
+import { exceptionName, instructionText, presentAddress, X86Cpu, X86Fault } from "../../abi/mod.ts";
 import type { CodeStore, Guest } from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
 import type { Engine, Thread } from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
 import type { GuestMemory, Watcher } from "../memory/mod.ts";
 import { GuestError } from "./errors.ts";
-import { execute } from "./execute.ts";
-import { endFrame, resumeAt } from "./frames.ts";
+import * as events from "./events.ts";
+import * as instruction from "./execute.ts";
+import * as activations from "./frames.ts";
 import { accessMemory } from "./memory_access.ts";
-import { hypercall, writeMsr } from "./privileged.ts";
-import { endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } from "./waiting.ts";
+import * as privileged from "./privileged.ts";
+import * as waiting from "./waiting.ts";
 import type { Virtualization } from "./virtualization.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
-  BEHIND,
   CR0_CD,
   CR0_ET,
   CR0_NW,
@@ -49,7 +49,6 @@ const {
   RDI,
   RFLAGS,
   RIP,
-  SITE,
   SYS_CR0,
   SYS_CR4,
   SYS_CSTAR,
@@ -65,6 +64,12 @@ const {
   USER_CS,
 } = abi;
 const { FAR, LONG_AGO } = core;
+// And so are functions.
+const { endFrame } = events;
+const { execute } = instruction;
+const { linear, resumeAt } = activations;
+const { hypercall, writeMsr } = privileged;
+const { endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } = waiting;
 
 /**
  * Resumes a generator. Each guest function has a prototype of its own, so looking `next` up on the generators would be
@@ -276,7 +281,7 @@ export class Processor {
 
   /** The linear address that the RIP register holds. */
   get storedRip(): number {
-    return this.codeBase + this.regs[RIP + 1] * HIGH + this.regs[RIP];
+    return this.codeBase + linear(this.regs[RIP], this.regs[RIP + 1]);
   }
 
   /** Loads CS with a real-mode segment. */
@@ -290,13 +295,8 @@ export class Processor {
    */
   get rip(): number {
     if (this.#ripWritten) return this.storedRip;
-    return presentAddress(this.context);
-  }
-
-  /** Brings the RIP register up to the present instruction: what an event saves. Only in guest mode. */
-  saveRip(): void {
-    this.regs[RIP] = presentAddress(this.context) - this.codeBase;
-    this.regs[RIP + 1] = 0;
+    const { frames, depth, pending, last } = this.context;
+    return presentAddress(frames[depth - 1].block!, pending, last);
   }
 
   /** VM entry. Where software has written RIP, the guest goes on there. */
@@ -477,13 +477,6 @@ export class Processor {
     const yielded = typeof op === "number" ? instructionText(op) : String(op);
     return this.error(`it built ${instructionText(built)} and yielded ${yielded}`);
   }
-}
-
-/** The linear address of a context's present instruction, or of the next one: a small integer. */
-function presentAddress(context: X86Cpu): number {
-  const { address } = context.frames[context.depth - 1].block!;
-  const op = context.pending;
-  return op !== 0 ? address + SITE[op] : address + BEHIND[context.last];
 }
 
 /** Whether a selector is one that the processor knows. */

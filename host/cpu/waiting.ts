@@ -38,13 +38,13 @@ export function work(p: Processor): void {
     // Each turn of the loop is an instruction: an event that the shadow holds off comes after the first.
     p.shadow = false;
     thread.time = start + 1;
-    takeLeft(regs, 1);
+    take(regs, 1);
     return;
   }
   const until = p.asyncAt < start + left ? p.asyncAt : start + left;
   p.sleepStart = start;
   thread.time = until;
-  takeLeft(regs, until - start);
+  take(regs, until - start);
   // Nobody comes before its end: it need not wait to be interrupted.
   if (until < engine.horizon) return;
   p.working = true;
@@ -55,16 +55,24 @@ export function workInterrupted(p: Processor, time: number): void {
   const { engine, thread, sleepStart } = p;
   if (time >= thread.time) return;
   const cut = time < sleepStart ? sleepStart : time;
-  takeLeft(p.regs, cut - thread.time);
+  giveBack(p.regs, thread.time - cut);
   engine.wakeAt(thread, cut);
 }
 
-/** Takes cycles off what is left; a negative number gives them back. */
-function takeLeft(regs: Uint32Array, cycles: number): void {
-  const low = regs[RCX] - cycles;
-  regs[RCX] = low;
-  if (low < 0) regs[RCX + 1]--;
-  else if (low > 0xffff_ffff) regs[RCX + 1]++;
+/** Takes cycles off what is left. */
+function take(regs: Uint32Array, cycles: number): void {
+  const low = regs[RCX];
+  const rest = (low - cycles) >>> 0;
+  regs[RCX] = rest;
+  if (rest > low) regs[RCX + 1]--;
+}
+
+/** Gives cycles back to what is left. */
+function giveBack(regs: Uint32Array, cycles: number): void {
+  const low = regs[RCX];
+  const rest = (low + cycles) >>> 0;
+  regs[RCX] = rest;
+  if (rest < low) regs[RCX + 1]++;
 }
 
 /** Executes PAUSE; CMP [RDI], EAX; JE: looks at the word, and sleeps until it may have changed. */
