@@ -145,9 +145,8 @@ function writeInterrupt(vcpu: Vcpu, vector: number, reinjected: boolean): void {
 /** Asks for an exit when the guest lowers its task priority below what is requested (update_cr8_intercept). */
 export function updateCr8Intercept(vcpu: Vcpu): void {
   const { lapic } = vcpu;
-  const vector = lapic.highestIrr();
-  if (vector === -1) vcpu.backend.updateCr8Intercept(0, -1);
-  else vcpu.backend.updateCr8Intercept(lapic.cr8, vector >>> 4);
+  if (lapic.irrRegisters === 0) vcpu.backend.updateCr8Intercept(0, -1);
+  else vcpu.backend.updateCr8Intercept(lapic.cr8, lapic.highestIrr() >>> 4);
 }
 
 /** Whether something waits that would end a halt (kvm_vcpu_has_events). */

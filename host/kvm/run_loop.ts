@@ -13,7 +13,7 @@ import { high } from "../../abi/mod.ts";
 import { recalculateApicMap } from "../lapic/mod.ts";
 import * as tracing from "../trace/mod.ts";
 import * as vendor from "./backend.ts";
-import { acceptApicEvents, injectEvents, processNmi, updateCr8Intercept } from "./events.ts";
+import * as events from "./events.ts";
 import { block } from "./halt.ts";
 import * as requests from "./requests.ts";
 import * as modes from "./modes.ts";
@@ -21,6 +21,7 @@ import type { Vcpu } from "./vcpu.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { TP } = tracing;
+const { acceptApicEvents, injectEvents, processNmi, updateCr8Intercept } = events;
 const { FastPath } = vendor;
 const {
   ATTENTION_APIC_MAP,
@@ -73,71 +74,69 @@ export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {
  * most of its lines cost less than a call would; what few exits need is in functions of its own.
  */
 export function takeTurn(vcpu: Vcpu): Turn {
-  const { backend, cost, processor } = vcpu;
-  let again = false; // Whether the fast path enters the guest again.
-  if (vcpu.phase === Phase.Exited) {
-    backend.completeExit();
-    vcpu.countExit(processor.exitReason);
-    if (vcpu.hit(TP.kvm_exit)) recordExit(vcpu);
-    const fastPath = backend.fastPath();
-    again = fastPath === FastPath.Reenter && !vcpu.exitRequested();
-    if (!again) {
+  let price = vcpu.cost.reentry;
+  toEntry: {
+    if (vcpu.phase === Phase.Exited) {
+      vcpu.backend.completeExit();
+      vcpu.countExit(vcpu.processor.exitReason);
+      if (vcpu.hit(TP.kvm_exit)) recordExit(vcpu);
+      const fastPath = vcpu.backend.fastPath();
+      if (fastPath === FastPath.Reenter && !vcpu.exitRequested()) break toEntry;
       vcpu.mode = VcpuMode.Outside;
-      if (vcpu.time >= processor.asyncAt) serveInterrupts(vcpu);
+      if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu);
       if ((vcpu.attention & ATTENTION_PV_EOI) !== 0) vcpu.pvEoi.harvest();
-      if (fastPath === FastPath.None) backend.handleExit();
+      if (fastPath === FastPath.None) vcpu.backend.handleExit();
       vcpu.phase = Phase.Done;
     }
-  }
-  if (!again) {
-    const came = comeToEntry(vcpu);
-    if (came !== Turn.Guest) return came;
+    for (;;) {
+      if (vcpu.attention === 0 && vcpu.mpState === MpState.Runnable && vcpu.phase === Phase.Done) {
+        vcpu.requests &= ~REQ_UNBLOCK;
+      } else {
+        const came = lookAround(vcpu);
+        if (came !== Turn.Guest) return came;
+      }
+      if (vcpu.phase !== Phase.Prepared) {
+        if (vcpu.requests !== 0 && !prepare(vcpu)) {
+          vcpu.phase = Phase.Done;
+          if (vcpu.vm.dead) return Turn.Dead;
+          continue;
+        }
+        if ((vcpu.attention & ATTENTION_INTERLEAVE) !== 0) {
+          vcpu.phase = Phase.Prepared;
+          return Turn.Interleave;
+        }
+      }
+      if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu); // Up to here the host takes interrupts by itself.
+      vcpu.mode = VcpuMode.InGuest;
+      if ((vcpu.requests | (vcpu.attention & ATTENTION_RESCHED)) === 0) break;
+      cancelEntry(vcpu);
+    }
     if (vcpu.immediateExit) exitAtOnce(vcpu);
+    vcpu.phase = Phase.Exited;
+    price = vcpu.cost.vmentry;
   }
   if (vcpu.hit(TP.kvm_entry)) recordEntry(vcpu);
-  backend.prepareEntry();
-  vcpu.time += again ? cost.reentry : cost.vmentry;
-  processor.enter();
+  vcpu.backend.prepareEntry();
+  vcpu.time += price;
+  vcpu.processor.enter();
   return Turn.Guest;
 }
 
-/** From anywhere but an exit to the last moment before an entry. */
-function comeToEntry(vcpu: Vcpu): Turn {
-  for (;;) {
-    if (vcpu.phase !== Phase.Prepared) {
-      if (vcpu.phase === Phase.Done) {
-        if ((vcpu.attention & ATTENTION_APIC_MAP) !== 0) {
-          vcpu.attention &= ~ATTENTION_APIC_MAP;
-          return Turn.ApicMap;
-        }
-        vcpu.requests &= ~REQ_UNBLOCK;
-        if (vcpu.attention !== 0 && betweenTurns(vcpu)) {
-          vcpu.phase = Phase.Top;
-          return Turn.Preempted;
-        }
-      }
-      if (vcpu.mpState !== MpState.Runnable) {
-        vcpu.phase = Phase.Done;
-        return Turn.Block;
-      }
-      if (vcpu.requests !== 0 && !prepare(vcpu)) {
-        vcpu.phase = Phase.Done;
-        if (vcpu.vm.dead) return Turn.Dead;
-        continue;
-      }
-      if ((vcpu.attention & ATTENTION_INTERLEAVE) !== 0) {
-        vcpu.phase = Phase.Prepared;
-        return Turn.Interleave;
-      }
+/** What few turns have to look at before they prepare an entry. Turn.Guest: go on. */
+function lookAround(vcpu: Vcpu): Turn {
+  if (vcpu.phase === Phase.Prepared) return Turn.Guest;
+  if (vcpu.phase === Phase.Done) {
+    if ((vcpu.attention & ATTENTION_APIC_MAP) !== 0) {
+      vcpu.attention &= ~ATTENTION_APIC_MAP;
+      return Turn.ApicMap;
     }
-    if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu); // Up to here the host takes interrupts by itself.
-    vcpu.mode = VcpuMode.InGuest;
-    if ((vcpu.requests | (vcpu.attention & ATTENTION_RESCHED)) === 0) {
-      vcpu.phase = Phase.Exited;
-      return Turn.Guest;
-    }
-    cancelEntry(vcpu);
+    vcpu.requests &= ~REQ_UNBLOCK;
+    vcpu.phase = Phase.Top;
+    if (vcpu.attention !== 0 && betweenTurns(vcpu)) return Turn.Preempted;
   }
+  if (vcpu.mpState === MpState.Runnable) return Turn.Guest;
+  vcpu.phase = Phase.Done;
+  return Turn.Block;
 }
 
 /** What may have come up during a turn: an expired timer, somebody who waits for the CPU. Whether that got the CPU. */
@@ -172,10 +171,9 @@ function recordExit(vcpu: Vcpu): void {
 
 /** The host takes the physical interrupts that have arrived. */
 function serveInterrupts(vcpu: Vcpu): void {
-  const pcpu = vcpu.pcpu!;
-  if (pcpu.interruptAt > vcpu.time) return;
+  if (vcpu.pcpu!.interruptAt > vcpu.time) return;
   vcpu.time += vcpu.cost.hostInterrupt;
-  pcpu.interruptsServed();
+  vcpu.interruptsServed();
 }
 
 /** Requests and events before an entry. Whether to enter. */

@@ -375,15 +375,16 @@ export class Vcpu extends Thread {
     if (processor.guestMode) processor.interruptWait(at);
   }
 
-  /** Every physical interrupt has been served; the guest does not run. */
-  interruptsServed(): void {
-    this.processor.setAsync(this.#preemptionAt);
-  }
-
   /** The next asynchronous event has changed. */
   asynchronousEvent(): void {
     const at = this.#settleAsync();
     if (at !== FAR && this.processor.guestMode) this.processor.interruptWait(at);
+  }
+
+  /** Every physical interrupt that arrived has been served; the guest does not run. */
+  interruptsServed(): void {
+    this.pcpu!.interruptAt = FAR;
+    this.processor.setAsync(this.#preemptionAt);
   }
 
   #settleAsync(): number {

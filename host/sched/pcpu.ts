@@ -60,12 +60,6 @@ export class Pcpu implements Rebased {
     this.current?.resched(wanted);
   }
 
-  /** The host has served what arrived, while no guest ran here. */
-  interruptsServed(): void {
-    this.interruptAt = FAR;
-    this.current?.interruptsServed();
-  }
-
   #sliceEnded(): void {
     if (this.current === undefined) return;
     this.reschedule(true);

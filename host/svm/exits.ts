@@ -47,7 +47,7 @@ const {
 const { REQ_EVENT, REQ_TRIPLE_FAULT } = requests;
 const { TP } = tracing;
 
-/** Serves an exit by the slow path; WRMSR and interrupts {@linkcode Svm.handleExit} has served before. */
+/** Serves an exit by the slow path; {@linkcode Svm} itself serves WRMSR and physical interrupts. */
 export function handleSvmExit(vcpu: Vcpu, svm: Svm): void {
   const { processor } = vcpu;
   switch (processor.exitReason) {

@@ -6,13 +6,8 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import {
-  deliverInjectedException,
-  deliverInterrupt,
-  type Processor,
-  raise,
-  type Virtualization,
-} from "../cpu/mod.ts";
+import * as cpu from "../cpu/mod.ts";
+import type { Processor, Virtualization } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import * as control from "./vmcb.ts";
 import type { Vmcb } from "./vmcb.ts";
@@ -57,7 +52,8 @@ const {
   V_IRQ_MASK,
   V_TPR_MASK,
 } = abi;
-const { EVTINJ_TYPE_EXEPT, EVTINJ_TYPE_INTR, EVTINJ_TYPE_MASK, EVTINJ_TYPE_NMI, EVTINJ_VALID } = control;
+const { deliverInjectedException, deliverInterrupt, raise } = cpu;
+const { EVTINJ_TYPE_INTR, EVTINJ_TYPE_MASK, EVTINJ_TYPE_NMI, EVTINJ_VALID } = control;
 
 /** Exceptions that KVM intercepts with nested paging: #DB, #UD, #AC, #MC. */
 const EXCEPTION_INTERCEPTS = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
@@ -93,33 +89,30 @@ const CR0_CACHE = CR0_CD | CR0_NW;
 
 /** The virtualization hardware of one SVM processor. */
 export class SvmHardware implements Virtualization {
-  readonly #vcpu: Vcpu;
-  readonly #vmcb: Vmcb;
+  /** The vCPU that it runs. */
+  declare readonly vcpu: Vcpu;
+  /** What controls it. */
+  declare readonly vmcb: Vmcb;
   #stepFrom = 0;
 
   /** The hardware that `vmcb` controls. */
   constructor(vcpu: Vcpu, vmcb: Vmcb) {
-    this.#vcpu = vcpu;
-    this.#vmcb = vmcb;
+    this.vcpu = vcpu;
+    this.vmcb = vmcb;
   }
 
   /** VMRUN: delivers the event in EVENTINJ. */
   enter(p: Processor): void {
-    const vmcb = this.#vmcb;
+    const { vmcb } = this;
     const event = vmcb.eventInj;
     this.#stepFrom = p.instructions;
     p.requestWindow(vmcb.interceptVintr || vmcb.singleStep);
     if ((event & EVTINJ_VALID) === 0) return;
     vmcb.eventInj = 0;
     const vector = event & 0xff;
-    switch (event & EVTINJ_TYPE_MASK) {
-      case EVTINJ_TYPE_INTR:
-        return deliverInterrupt(p, vector, false);
-      case EVTINJ_TYPE_NMI:
-        return deliverInterrupt(p, NMI_VECTOR, true);
-      case EVTINJ_TYPE_EXEPT:
-        return deliverInjectedException(p, vector, vmcb.eventInjError);
-    }
+    if ((event & EVTINJ_TYPE_MASK) === EVTINJ_TYPE_INTR) deliverInterrupt(p, vector, false);
+    else if ((event & EVTINJ_TYPE_MASK) === EVTINJ_TYPE_NMI) deliverInterrupt(p, NMI_VECTOR, true);
+    else deliverInjectedException(p, vector, vmcb.eventInjError);
   }
 
   /** A physical interrupt exits. */
@@ -129,7 +122,7 @@ export class SvmHardware implements Virtualization {
 
   /** A single step ends in #DB; a virtual interrupt that could be taken exits. */
   window(p: Processor): boolean {
-    const vmcb = this.#vmcb;
+    const vmcb = this.vmcb;
     if (vmcb.singleStep && p.instructions > this.#stepFrom) return p.leave(SVM_EXIT_EXCP_BASE + DB_VECTOR);
     if (!vmcb.interceptVintr || (vmcb.intCtl & V_IRQ_MASK) === 0) return false;
     if ((p.regs[RFLAGS] & FLAG_IF) === 0 || p.shadow) return false;
@@ -196,7 +189,7 @@ export class SvmHardware implements Virtualization {
       case 4:
         return p.leave(SVM_EXIT_WRITE_CR0 + cr, CR_OPERAND_RAX);
       case 8:
-        return this.#vmcb.interceptCr8Write ? p.leave(SVM_EXIT_WRITE_CR8, CR_OPERAND_RAX) : false;
+        return this.vmcb.interceptCr8Write ? p.leave(SVM_EXIT_WRITE_CR8, CR_OPERAND_RAX) : false;
       default:
         return false;
     }
@@ -215,23 +208,23 @@ export class SvmHardware implements Virtualization {
 
   /** IRET exits while KVM waits for the end of an NMI handler. */
   iret(p: Processor): boolean {
-    return this.#vmcb.interceptIret ? p.leave(SVM_EXIT_IRET) : false;
+    return this.vmcb.interceptIret ? p.leave(SVM_EXIT_IRET) : false;
   }
 
   /** Accesses outside memory, the APIC's page among them, are nested page faults. */
   unbacked(p: Processor, address: number, _bytes: number, write: boolean): boolean {
-    const marked = this.#vcpu.vm.mmioCached(address) ? NPF_RESERVED : 0;
+    const marked = this.vcpu.vm.mmioCached(address) ? NPF_RESERVED : 0;
     return p.leave(SVM_EXIT_NPF, NPF_FINAL + marked + (write ? NPF_WRITE : 0), address);
   }
 
   /** CR8 is V_TPR. */
   readCr8(_p: Processor): number {
-    return this.#vmcb.intCtl & V_TPR_MASK;
+    return this.vmcb.intCtl & V_TPR_MASK;
   }
 
   /** MOV to CR8 writes V_TPR. */
   writeCr8(_p: Processor, value: number): boolean {
-    this.#vmcb.intCtl = (this.#vmcb.intCtl & ~V_TPR_MASK) | value;
+    this.vmcb.intCtl = (this.vmcb.intCtl & ~V_TPR_MASK) | value;
     return false;
   }
 }

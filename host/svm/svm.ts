@@ -8,8 +8,8 @@
 import * as abi from "../../abi/mod.ts";
 import * as vendor from "../kvm/backend.ts";
 import type { Backend } from "../kvm/backend.ts";
-import { fastHalt, fastInvd, fastWrmsr } from "../kvm/fast_path.ts";
-import { emulateWrmsr } from "../kvm/msr.ts";
+import * as fast from "../kvm/fast_path.ts";
+import * as msrs from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { handleSvmExit } from "./exits.ts";
@@ -32,6 +32,8 @@ const {
   V_TPR_MASK,
 } = abi;
 const { FastPath } = vendor;
+const { fastHalt, fastInvd, fastWrmsr } = fast;
+const { emulateWrmsr } = msrs;
 const { REQ_EVENT } = requests;
 const { EVTINJ_TYPE_EXEPT, EVTINJ_TYPE_INTR, EVTINJ_TYPE_NMI, EVTINJ_VALID, EVTINJ_VALID_ERR } = control;
 type FastPath = vendor.FastPath;
@@ -52,7 +54,8 @@ export class Svm implements Backend {
   readonly x2apicIcrIsSplit = true;
   /** The nested page fault and AVIC's exits stand apart, from 0x400 on. */
   readonly exitNumbers = 0x404;
-  readonly #vcpu: Vcpu;
+  /** The vCPU. */
+  declare readonly vcpu: Vcpu;
   #nmiMasked = false;
   /** The entry was to deliver an event. */
   #injected = false;
@@ -62,7 +65,7 @@ export class Svm implements Backend {
 
   /** The SVM part of a new vCPU. */
   constructor(vcpu: Vcpu) {
-    this.#vcpu = vcpu;
+    this.vcpu = vcpu;
     this.hardware = new SvmHardware(vcpu, this.vmcb);
   }
 
@@ -83,12 +86,12 @@ export class Svm implements Backend {
 
   /** The host sends itself a reschedule interrupt, which ends the guest's stay at once. */
   requestImmediateExit(): void {
-    this.#vcpu.pcpu!.interrupt(this.#vcpu.time);
+    this.vcpu.pcpu!.interrupt(this.vcpu.time);
   }
 
   /** V_TPR gets the task priority's class (sync_lapic_to_cr8). */
   prepareEntry(): void {
-    this.vmcb.intCtl = (this.vmcb.intCtl & ~V_TPR_MASK) | this.#vcpu.lapic.cr8;
+    this.vmcb.intCtl = (this.vmcb.intCtl & ~V_TPR_MASK) | this.vcpu.lapic.cr8;
   }
 
   /**
@@ -96,7 +99,7 @@ export class Svm implements Backend {
    * intercepted (sync_cr8_to_lapic). An IRET that has completed unmasks NMIs.
    */
   completeExit(): void {
-    const vcpu = this.#vcpu;
+    const { vcpu } = this;
     if (this.#injected) {
       this.#injected = false;
       vcpu.eventDelivered();
@@ -111,41 +114,46 @@ export class Svm implements Backend {
 
   /** svm_exit_handlers_fastpath. What exits most is looked for first. */
   fastPath(): FastPath {
-    const vcpu = this.#vcpu;
+    const { vcpu } = this;
     const { exitReason, exitInfo1 } = vcpu.processor;
     if (exitReason === SVM_EXIT_MSR) return exitInfo1 === 1 ? fastWrmsr(vcpu) : FastPath.None;
-    if (exitReason === SVM_EXIT_HLT) return fastHalt(vcpu);
-    return exitReason === SVM_EXIT_INVD ? fastInvd(vcpu) : FastPath.None;
+    if (exitReason !== SVM_EXIT_INTR) return this.#rarerFastPath(exitReason);
+    vcpu.stats.irq_exits++;
+    return FastPath.Handled; // By the host, which takes its interrupt right after the exit.
+  }
+
+  #rarerFastPath(exitReason: number): FastPath {
+    if (exitReason === SVM_EXIT_HLT) return fastHalt(this.vcpu);
+    return exitReason === SVM_EXIT_INVD ? fastInvd(this.vcpu) : FastPath.None;
   }
 
   /** svm_handle_exit. What exits most needs no table. */
   handleExit(): void {
-    const vcpu = this.#vcpu;
+    const { vcpu } = this;
     const { exitReason, exitInfo1 } = vcpu.processor;
     if (exitReason === SVM_EXIT_MSR && exitInfo1 === 1) emulateWrmsr(vcpu);
-    else if (exitReason === SVM_EXIT_INTR) vcpu.stats.irq_exits++;
     else handleSvmExit(vcpu, this);
   }
 
   /** Whether the exit was a physical interrupt. */
   exitedForInterrupt(): boolean {
-    return this.#vcpu.processor.exitReason === SVM_EXIT_INTR;
+    return this.vcpu.processor.exitReason === SVM_EXIT_INTR;
   }
 
   /** RIP moves on by the instruction's length, and the interrupt shadow ends. */
   skipInstruction(): void {
-    this.#vcpu.processor.skipInstruction();
+    this.vcpu.processor.skipInstruction();
   }
 
   /** RFLAGS.IF, and no interrupt shadow. */
   interruptAllowed(): boolean {
-    const { processor } = this.#vcpu;
+    const { processor } = this.vcpu;
     return (processor.regs[RFLAGS] & FLAG_IF) !== 0 && !processor.shadow;
   }
 
   /** No NMI handler runs, and no interrupt shadow. */
   nmiAllowed(): boolean {
-    return !this.#nmiMasked && !this.#vcpu.processor.shadow;
+    return !this.#nmiMasked && !this.vcpu.processor.shadow;
   }
 
   /** An NMI handler runs. */
@@ -177,7 +185,7 @@ export class Svm implements Backend {
 
   /** What was written stays queued and is written again at the next entry. */
   cancelInjection(): void {
-    if ((this.vmcb.eventInj & EVTINJ_VALID) !== 0) this.#vcpu.request(REQ_EVENT);
+    if ((this.vmcb.eventInj & EVTINJ_VALID) !== 0) this.vcpu.request(REQ_EVENT);
     this.vmcb.eventInj = 0;
   }
 
@@ -201,7 +209,7 @@ export class Svm implements Backend {
 
   /** The NMI handler is at its IRET: NMIs are unmasked when that has completed. */
   iretIntercepted(): void {
-    const vcpu = this.#vcpu;
+    const { vcpu } = this;
     vcpu.stats.nmi_window_exits++;
     this.#awaitingIret = true;
     this.vmcb.interceptIret = false;
@@ -212,7 +220,7 @@ export class Svm implements Backend {
   /** The #DB of a single step. */
   singleStepped(): void {
     this.vmcb.singleStep = false;
-    this.#vcpu.request(REQ_EVENT);
+    this.vcpu.request(REQ_EVENT);
   }
 
   /** Writes of CR8 are intercepted while the task priority holds a requested vector back. */

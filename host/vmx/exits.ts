@@ -49,7 +49,7 @@ const {
 const { REQ_EVENT, REQ_TRIPLE_FAULT } = requests;
 const { TP } = tracing;
 
-/** Serves an exit by the slow path; WRMSR and external interrupts {@linkcode Vmx.handleExit} has served before. */
+/** Serves an exit by the slow path; {@linkcode Vmx} itself serves WRMSR and external interrupts. */
 export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {
   const { processor } = vcpu;
   switch (processor.exitReason) {

@@ -6,13 +6,8 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import {
-  deliverInjectedException,
-  deliverInterrupt,
-  type Processor,
-  raise,
-  type Virtualization,
-} from "../cpu/mod.ts";
+import * as cpu from "../cpu/mod.ts";
+import type { Processor, Virtualization } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import type { Vmcs } from "./vmcs.ts";
 
@@ -64,6 +59,7 @@ const {
   UD_VECTOR,
   X2APIC_TPR,
 } = abi;
+const { deliverInjectedException, deliverInterrupt, raise } = cpu;
 
 /** Exceptions that KVM intercepts with EPT: #DB, #UD, #AC, #MC. */
 const EXCEPTION_BITMAP = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
@@ -79,44 +75,38 @@ const EPT_LINEAR = (1 << 7) | (1 << 8);
 
 /** The virtualization hardware of one VMX processor. */
 export class VmxHardware implements Virtualization {
-  readonly #vcpu: Vcpu;
-  readonly #vmcs: Vmcs;
+  /** The vCPU that it runs. */
+  declare readonly vcpu: Vcpu;
+  /** What controls it. */
+  declare readonly vmcs: Vmcs;
 
   /** The hardware that `vmcs` controls. */
   constructor(vcpu: Vcpu, vmcs: Vmcs) {
-    this.#vcpu = vcpu;
-    this.#vmcs = vmcs;
+    this.vcpu = vcpu;
+    this.vmcs = vmcs;
   }
 
   /** VM entry: delivers the event in the entry's interruption information, whose valid bit the exit will find clear. */
   enter(p: Processor): void {
-    if ((this.#vmcs.entryIntrInfo & INTR_INFO_VALID) !== 0) this.#deliver(p);
-  }
-
-  #deliver(p: Processor): void {
-    const vmcs = this.#vmcs;
+    const { vmcs } = this;
     const info = vmcs.entryIntrInfo;
+    if ((info & INTR_INFO_VALID) === 0) return;
     vmcs.entryIntrInfo = 0;
     const vector = info & 0xff;
-    switch (info & INTR_TYPE_MASK) {
-      case INTR_TYPE_EXT_INTR:
-        return deliverInterrupt(p, vector, false);
-      case INTR_TYPE_NMI:
-        return deliverInterrupt(p, NMI_VECTOR, true);
-      case INTR_TYPE_HARD_EXCEPTION:
-        return deliverInjectedException(p, vector, vmcs.entryErrorCode);
-    }
+    if ((info & INTR_TYPE_MASK) === INTR_TYPE_EXT_INTR) deliverInterrupt(p, vector, false);
+    else if ((info & INTR_TYPE_MASK) === INTR_TYPE_NMI) deliverInterrupt(p, NMI_VECTOR, true);
+    else deliverInjectedException(p, vector, vmcs.entryErrorCode);
   }
 
   /** The preemption timer has priority over external interrupts (SDM 3C 26.2). */
   asynchronous(p: Processor): boolean {
-    if (this.#vcpu.preemptionTimerExpired) return p.leave(EXIT_REASON_PREEMPTION_TIMER);
+    if (this.vcpu.preemptionTimerExpired) return p.leave(EXIT_REASON_PREEMPTION_TIMER);
     return p.leave(EXIT_REASON_EXTERNAL_INTERRUPT);
   }
 
   /** NMI-window exits have priority over interrupt-window exits. */
   window(p: Processor): boolean {
-    const { primary } = this.#vmcs;
+    const { primary } = this.vmcs;
     if ((primary & CPU_BASED_NMI_WINDOW_EXITING) !== 0 && !p.nmiBlocked && !p.shadow) {
       return p.leave(EXIT_REASON_NMI_WINDOW);
     }
@@ -129,7 +119,7 @@ export class VmxHardware implements Virtualization {
   /** Exceptions in the bitmap exit, with RIP at the instruction. */
   exception(p: Processor, vector: number, _errorCode: number): boolean {
     if (((EXCEPTION_BITMAP >>> vector) & 1) === 0) return false;
-    this.#vmcs.exitIntrInfo = INTR_INFO_VALID | INTR_TYPE_HARD_EXCEPTION | vector;
+    this.vmcs.exitIntrInfo = INTR_INFO_VALID | INTR_TYPE_HARD_EXCEPTION | vector;
     return p.leave(EXIT_REASON_EXCEPTION_NMI);
   }
 
@@ -155,12 +145,12 @@ export class VmxHardware implements Virtualization {
 
   /** MSR accesses exit as the bitmap says; the x2APIC TPR is virtualized when it does not exit. */
   msr(p: Processor, msr: number, write: boolean): boolean {
-    if (this.#vmcs.msrBitmap.exits(msr, write)) {
+    if (this.vmcs.msrBitmap.exits(msr, write)) {
       return p.leave(write ? EXIT_REASON_MSR_WRITE : EXIT_REASON_MSR_READ);
     }
     if (msr !== X2APIC_TPR) return false;
     if (!write) {
-      p.virtualValue = this.#vcpu.lapic.get(APIC_TASKPRI);
+      p.virtualValue = this.vcpu.lapic.get(APIC_TASKPRI);
       return false;
     }
     // The reserved bits are checked as on a physical x2APIC (SDM 3C 30.5).
@@ -193,7 +183,7 @@ export class VmxHardware implements Virtualization {
     if (cr === 0 && ((value ^ p.sys[SYS_CR0]) & ~CR0_GUEST_OWNED) === 0) return false;
     if (cr === 4 && ((value ^ p.sys[SYS_CR4]) & ~CR4_GUEST_OWNED) === 0) return false;
     if (cr === 3) return false;
-    if (cr === 8 && (this.#vmcs.primary & CPU_BASED_TPR_SHADOW) !== 0) return false;
+    if (cr === 8 && (this.vmcs.primary & CPU_BASED_TPR_SHADOW) !== 0) return false;
     return p.leave(EXIT_REASON_CR_ACCESS, cr); // Access type 0 (MOV to CR), register 0 (RAX).
   }
 
@@ -220,18 +210,18 @@ export class VmxHardware implements Virtualization {
   unbacked(p: Processor, address: number, bytes: number, write: boolean): boolean {
     const offset = address - APIC_DEFAULT_BASE;
     const apicPage = offset >= 0 && offset < APIC_PAGE_SIZE;
-    if (apicPage && (this.#vmcs.secondary & SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES) !== 0) {
-      if (this.#vcpu.vm.behaviour.apicAccessPage) return this.#apicAccess(p, offset, bytes, write);
+    if (apicPage && (this.vmcs.secondary & SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES) !== 0) {
+      if (this.vcpu.vm.behaviour.apicAccessPage) return this.#apicAccess(p, offset, bytes, write);
       return p.leave(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
     }
-    if (this.#vcpu.vm.mmioCached(address)) return p.leave(EXIT_REASON_EPT_MISCONFIG, 0, address);
+    if (this.vcpu.vm.mmioCached(address)) return p.leave(EXIT_REASON_EPT_MISCONFIG, 0, address);
     return p.leave(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
   }
 
   #apicAccess(p: Processor, offset: number, bytes: number, write: boolean): boolean {
     if (offset === APIC_TASKPRI && bytes === 4) {
       if (!write) {
-        p.virtualValue = this.#vcpu.lapic.get(APIC_TASKPRI);
+        p.virtualValue = this.vcpu.lapic.get(APIC_TASKPRI);
         return false;
       }
       if (p.context.pending === OP_STORE32) {
@@ -249,7 +239,7 @@ export class VmxHardware implements Virtualization {
 
   /** CR8 is the shadow's class. */
   readCr8(_p: Processor): number {
-    return (this.#vcpu.lapic.get(APIC_TASKPRI) & 0xf0) >>> 4;
+    return (this.vcpu.lapic.get(APIC_TASKPRI) & 0xf0) >>> 4;
   }
 
   /** MOV to CR8 writes the shadow. */
@@ -259,8 +249,8 @@ export class VmxHardware implements Virtualization {
 
   /** TPR virtualization: below the threshold it exits, trap-like (SDM 3C 30.1.2). */
   #setVtpr(p: Processor, value: number): boolean {
-    this.#vcpu.lapic.set(APIC_TASKPRI, value);
-    if (value >>> 4 >= this.#vmcs.tprThreshold) return false;
+    this.vcpu.lapic.set(APIC_TASKPRI, value);
+    if (value >>> 4 >= this.vmcs.tprThreshold) return false;
     return p.leave(EXIT_REASON_TPR_BELOW_THRESHOLD);
   }
 }

@@ -7,8 +7,8 @@
 import * as abi from "../../abi/mod.ts";
 import * as vendor from "../kvm/backend.ts";
 import type { Backend } from "../kvm/backend.ts";
-import { fastHalt, fastInvd, fastWrmsr } from "../kvm/fast_path.ts";
-import { emulateWrmsr } from "../kvm/msr.ts";
+import * as fast from "../kvm/fast_path.ts";
+import * as msrs from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { handleVmxExit } from "./exits.ts";
@@ -38,6 +38,8 @@ const {
   X2APIC_TPR,
 } = abi;
 const { FastPath } = vendor;
+const { fastHalt, fastInvd, fastWrmsr } = fast;
+const { emulateWrmsr } = msrs;
 const { REQ_EVENT } = requests;
 type FastPath = vendor.FastPath;
 
@@ -55,7 +57,8 @@ export class Vmx implements Backend {
   readonly x2apicIcrIsSplit = false;
   /** Basic exit reasons are small numbers. */
   readonly exitNumbers = 0x80;
-  readonly #vcpu: Vcpu;
+  /** The vCPU. */
+  declare readonly vcpu: Vcpu;
   /** The entry is to exit at once. */
   #immediateExit = false;
   /** The present exit is that immediate one. */
@@ -65,13 +68,13 @@ export class Vmx implements Backend {
 
   /** The VMX part of a new vCPU. */
   constructor(vcpu: Vcpu) {
-    this.#vcpu = vcpu;
+    this.vcpu = vcpu;
     this.hardware = new VmxHardware(vcpu, this.vmcs);
   }
 
   /** The VMX-preemption timer; in explored runs timers are threads instead. */
   get hasPreemptionTimer(): boolean {
-    return !this.#vcpu.engine.explores;
+    return !this.vcpu.engine.explores;
   }
 
   /** The name that kvm_exit prints. */
@@ -89,7 +92,7 @@ export class Vmx implements Backend {
 
   /** xAPIC mode uses the APIC-access page, x2APIC mode the virtualized TPR MSR (vmx_set_virtual_apic_mode). */
   apicModeChanged(): void {
-    const { lapic } = this.#vcpu;
+    const { lapic } = this.vcpu;
     const { vmcs } = this;
     vmcs.secondary &= ~(SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES | SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE);
     if (lapic.hardwareEnabled) {
@@ -105,7 +108,7 @@ export class Vmx implements Backend {
   /** KVM forces an immediate exit with a preemption timer of 0. */
   requestImmediateExit(): void {
     this.#immediateExit = true;
-    this.#vcpu.setPreemptionTimer(this.#vcpu.clock);
+    this.vcpu.setPreemptionTimer(this.vcpu.clock);
   }
 
   /** Nothing is left to do. */
@@ -118,9 +121,12 @@ export class Vmx implements Backend {
 
   #delivered(): void {
     this.#injected = false;
-    const vcpu = this.#vcpu;
-    vcpu.eventDelivered();
-    if (!this.#immediateExit) return;
+    this.vcpu.eventDelivered();
+    if (this.#immediateExit) this.#exitedAtOnce();
+  }
+
+  #exitedAtOnce(): void {
+    const { vcpu } = this;
     this.#immediateExit = false;
     this.#forced = vcpu.processor.exitReason === EXIT_REASON_PREEMPTION_TIMER;
     vcpu.setPreemptionTimer(Infinity);
@@ -129,14 +135,16 @@ export class Vmx implements Backend {
 
   /** vmx_exit_handlers_fastpath. What exits most is looked for first. */
   fastPath(): FastPath {
-    const vcpu = this.#vcpu;
+    const { vcpu } = this;
     const { exitReason } = vcpu.processor;
     if (exitReason === EXIT_REASON_MSR_WRITE) return fastWrmsr(vcpu);
-    return exitReason === EXIT_REASON_EXTERNAL_INTERRUPT ? FastPath.None : this.#rarerFastPath(exitReason);
+    if (exitReason !== EXIT_REASON_EXTERNAL_INTERRUPT) return this.#rarerFastPath(exitReason);
+    vcpu.stats.irq_exits++;
+    return FastPath.Handled; // By the host, which takes its interrupt right after the exit.
   }
 
   #rarerFastPath(exitReason: number): FastPath {
-    const vcpu = this.#vcpu;
+    const { vcpu } = this;
     switch (exitReason) {
       case EXIT_REASON_HLT:
         return fastHalt(vcpu);
@@ -158,38 +166,36 @@ export class Vmx implements Backend {
 
   /** vmx_handle_exit. What exits most needs no table. */
   handleExit(): void {
-    const vcpu = this.#vcpu;
-    const { exitReason } = vcpu.processor;
-    if (exitReason === EXIT_REASON_MSR_WRITE) emulateWrmsr(vcpu);
-    else if (exitReason === EXIT_REASON_EXTERNAL_INTERRUPT) vcpu.stats.irq_exits++;
+    const { vcpu } = this;
+    if (vcpu.processor.exitReason === EXIT_REASON_MSR_WRITE) emulateWrmsr(vcpu);
     else handleVmxExit(vcpu, this);
   }
 
   /** Whether the exit was an external interrupt. */
   exitedForInterrupt(): boolean {
-    return this.#vcpu.processor.exitReason === EXIT_REASON_EXTERNAL_INTERRUPT;
+    return this.vcpu.processor.exitReason === EXIT_REASON_EXTERNAL_INTERRUPT;
   }
 
   /** RIP moves on by the instruction's length, and the STI shadow ends (vmx_skip_emulated_instruction). */
   skipInstruction(): void {
-    this.#vcpu.processor.skipInstruction();
+    this.vcpu.processor.skipInstruction();
   }
 
   /** RFLAGS.IF, and no blocking by STI. */
   interruptAllowed(): boolean {
-    const { processor } = this.#vcpu;
+    const { processor } = this.vcpu;
     return (processor.regs[RFLAGS] & FLAG_IF) !== 0 && !processor.shadow;
   }
 
   /** No blocking by NMI or STI. */
   nmiAllowed(): boolean {
-    const { processor } = this.#vcpu;
+    const { processor } = this.vcpu;
     return !processor.nmiBlocked && !processor.shadow;
   }
 
   /** Blocking by NMI. */
   nmiMasked(): boolean {
-    return this.#vcpu.processor.nmiBlocked;
+    return this.vcpu.processor.nmiBlocked;
   }
 
   /** Writes an external interrupt into the entry's interruption information. */
@@ -214,7 +220,7 @@ export class Vmx implements Backend {
 
   /** What was written stays queued and is written again at the next entry. */
   cancelInjection(): void {
-    if ((this.vmcs.entryIntrInfo & INTR_INFO_VALID) !== 0) this.#vcpu.request(REQ_EVENT);
+    if ((this.vmcs.entryIntrInfo & INTR_INFO_VALID) !== 0) this.vcpu.request(REQ_EVENT);
     this.vmcs.entryIntrInfo = 0;
   }
 
@@ -227,12 +233,12 @@ export class Vmx implements Backend {
   setWindows(controls: number, on: boolean): void {
     const { vmcs } = this;
     vmcs.primary = on ? vmcs.primary | controls : vmcs.primary & ~controls;
-    this.#vcpu.processor.requestWindow((vmcs.primary & WINDOWS) !== 0);
+    this.vcpu.processor.requestWindow((vmcs.primary & WINDOWS) !== 0);
   }
 
   /** NMI-window exiting; behind STI, an interrupt window comes first (vmx_enable_nmi_window). */
   enableNmiWindow(): void {
-    if (this.#vcpu.processor.shadow) this.enableInterruptWindow();
+    if (this.vcpu.processor.shadow) this.enableInterruptWindow();
     else this.setWindows(CPU_BASED_NMI_WINDOW_EXITING, true);
   }
 
