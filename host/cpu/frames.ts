@@ -42,7 +42,10 @@ const {
   VECTOR,
 } = abi;
 
-/** Begins an activation of `block` above the present one, with the registers as they are. */
+/**
+ * Begins an activation of `block` above the present one, with the registers as they are: of the general ones, those
+ * that instructions reach, which are their operands, and R11, which SYSCALL fills.
+ */
 export function pushFrame(p: Processor, block: TextBlock): void {
   const { context } = p;
   const { depth, frames } = context;
@@ -56,21 +59,16 @@ export function pushFrame(p: Processor, block: TextBlock): void {
   // A frame holds its function only while it is not the top one: a handler's never leaves the context.
   below.guest = context.guest;
   begin(p, depth, block);
-  copyReached(below, frames[depth]);
-}
-
-/** Copies what instructions reach: their operands, R11, which SYSCALL fills, and RFLAGS. */
-function copyReached(from: Frame, to: Frame): void {
-  const { wide, regs } = to;
-  const old = from.wide;
-  wide[RAX / 2] = old[RAX / 2];
-  wide[RCX / 2] = old[RCX / 2];
-  wide[RDX / 2] = old[RDX / 2];
-  wide[RBX / 2] = old[RBX / 2];
-  wide[RSI / 2] = old[RSI / 2];
-  wide[RDI / 2] = old[RDI / 2];
-  wide[R11 / 2] = old[R11 / 2];
-  regs[RFLAGS] = from.regs[RFLAGS];
+  const from = below.wide;
+  const to = frames[depth].wide;
+  to[RAX / 2] = from[RAX / 2];
+  to[RCX / 2] = from[RCX / 2];
+  to[RDX / 2] = from[RDX / 2];
+  to[RBX / 2] = from[RBX / 2];
+  to[RSI / 2] = from[RSI / 2];
+  to[RDI / 2] = from[RDI / 2];
+  to[R11 / 2] = from[R11 / 2];
+  p.regs[RFLAGS] = below.regs[RFLAGS];
 }
 
 function begin(p: Processor, depth: number, block: TextBlock): void {

@@ -75,8 +75,9 @@ const { endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } = waiting
  * Resumes a generator. Each guest function has a prototype of its own, so looking `next` up on the generators would be
  * a slow, megamorphic load.
  */
-const RESUME: (this: Guest) => IteratorResult<number, void> =
-  Object.getPrototypeOf((function* () {}).prototype).next;
+const resume: (guest: Guest) => IteratorResult<number, void> = Function.prototype.call.bind(
+  Object.getPrototypeOf((function* () {}).prototype).next,
+);
 
 /** CR0's cache bits. */
 const CR0_CACHE = CR0_CD | CR0_NW;
@@ -381,7 +382,7 @@ export class Processor {
     const { context } = this;
     let result: IteratorResult<number, void>;
     try {
-      result = RESUME.call(context.guest!);
+      result = resume(context.guest!);
     } catch (error) {
       throw this.#escaped(error);
     }

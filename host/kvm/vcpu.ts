@@ -23,7 +23,7 @@ import { HaltPolling } from "./halt.ts";
 import { MsrState } from "./msr_state.ts";
 import * as requests from "./requests.ts";
 import * as modes from "./modes.ts";
-import { runLoop, takeTurn } from "./run_loop.ts";
+import * as loop from "./run_loop.ts";
 import type { Vm } from "./vm.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -31,6 +31,7 @@ const { GP_VECTOR, RDX } = abi;
 const { FAR } = core;
 const { ATTENTION_INTERLEAVE, ATTENTION_RESCHED, REQ_EVENT, REQ_NMI } = requests;
 const { MpState, Phase, Turn, VcpuMode } = modes;
+const { runLoop, takeTurn } = loop;
 
 /** Per-vCPU statistics, by the names of KVM's binary stats; those that a tracepoint counts as well are left to it. */
 export interface VcpuStats {
