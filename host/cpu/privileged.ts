@@ -99,9 +99,15 @@ export function systemMsrTakes(msr: number, high: number): boolean {
 /** WRMSR. */
 export function writeMsr(p: Processor, op: number): void {
   const { regs } = p;
-  if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
+  // Mostly CS alone says ring 0, and there is an exit.
+  if ((regs[CS] & 3) !== 0 && p.cpl !== 0) return raise(p, GP_VECTOR, 0);
+  if (!p.virtualization.writeMsr(p, regs[RCX])) carryOutWrmsr(p, op);
+}
+
+/** What no hardware has dealt with. */
+function carryOutWrmsr(p: Processor, op: number): void {
+  const { regs } = p;
   const msr = regs[RCX];
-  if (p.virtualization.msr(p, msr, true)) return;
   const word = SYSTEM_MSRS.get(msr);
   if (word !== undefined) {
     if (!systemMsrTakes(msr, regs[RDX])) return raise(p, GP_VECTOR, 0);
@@ -117,7 +123,7 @@ export function readMsr(p: Processor, op: number): void {
   const { regs } = p;
   if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
   const msr = regs[RCX];
-  if (p.virtualization.msr(p, msr, false)) return;
+  if (p.virtualization.readMsr(p, msr)) return;
   const word = SYSTEM_MSRS.get(msr);
   if (word !== undefined) setPair(p, p.sys[word], p.sys[word + 1]);
   else if (msr === IA32_TSC) setPair(p, p.tsc(), p.tsc() / HIGH);

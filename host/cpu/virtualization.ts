@@ -33,8 +33,10 @@ export interface Virtualization {
   hlt(p: Processor): Dealt;
   /** PAUSE. */
   pause(p: Processor): Dealt;
-  /** RDMSR or WRMSR of `msr`, at CPL 0. A read that hardware virtualizes leaves `virtualValue`, as above. */
-  msr(p: Processor, msr: number, write: boolean): Dealt;
+  /** WRMSR of `msr`, at CPL 0. */
+  writeMsr(p: Processor, msr: number): Dealt;
+  /** RDMSR of `msr`, at CPL 0. A read that hardware virtualizes leaves `virtualValue`, as above. */
+  readMsr(p: Processor, msr: number): Dealt;
   /** VMCALL or VMMCALL; the foreign one raises #UD. */
   hypercall(p: Processor, vmmcall: boolean): Dealt;
   /** IN or OUT. */

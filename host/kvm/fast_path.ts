@@ -30,10 +30,9 @@ export function fastWrmsr(vcpu: Vcpu): FastPath {
 }
 
 function fastIcr(vcpu: Vcpu, regs: Uint32Array): FastPath {
-  const { lapic } = vcpu;
-  if (!vcpu.vm.behaviour.icrFastPath || !lapic.x2apicMode) return FastPath.None;
+  if (!vcpu.vm.behaviour.icrFastPath || !vcpu.lapic.x2apicMode) return FastPath.None;
   // Signed halves are small integers.
-  return fastWriteX2apicIcr(lapic, regs[RAX] | 0, regs[RDX] | 0) ? wrmsrDone(vcpu, regs) : FastPath.None;
+  return fastWriteX2apicIcr(vcpu, regs[RAX] | 0, regs[RDX] | 0) ? wrmsrDone(vcpu, regs) : FastPath.None;
 }
 
 function fastDeadline(vcpu: Vcpu, regs: Uint32Array): FastPath {

@@ -42,11 +42,12 @@ const {
   SYS_CR0,
   SYS_EFER,
   SYS_TSC_AUX,
+  X2APIC_EOI,
   X2APIC_MSR_BASE,
   X2APIC_MSR_LAST,
 } = abi;
 const { TP } = tracing;
-const { readX2apicMsr, writeApicBase, writeX2apicMsr } = apic;
+const { emulatedEoi, readX2apicMsr, writeApicBase, writeX2apicMsr } = apic;
 
 /** What the host does on an access. A `false` raises #GP. */
 export interface MsrHandler {
@@ -193,8 +194,9 @@ export function readMsr(vcpu: Vcpu, index: number, into: MsrValue): boolean {
   return vcpu.vm.ignoreMsrs;
 }
 
-/** Writes an MSR as the guest does. false raises #GP. */
+/** Writes an MSR as the guest does; first of all what it writes most. false raises #GP. */
 export function writeMsr(vcpu: Vcpu, index: number, low: number, high: number): boolean {
+  if (index === X2APIC_EOI && high === 0 && vcpu.lapic.x2apicMode) return emulatedEoi(vcpu, low);
   if (index >= X2APIC_MSR_BASE && index <= X2APIC_MSR_LAST) {
     return writeX2apicMsr(vcpu.lapic, index, low, high);
   }

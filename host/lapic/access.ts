@@ -11,9 +11,9 @@ import type { Lapic } from "./lapic.ts";
 import * as registers from "./registers.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const { APIC_EOI, APIC_ICR, APIC_PAGE_SIZE, X2APIC_MSR_BASE } = abi;
+const { APIC_ICR, APIC_PAGE_SIZE, X2APIC_MSR_BASE } = abi;
 const { writeX2apicIcr, x2apicIcrHigh } = icr;
-const { emulatedEoi, emulatedRead, emulatedWrite, UNREADABLE } = registers;
+const { emulatedRead, emulatedWrite, UNREADABLE } = registers;
 
 /** What an MMIO read gave: the value, or that the APIC does not answer. */
 export type MmioRead = { readonly value: bigint } | "not-mine";
@@ -77,7 +77,6 @@ export function readX2apicMsr(lapic: Lapic, msr: number, value: MsrValue): boole
 export function writeX2apicMsr(lapic: Lapic, msr: number, low: number, high: number): boolean {
   if (!lapic.x2apicMode) return false;
   const offset = (msr - X2APIC_MSR_BASE) << 4;
-  if (offset === APIC_EOI && high === 0) return emulatedEoi(lapic, low);
   if (offset === APIC_ICR) return writeX2apicIcr(lapic, low, high);
   if (high !== 0) return false;
   return emulatedWrite(lapic, offset, low);

@@ -5,6 +5,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
 import * as tracing from "../trace/mod.ts";
 import * as delivery from "./delivery.ts";
 import * as edge from "./edge.ts";
@@ -27,10 +28,11 @@ export function sendIpi(lapic: Lapic, low: number, destination: number): void {
 
 /** Writes the x2APIC ICR: sends, then stores the value. false raises #GP. */
 export function writeX2apicIcr(lapic: Lapic, low: number, high: number): boolean {
-  if (refused(lapic, low)) return false;
+  const { vcpu } = lapic;
+  if (refused(vcpu, low)) return false;
   const value = (low & ~APIC_ICR_BUSY) >>> 0;
   sendIpi(lapic, value, high);
-  storeX2apicIcr(lapic, value, high);
+  storeX2apicIcr(vcpu, value, high);
   return true;
 }
 
@@ -38,31 +40,30 @@ export function writeX2apicIcr(lapic: Lapic, low: number, high: number): boolean
  * The same through the optimized map alone, or not at all: false leaves it to the slow path. The send is traced behind
  * it instead of before.
  */
-export function fastWriteX2apicIcr(lapic: Lapic, low: number, high: number): boolean {
-  if (refused(lapic, low)) return false;
-  const { vcpu } = lapic;
+export function fastWriteX2apicIcr(vcpu: Vcpu, low: number, high: number): boolean {
+  if (refused(vcpu, low)) return false;
   const value = low & ~APIC_ICR_BUSY;
-  vcpu.charge(vcpu.cost.icr);
+  vcpu.time += vcpu.cost.icr;
   const accepted = isEdge(value)
     ? deliverEdge(vcpu, value, high)
-    : deliverFast(vcpu.vm, lapic, vcpu.vm.ipi.fromIcr(value, high >>> 0));
+    : deliverFast(vcpu.vm, vcpu.lapic, vcpu.vm.ipi.fromIcr(value, high >>> 0));
   if (accepted === NOT_RESOLVED) return false;
   if (vcpu.hit(TP.kvm_apic_ipi)) vcpu.record(TP.kvm_apic_ipi, value, high);
-  storeX2apicIcr(lapic, value, high);
+  storeX2apicIcr(vcpu, value, high);
   return true;
 }
 
-function refused(lapic: Lapic, low: number): boolean {
-  return (low & X2APIC_ICR_RESERVED) !== 0 && !lapic.vcpu.vm.quirk("x2apic-icr-reserved-ignored");
+function refused(vcpu: Vcpu, low: number): boolean {
+  return (low & X2APIC_ICR_RESERVED) !== 0 && !vcpu.vm.quirk("x2apic-icr-reserved-ignored");
 }
 
-function storeX2apicIcr(lapic: Lapic, low: number, high: number): void {
-  const { vcpu, page } = lapic;
+function storeX2apicIcr(vcpu: Vcpu, low: number, high: number): void {
+  const { page } = vcpu.lapic;
   page[APIC_ICR >>> 2] = low;
   // Intel keeps one 64-bit register at 0x300; AMD splits it (x2apic_icr_is_split).
   if (vcpu.backend.x2apicIcrIsSplit) page[APIC_ICR2 >>> 2] = high;
   else page[(APIC_ICR >>> 2) + 1] = high;
-  vcpu.charge(vcpu.cost.apicRegister);
+  vcpu.time += vcpu.cost.apicRegister;
   if (vcpu.hit(TP.kvm_apic)) vcpu.record(TP.kvm_apic, 1, APIC_ICR, low, high);
 }
 

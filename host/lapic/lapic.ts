@@ -35,6 +35,9 @@ const PAGE_WORDS = 256;
 const IRR = APIC_IRR >>> 2;
 const ISR = APIC_ISR >>> 2;
 const TMR = APIC_TMR >>> 2;
+/** The words of the task and the processor priority. */
+const TPR = APIC_TASKPRI >>> 2;
+const PPR = APIC_PROCPRI >>> 2;
 
 /** Pending event: INIT. */
 export const PENDING_INIT = 1;
@@ -161,44 +164,49 @@ export class Lapic {
 
   // Priorities (SDM 3A 11.8.3).
 
-  /** Recomputes the processor priority; whether it fell. */
-  #computePpr(): boolean {
+  /** Recomputes the processor priority. */
+  #computePpr(): number {
+    return this.#serve(this.highestIsr());
+  }
+
+  /** The processor priority while `isr` is the highest vector in service, -1 for none. */
+  #serve(isr: number): number {
     const { page } = this;
-    const old = page[APIC_PROCPRI >>> 2];
-    const tpr = page[APIC_TASKPRI >>> 2];
-    const isr = this.highestIsr();
+    const tpr = page[TPR] & 0xff;
     const inService = isr === -1 ? 0 : isr & 0xf0;
-    const ppr = (tpr & 0xf0) >= inService ? tpr & 0xff : inService;
-    page[APIC_PROCPRI >>> 2] = ppr;
-    return ppr < old;
+    const ppr = (tpr & 0xf0) >= inService ? tpr : inService;
+    page[PPR] = ppr;
+    return ppr;
   }
 
   #above(ppr: number): number {
+    if (this.irrRegisters === 0) return -1;
     const vector = this.highestIrr();
-    return vector === -1 || (vector & 0xf0) <= ppr ? -1 : vector;
+    return (vector & 0xf0) <= ppr ? -1 : vector;
   }
 
   /** Recomputes the processor priority; if it fell below a requested vector, that one is to be looked at. */
   updatePpr(): void {
-    if (this.#computePpr() && this.#above(this.page[APIC_PROCPRI >>> 2]) !== -1) this.vcpu.request(REQ_EVENT);
+    const old = this.page[PPR];
+    const ppr = this.#computePpr();
+    if (ppr < old && this.#above(ppr) !== -1) this.vcpu.request(REQ_EVENT);
   }
 
   /** Sets the task priority. */
   setTpr(value: number): void {
-    this.page[APIC_TASKPRI >>> 2] = value;
+    this.page[TPR] = value;
     this.updatePpr();
   }
 
   /** CR8: the class of the task priority. */
   get cr8(): number {
-    return (this.page[APIC_TASKPRI >>> 2] & 0xf0) >>> 4;
+    return (this.page[TPR] & 0xf0) >>> 4;
   }
 
   /** The vector that can be injected now, -1 for none. */
   injectable(): number {
     if (!this.hardwareEnabled) return -1;
-    this.#computePpr();
-    return this.#above(this.page[APIC_PROCPRI >>> 2]);
+    return this.#above(this.#computePpr());
   }
 
   /** Acknowledges a vector: from requested to in service. */
@@ -210,13 +218,16 @@ export class Lapic {
     page[IRR + (register << 2)] = requested;
     if (requested === 0) this.irrRegisters &= ~(1 << register);
     this.irrPending = this.irrRegisters !== 0;
-    if ((page[ISR + (register << 2)] & bit) === 0) {
-      page[ISR + (register << 2)] |= bit;
+    const serving = page[ISR + (register << 2)];
+    if ((serving & bit) === 0) {
+      page[ISR + (register << 2)] = serving | bit;
       this.isrCount++;
       // Only the highest vector is ever injected: the latest bit is the highest.
       this.highestIsrCache = vector;
+      this.#serve(vector);
+    } else {
+      this.#computePpr();
     }
-    this.#computePpr();
   }
 
   /**

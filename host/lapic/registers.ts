@@ -7,6 +7,7 @@
 
 import * as abi from "../../abi/mod.ts";
 import { apicRegister } from "../../abi/mod.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
 import * as tracing from "../trace/mod.ts";
 import { sendIpi } from "./icr.ts";
 import { type Lapic, LVT_ENTRIES } from "./lapic.ts";
@@ -91,19 +92,18 @@ export function emulatedRead(lapic: Lapic, offset: number, bytes: number): numbe
 
 /** Software writes a register. false where that raises #GP in x2APIC mode; in xAPIC mode nobody looks. */
 export function emulatedWrite(lapic: Lapic, offset: number, value: number): boolean {
-  if (offset === APIC_EOI) return emulatedEoi(lapic, value);
   const { vcpu } = lapic;
+  if (offset === APIC_EOI) return emulatedEoi(vcpu, value);
   vcpu.charge(vcpu.cost.apicRegister);
   if (vcpu.hit(TP.kvm_apic)) vcpu.record(TP.kvm_apic, 1, offset, value);
   return writeRegister(lapic, offset, value);
 }
 
 /** Software writes the EOI register: what it writes most. Always true. */
-export function emulatedEoi(lapic: Lapic, value: number): boolean {
-  const { vcpu } = lapic;
-  vcpu.charge(vcpu.cost.apicRegister);
+export function emulatedEoi(vcpu: Vcpu, value: number): boolean {
+  vcpu.time += vcpu.cost.apicRegister;
   if (vcpu.hit(TP.kvm_apic)) vcpu.record(TP.kvm_apic, 1, APIC_EOI, value);
-  lapic.eoi();
+  vcpu.lapic.eoi();
   return true;
 }
 

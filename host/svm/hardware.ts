@@ -158,8 +158,13 @@ export class SvmHardware implements Virtualization {
   }
 
   /** MSR accesses exit unless they pass through; EXITINFO1 is 1 for a write. */
-  msr(p: Processor, msr: number, write: boolean): boolean {
-    return PASS_THROUGH.has(msr) ? false : p.leave(SVM_EXIT_MSR, write ? 1 : 0);
+  writeMsr(p: Processor, msr: number): boolean {
+    return !PASS_THROUGH.has(msr) && p.leave(SVM_EXIT_MSR, 1);
+  }
+
+  /** As for writes. */
+  readMsr(p: Processor, msr: number): boolean {
+    return !PASS_THROUGH.has(msr) && p.leave(SVM_EXIT_MSR, 0);
   }
 
   /** VMMCALL exits; VMCALL is an invalid opcode here. */

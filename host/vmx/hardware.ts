@@ -9,7 +9,7 @@ import * as abi from "../../abi/mod.ts";
 import * as cpu from "../cpu/mod.ts";
 import type { Processor, Virtualization } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
-import type { Vmcs } from "./vmcs.ts";
+import type { MsrBitmap, Vmcs } from "./vmcs.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
@@ -79,11 +79,14 @@ export class VmxHardware implements Virtualization {
   declare readonly vcpu: Vcpu;
   /** What controls it. */
   declare readonly vmcs: Vmcs;
+  /** Its MSR bitmap. */
+  declare readonly msrBitmap: MsrBitmap;
 
   /** The hardware that `vmcs` controls. */
   constructor(vcpu: Vcpu, vmcs: Vmcs) {
     this.vcpu = vcpu;
     this.vmcs = vmcs;
+    this.msrBitmap = vmcs.msrBitmap;
   }
 
   /** VM entry: delivers the event in the entry's interruption information, whose valid bit the exit will find clear. */
@@ -144,16 +147,20 @@ export class VmxHardware implements Virtualization {
   }
 
   /** MSR accesses exit as the bitmap says; the x2APIC TPR is virtualized when it does not exit. */
-  msr(p: Processor, msr: number, write: boolean): boolean {
-    if (this.vmcs.msrBitmap.exits(msr, write)) {
-      return p.leave(write ? EXIT_REASON_MSR_WRITE : EXIT_REASON_MSR_READ);
-    }
-    if (msr !== X2APIC_TPR) return false;
-    if (!write) {
-      p.virtualValue = this.vcpu.lapic.get(APIC_TASKPRI);
-      return false;
-    }
-    // The reserved bits are checked as on a physical x2APIC (SDM 3C 30.5).
+  writeMsr(p: Processor, msr: number): boolean {
+    if (this.msrBitmap.exits(msr, true)) return p.leave(EXIT_REASON_MSR_WRITE);
+    return msr === X2APIC_TPR && this.#writeTprMsr(p);
+  }
+
+  /** As for writes. */
+  readMsr(p: Processor, msr: number): boolean {
+    if (this.msrBitmap.exits(msr, false)) return p.leave(EXIT_REASON_MSR_READ);
+    if (msr === X2APIC_TPR) p.virtualValue = this.vcpu.lapic.get(APIC_TASKPRI);
+    return false;
+  }
+
+  /** The reserved bits are checked as on a physical x2APIC (SDM 3C 30.5). */
+  #writeTprMsr(p: Processor): true {
     if ((p.regs[RAX] & ~0xff) !== 0 || p.regs[RDX] !== 0) {
       raise(p, GP_VECTOR, 0);
       return true;

@@ -61,11 +61,9 @@ export class MsrBitmap {
 
   /** Whether an access exits. */
   exits(msr: number, write: boolean): boolean {
-    if (msr < RANGE) return this.#bit(write ? WRITE_LOW : READ_LOW, msr);
-    if (msr >= HIGH_FIRST && msr < HIGH_FIRST + RANGE) {
-      return this.#bit(write ? WRITE_HIGH : READ_HIGH, msr - HIGH_FIRST);
-    }
-    return true;
+    const range = (msr & -RANGE) >>> 0;
+    if (range === 0) return this.#bit(write ? WRITE_LOW : READ_LOW, msr);
+    return range !== HIGH_FIRST || this.#bit(write ? WRITE_HIGH : READ_HIGH, msr & (RANGE - 1));
   }
 
   #bit(part: number, n: number): boolean {
