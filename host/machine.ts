@@ -52,6 +52,8 @@ export interface RunResult {
 
 const DEFAULT_PCPUS = 1024;
 const DEFAULT_SLICE = 7_500_000;
+/** How many exits are granted at a time. */
+const GRANT: number = 1 << 30;
 
 /**
  * A machine that runs virtual machines.
@@ -83,9 +85,10 @@ export class Machine {
   declare readonly quirks: ReadonlySet<Quirk>;
   /** The virtual machines. */
   readonly vms: Vm[] = [];
-  /** VM exits, of all vCPUs together. */
-  exits = 0;
   readonly #exitLimit: number;
+  /** Exits that may still happen: a small integer, whatever the limit is. */
+  #exitsLeft = 0;
+  #exitsGranted = 0;
 
   /** A machine without virtual machines. Throws `RangeError` for options that cannot be. */
   constructor(options: MachineOptions = {}) {
@@ -111,9 +114,22 @@ export class Machine {
     return this.engine.schedule;
   }
 
+  /** VM exits, of all vCPUs together. */
+  get exits(): number {
+    return this.#exitsGranted - this.#exitsLeft;
+  }
+
   /** One more exit. */
   countExit(): void {
-    if (++this.exits > this.#exitLimit) throw new LimitExceeded("exits", this.#exitLimit);
+    if (this.#exitsLeft === 0) this.#grantExits();
+    this.#exitsLeft--;
+  }
+
+  #grantExits(): void {
+    const more = Math.min(Math.floor(this.#exitLimit) - this.#exitsGranted, GRANT);
+    if (more <= 0) throw new LimitExceeded("exits", this.#exitLimit);
+    this.#exitsGranted += more;
+    this.#exitsLeft = more;
   }
 
   /** Runs until nothing can run any more, or simulated time passes `deadline` (in cycles). */

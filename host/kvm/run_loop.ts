@@ -74,14 +74,18 @@ export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {
  * most of its lines cost less than a call would; what few exits need is in functions of its own.
  */
 export function takeTurn(vcpu: Vcpu): Turn {
-  let price = vcpu.cost.reentry;
+  let price: number;
   toEntry: {
     if (vcpu.phase === Phase.Exited) {
       vcpu.backend.completeExit();
-      vcpu.countExit(vcpu.processor.exitReason);
+      vcpu.exitCounts[vcpu.processor.exitReason]++;
+      vcpu.machine.countExit();
       if (vcpu.hit(TP.kvm_exit)) recordExit(vcpu);
       const fastPath = vcpu.backend.fastPath();
-      if (fastPath === FastPath.Reenter && !vcpu.exitRequested()) break toEntry;
+      if (fastPath === FastPath.Reenter && vcpu.mode === VcpuMode.InGuest && !outsideWanted(vcpu)) {
+        price = vcpu.cost.reentry;
+        break toEntry;
+      }
       vcpu.mode = VcpuMode.Outside;
       if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu);
       if ((vcpu.attention & ATTENTION_PV_EOI) !== 0) vcpu.pvEoi.harvest();
@@ -108,7 +112,7 @@ export function takeTurn(vcpu: Vcpu): Turn {
       }
       if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu); // Up to here the host takes interrupts by itself.
       vcpu.mode = VcpuMode.InGuest;
-      if ((vcpu.requests | (vcpu.attention & ATTENTION_RESCHED)) === 0) break;
+      if (!outsideWanted(vcpu)) break;
       cancelEntry(vcpu);
     }
     if (vcpu.immediateExit) exitAtOnce(vcpu);
@@ -144,6 +148,11 @@ function betweenTurns(vcpu: Vcpu): boolean {
   const { timer } = vcpu.lapic;
   if (timer.hasPending()) timer.injectPending();
   return vcpu.pcpu!.needResched && vcpu.vm.scheduler.preempt(vcpu);
+}
+
+/** Whether the vCPU must not enter guest mode. */
+function outsideWanted(vcpu: Vcpu): boolean {
+  return (vcpu.requests | (vcpu.attention & ATTENTION_RESCHED)) !== 0;
 }
 
 /** Something came up: what was to be injected is taken back. */

@@ -294,12 +294,6 @@ export class Vcpu extends Thread {
     this.requests |= request;
   }
 
-  /** Whether the vCPU must not enter, or stay in, guest mode. */
-  exitRequested(): boolean {
-    return this.requests !== 0 || this.mode === VcpuMode.Exiting ||
-      (this.attention & ATTENTION_RESCHED) !== 0;
-  }
-
   /** Gets the vCPU out of guest mode, or out of bed, so that it looks at what has changed (kvm_vcpu_kick). */
   kick(): void {
     if (this.blocked) {
@@ -440,11 +434,5 @@ export class Vcpu extends Thread {
   /** The current privilege level. */
   get cpl(): number {
     return this.processor.cpl;
-  }
-
-  /** Counts an exit. */
-  countExit(reason: number): void {
-    this.exitCounts[reason]++;
-    this.machine.countExit();
   }
 }
