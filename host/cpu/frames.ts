@@ -49,18 +49,16 @@ const {
 export function pushFrame(p: Processor, block: TextBlock): void {
   const { context } = p;
   const { depth, frames } = context;
-  if (depth >= MAX_FRAMES) {
-    throw p.error(`${MAX_FRAMES} activations are nested already, the most allowed`);
-  }
   const below = frames[depth - 1];
+  const above = depth < frames.length ? frames[depth] : newFrame(p);
   below.rip = UNSENT;
   below.pending = context.pending;
   below.last = context.last;
   // A frame holds its function only while it is not the top one: a handler's never leaves the context.
   below.guest = context.guest;
-  begin(p, depth, block);
+  above.regs[RFLAGS] = below.regs[RFLAGS];
   const from = below.wide;
-  const to = frames[depth].wide;
+  const to = above.wide;
   to[RAX / 2] = from[RAX / 2];
   to[RCX / 2] = from[RCX / 2];
   to[RDX / 2] = from[RDX / 2];
@@ -68,18 +66,32 @@ export function pushFrame(p: Processor, block: TextBlock): void {
   to[RSI / 2] = from[RSI / 2];
   to[RDI / 2] = from[RDI / 2];
   to[R11 / 2] = from[R11 / 2];
-  p.regs[RFLAGS] = below.regs[RFLAGS];
+  context.depth = depth + 1;
+  begin(p, above, block);
 }
 
-function begin(p: Processor, depth: number, block: TextBlock): void {
-  const { context } = p;
-  let frame = context.frames[depth];
-  if (frame === undefined) {
-    frame = new Frame();
-    context.frames[depth] = frame;
+function newFrame(p: Processor): Frame {
+  const { frames } = p.context;
+  if (frames.length === MAX_FRAMES) {
+    throw p.error(`${MAX_FRAMES} activations are nested already, the most allowed`);
   }
+  const frame = new Frame();
+  frames.push(frame);
+  return frame;
+}
+
+/** Begins a context's first activation. */
+function beginFirst(p: Processor): void {
+  const { context } = p;
+  const block = entryAt(p, p.storedRip);
+  context.depth = 1;
+  begin(p, context.frames[0], block);
+}
+
+/** The top activation begins, in `block`. */
+function begin(p: Processor, frame: Frame, block: TextBlock): void {
+  const { context } = p;
   frame.block = block;
-  context.depth = depth + 1;
   context.guest = block.code(context);
   context.regs = frame.regs;
   context.pending = 0;
@@ -119,9 +131,8 @@ export function popFrame(p: Processor): void {
 
 /** Software set RIP while the processor was out of guest mode: an entry starts a function, a continuation goes on. */
 export function resumeAt(p: Processor): void {
-  const { context } = p;
   const rip = p.storedRip;
-  if (context.depth === 0) begin(p, 0, entryAt(p, rip));
+  if (p.context.depth === 0) beginFirst(p);
   else if (rip !== p.rip) goOnAt(p, rip, NO_VECTOR, 0);
 }
 
@@ -155,5 +166,5 @@ export function switchContext(p: Processor, next: X86Cpu): void {
   next.sys = p.sys;
   p.context = next;
   p.regs = next.regs;
-  if (next.depth === 0) begin(p, 0, entryAt(p, p.storedRip));
+  if (next.depth === 0) beginFirst(p);
 }
