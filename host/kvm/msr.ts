@@ -250,5 +250,6 @@ export function emulateWrmsr(vcpu: Vcpu): void {
   vcpu.charge(vcpu.cost.msrEmulation);
   const ok = writeMsr(vcpu, index, low, high);
   if (vcpu.hit(TP.kvm_msr)) vcpu.record(TP.kvm_msr, 1, index, low, high, ok ? 0 : 1);
-  vcpu.complete(ok);
+  if (ok) vcpu.processor.skipInstruction();
+  else vcpu.injectGp();
 }

@@ -244,11 +244,14 @@ export class Lapic {
     this.highestIsrCache = -1;
     // A requested vector above the new priority is looked at in any case: REQ_EVENT, below.
     this.#computePpr();
-    if (vcpu.ioapicHandles(vector)) {
-      vcpu.vm.ioapic.endOfInterrupt(vcpu, vector, testVector(this.page, APIC_TMR, vector));
-    }
+    if (vcpu.ioapicHandles(vector)) this.#tellIoapic(vector);
     vcpu.requests |= REQ_EVENT;
     return vector;
+  }
+
+  #tellIoapic(vector: number): void {
+    const { vcpu } = this;
+    vcpu.vm.ioapic.endOfInterrupt(vcpu, vector, testVector(this.page, APIC_TMR, vector));
   }
 
   /** The spurious-vector register was set to `value`. */
