@@ -271,12 +271,12 @@ export class Vcpu extends Thread {
 
   /** Many steps, the quick way. */
   override burst(): void {
-    const { processor, engine } = this;
+    // What is loaded again after a call needs no look at what it is; what was kept across it does.
     do {
-      engine.countStep();
-      if (processor.guestMode) processor.quickStep();
+      this.engine.countStep();
+      if (this.processor.guestMode) this.processor.quickStep();
       else this.step();
-    } while (this.time < engine.horizon);
+    } while (this.time < this.engine.horizon);
   }
 
   /** The engine's epoch has moved on. */
