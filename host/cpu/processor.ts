@@ -311,7 +311,12 @@ export class Processor {
   }
 
   /** VM exit: out of guest mode. RIP is at the present instruction. */
-  leave(reason: number, info1: number = 0, info2: number = 0): true {
+  leave(reason: number): true {
+    return this.leaveWith(reason, 0, 0);
+  }
+
+  /** VM exit with information: optional parameters would cost every exit. */
+  leaveWith(reason: number, info1: number, info2: number): true {
     this.guestMode = false;
     this.working = false;
     if (this.spin.address >= 0) endSpin(this);

@@ -245,11 +245,15 @@ export class Vcpu extends Thread {
       this.processor.step();
       return;
     }
-    // The loop's generator waits where the guest was entered: from an exit on, a turn may be all that is needed.
-    if (this.phase === Phase.Exited) {
-      this.turn = takeTurn(this);
-      if (this.turn === Turn.Guest) return;
-    }
+    if (this.phase !== Phase.Exited || !this.#turns()) this.#goOn();
+  }
+
+  /** From an exit on, a turn may be all that is needed: the loop's generator waits where the guest was entered. */
+  #turns(): boolean {
+    return (this.turn = takeTurn(this)) === Turn.Guest;
+  }
+
+  #goOn(): void {
     if (this.#loop.next().done) this.vm.scheduler.release(this);
   }
 
@@ -275,7 +279,7 @@ export class Vcpu extends Thread {
     do {
       this.engine.countStep();
       if (this.processor.guestMode) this.processor.quickStep();
-      else this.step();
+      else if (this.phase !== Phase.Exited || !this.#turns()) this.#goOn();
     } while (this.time < this.engine.horizon);
   }
 

@@ -134,7 +134,7 @@ export class SvmHardware implements Virtualization {
   /** Intercepted exceptions exit. */
   exception(p: Processor, vector: number, errorCode: number): boolean {
     if (((EXCEPTION_INTERCEPTS >>> vector) & 1) === 0) return false;
-    return p.leave(SVM_EXIT_EXCP_BASE + vector, errorCode);
+    return p.leaveWith(SVM_EXIT_EXCP_BASE + vector, errorCode, 0);
   }
 
   /** A triple fault is a shutdown. */
@@ -159,12 +159,12 @@ export class SvmHardware implements Virtualization {
 
   /** MSR accesses exit unless they pass through; EXITINFO1 is 1 for a write. */
   writeMsr(p: Processor, msr: number): boolean {
-    return !PASS_THROUGH.has(msr) && p.leave(SVM_EXIT_MSR, 1);
+    return !PASS_THROUGH.has(msr) && p.leaveWith(SVM_EXIT_MSR, 1, 0);
   }
 
   /** As for writes. */
   readMsr(p: Processor, msr: number): boolean {
-    return !PASS_THROUGH.has(msr) && p.leave(SVM_EXIT_MSR, 0);
+    return !PASS_THROUGH.has(msr) && p.leaveWith(SVM_EXIT_MSR, 0, 0);
   }
 
   /** VMMCALL exits; VMCALL is an invalid opcode here. */
@@ -178,7 +178,7 @@ export class SvmHardware implements Virtualization {
   io(p: Processor, port: number, bytes: number, write: boolean): boolean {
     const addresses = p.longMode ? IOIO_A64 : IOIO_A32;
     const info = port * 0x1_0000 + addresses + (bytes << IOIO_SIZE_SHIFT) + (write ? 0 : IOIO_IN);
-    return p.leave(SVM_EXIT_IOIO, info);
+    return p.leaveWith(SVM_EXIT_IOIO, info, 0);
   }
 
   /**
@@ -188,13 +188,13 @@ export class SvmHardware implements Virtualization {
   movToCr(p: Processor, cr: number): boolean {
     switch (cr) {
       case 0:
-        if ((p.sys[SYS_CR0] & CR0_CACHE) !== 0) return p.leave(SVM_EXIT_WRITE_CR0, CR_OPERAND_RAX);
+        if ((p.sys[SYS_CR0] & CR0_CACHE) !== 0) return p.leaveWith(SVM_EXIT_WRITE_CR0, CR_OPERAND_RAX, 0);
         if (((p.regs[RAX] ^ p.sys[SYS_CR0]) & ~CR0_SELECTIVE) === 0) return false;
-        return p.leave(SVM_EXIT_CR0_SEL_WRITE, CR_OPERAND_RAX);
+        return p.leaveWith(SVM_EXIT_CR0_SEL_WRITE, CR_OPERAND_RAX, 0);
       case 4:
-        return p.leave(SVM_EXIT_WRITE_CR0 + cr, CR_OPERAND_RAX);
+        return p.leaveWith(SVM_EXIT_WRITE_CR0 + cr, CR_OPERAND_RAX, 0);
       case 8:
-        return this.vmcb.interceptCr8Write ? p.leave(SVM_EXIT_WRITE_CR8, CR_OPERAND_RAX) : false;
+        return this.vmcb.interceptCr8Write ? p.leaveWith(SVM_EXIT_WRITE_CR8, CR_OPERAND_RAX, 0) : false;
       default:
         return false;
     }
@@ -203,7 +203,7 @@ export class SvmHardware implements Virtualization {
   /** Reads of CR4 exit, those of CR0 while its shadow differs. */
   movFromCr(p: Processor, cr: number): boolean {
     const exits = cr === 4 || (cr === 0 && (p.sys[SYS_CR0] & CR0_CACHE) !== 0);
-    return exits ? p.leave(SVM_EXIT_READ_CR0 + cr, CR_OPERAND_RAX) : false;
+    return exits ? p.leaveWith(SVM_EXIT_READ_CR0 + cr, CR_OPERAND_RAX, 0) : false;
   }
 
   /** INVD and WBINVD exit. */
@@ -219,7 +219,7 @@ export class SvmHardware implements Virtualization {
   /** Accesses outside memory, the APIC's page among them, are nested page faults. */
   unbacked(p: Processor, address: number, _bytes: number, write: boolean): boolean {
     const marked = this.vcpu.vm.mmioCached(address) ? NPF_RESERVED : 0;
-    return p.leave(SVM_EXIT_NPF, NPF_FINAL + marked + (write ? NPF_WRITE : 0), address);
+    return p.leaveWith(SVM_EXIT_NPF, NPF_FINAL + marked + (write ? NPF_WRITE : 0), address);
   }
 
   /** CR8 is V_TPR. */

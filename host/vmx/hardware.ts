@@ -181,7 +181,7 @@ export class VmxHardware implements Virtualization {
 
   /** I/O exits unconditionally. Qualification: size - 1, direction in bit 3, port in bits 31:16. */
   io(p: Processor, port: number, bytes: number, write: boolean): boolean {
-    return p.leave(EXIT_REASON_IO_INSTRUCTION, port * 0x1_0000 + (write ? 0 : 8) + bytes - 1);
+    return p.leaveWith(EXIT_REASON_IO_INSTRUCTION, port * 0x1_0000 + (write ? 0 : 8) + bytes - 1, 0);
   }
 
   /** MOV to CR0 and CR4 exits when it changes a bit that the host owns; CR3 and CR8 do not exit. */
@@ -191,7 +191,7 @@ export class VmxHardware implements Virtualization {
     if (cr === 4 && ((value ^ p.sys[SYS_CR4]) & ~CR4_GUEST_OWNED) === 0) return false;
     if (cr === 3) return false;
     if (cr === 8 && (this.vmcs.primary & CPU_BASED_TPR_SHADOW) !== 0) return false;
-    return p.leave(EXIT_REASON_CR_ACCESS, cr); // Access type 0 (MOV to CR), register 0 (RAX).
+    return p.leaveWith(EXIT_REASON_CR_ACCESS, cr, 0); // Access type 0 (MOV to CR), register 0 (RAX).
   }
 
   /** MOV from CR0 and CR4 reads their shadows; CR3 and CR8 do not exit either. */
@@ -219,10 +219,10 @@ export class VmxHardware implements Virtualization {
     const apicPage = offset >= 0 && offset < APIC_PAGE_SIZE;
     if (apicPage && (this.vmcs.secondary & SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES) !== 0) {
       if (this.vcpu.vm.behaviour.apicAccessPage) return this.#apicAccess(p, offset, bytes, write);
-      return p.leave(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
+      return p.leaveWith(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
     }
-    if (this.vcpu.vm.mmioCached(address)) return p.leave(EXIT_REASON_EPT_MISCONFIG, 0, address);
-    return p.leave(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
+    if (this.vcpu.vm.mmioCached(address)) return p.leaveWith(EXIT_REASON_EPT_MISCONFIG, 0, address);
+    return p.leaveWith(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
   }
 
   #apicAccess(p: Processor, offset: number, bytes: number, write: boolean): boolean {
@@ -238,9 +238,10 @@ export class VmxHardware implements Virtualization {
         return true;
       }
     }
-    return p.leave(
+    return p.leaveWith(
       EXIT_REASON_APIC_ACCESS,
       (write ? APIC_ACCESS_LINEAR_WRITE : APIC_ACCESS_LINEAR_READ) | offset,
+      0,
     );
   }
 
