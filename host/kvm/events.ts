@@ -13,12 +13,19 @@ import type { Vcpu } from "./vcpu.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { TP } = tracing;
-const { REQ_EVENT, REQ_NMI } = requests;
+const {
+  EVENT_EXCEPTION_INJECTED,
+  EVENT_EXCEPTION_PENDING,
+  EVENT_INTERRUPT_INJECTED,
+  EVENT_NMI_INJECTED,
+  REQ_EVENT,
+  REQ_NMI,
+} = requests;
 const { MpState } = modes;
 
 /** Counts NMIs that arrived: one waits while NMIs are blocked, two otherwise. */
 export function processNmi(vcpu: Vcpu): void {
-  const limit = vcpu.backend.nmiMasked() || vcpu.nmiInjected ? 1 : 2;
+  const limit = vcpu.backend.nmiMasked() || (vcpu.events & EVENT_NMI_INJECTED) !== 0 ? 1 : 2;
   vcpu.nmiPending = Math.min(vcpu.nmiPending + vcpu.nmiQueued, limit);
   vcpu.nmiQueued = 0;
   if (vcpu.nmiPending > 0) vcpu.request(REQ_EVENT);
@@ -58,7 +65,8 @@ function startAt(vcpu: Vcpu, vector: number): void {
  */
 export function injectEvents(vcpu: Vcpu): void {
   vcpu.immediateExit = false;
-  const taken = othersWait(vcpu) && injectOthers(vcpu);
+  // Mostly nothing waits but a new interrupt.
+  const taken = (vcpu.events | vcpu.nmiPending) !== 0 && injectOthers(vcpu);
   if (vcpu.immediateExit) return;
   const { backend, lapic } = vcpu;
   const vector = lapic.injectable();
@@ -67,6 +75,7 @@ export function injectEvents(vcpu: Vcpu): void {
     vcpu.immediateExit = true;
   } else if (backend.interruptAllowed()) {
     lapic.acknowledge(vector);
+    vcpu.events |= EVENT_INTERRUPT_INJECTED;
     vcpu.injectedInterrupt = vector;
     // It was the highest: what still waits is not above the priority that it gives the processor. No window is needed.
     writeInterrupt(vcpu, vector, false);
@@ -75,20 +84,13 @@ export function injectEvents(vcpu: Vcpu): void {
   }
 }
 
-/** Whether anything but a new interrupt waits for injection: mostly not. */
-function othersWait({ exception, nmiPending, nmiInjected, injectedInterrupt }: Vcpu): boolean {
-  return exception.pending || exception.injected || nmiPending !== 0 || nmiInjected ||
-    injectedInterrupt !== -1;
-}
-
 /** Exceptions, NMIs, and what an earlier entry did not deliver. Whether the entry delivers one of them. */
 function injectOthers(vcpu: Vcpu): boolean {
-  const { backend, exception } = vcpu;
+  const { backend } = vcpu;
   let taken = redeliver(vcpu);
-  if (exception.pending) {
+  if ((vcpu.events & EVENT_EXCEPTION_PENDING) !== 0) {
     inject(vcpu, false);
-    exception.pending = false;
-    exception.injected = true;
+    vcpu.events = (vcpu.events & ~EVENT_EXCEPTION_PENDING) | EVENT_EXCEPTION_INJECTED;
     taken = true;
   }
   if (vcpu.nmiPending === 0) return taken;
@@ -98,7 +100,7 @@ function injectOthers(vcpu: Vcpu): boolean {
   }
   if (backend.nmiAllowed()) {
     vcpu.nmiPending--;
-    vcpu.nmiInjected = true;
+    vcpu.events |= EVENT_NMI_INJECTED;
     writeNmi(vcpu);
     taken = true;
   }
@@ -108,16 +110,17 @@ function injectOthers(vcpu: Vcpu): boolean {
 
 /** Writes what an earlier entry was to deliver and did not. Whether there was any. */
 function redeliver(vcpu: Vcpu): boolean {
-  if (vcpu.exception.injected) {
+  const { events } = vcpu;
+  if ((events & EVENT_EXCEPTION_INJECTED) !== 0) {
     inject(vcpu, true);
     return true;
   }
-  if (vcpu.exception.pending) return false;
-  if (vcpu.nmiInjected) {
+  if ((events & EVENT_EXCEPTION_PENDING) !== 0) return false;
+  if ((events & EVENT_NMI_INJECTED) !== 0) {
     writeNmi(vcpu);
     return true;
   }
-  if (vcpu.injectedInterrupt === -1) return false;
+  if ((events & EVENT_INTERRUPT_INJECTED) === 0) return false;
   writeInterrupt(vcpu, vcpu.injectedInterrupt, true);
   return true;
 }
@@ -153,7 +156,7 @@ export function updateCr8Intercept(vcpu: Vcpu): void {
 export function hasEvents(vcpu: Vcpu): boolean {
   const { lapic, backend } = vcpu;
   if (lapic.pendingEvents !== 0) return true;
-  if (vcpu.exception.pending) return true;
+  if ((vcpu.events & EVENT_EXCEPTION_PENDING) !== 0) return true;
   if ((vcpu.requests & REQ_NMI) !== 0 || (vcpu.nmiPending > 0 && backend.nmiAllowed())) return true;
   return backend.interruptAllowed() && lapic.injectable() !== -1;
 }

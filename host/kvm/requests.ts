@@ -1,6 +1,6 @@
 /**
  * What a vCPU is asked to do before it enters guest mode again: KVM_REQ_*, as bits. And what its run loop has to look at
- * besides: mostly nothing, and then one word says so.
+ * besides, and which events are on their way into the guest: mostly none, and then one word says so.
  *
  * @module
  */
@@ -32,3 +32,12 @@ export const ATTENTION_PV_EOI = 1 << 2;
 export const ATTENTION_APIC_MAP = 1 << 3;
 /** Runs are explored: others may come between checks and entry. Never cleared. */
 export const ATTENTION_INTERLEAVE = 1 << 4;
+
+/** An exception is queued, and not written for injection yet. */
+export const EVENT_EXCEPTION_PENDING = 1 << 0;
+/** An exception is written for injection, and not known to be delivered; likewise those below. */
+export const EVENT_EXCEPTION_INJECTED = 1 << 1;
+/** An NMI is. */
+export const EVENT_NMI_INJECTED = 1 << 2;
+/** An interrupt is. */
+export const EVENT_INTERRUPT_INJECTED = 1 << 3;

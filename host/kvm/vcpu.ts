@@ -29,7 +29,14 @@ import type { Vm } from "./vm.ts";
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { GP_VECTOR, RDX } = abi;
 const { FAR } = core;
-const { ATTENTION_INTERLEAVE, ATTENTION_RESCHED, REQ_EVENT, REQ_NMI } = requests;
+const {
+  ATTENTION_INTERLEAVE,
+  ATTENTION_RESCHED,
+  EVENT_EXCEPTION_INJECTED,
+  EVENT_EXCEPTION_PENDING,
+  REQ_EVENT,
+  REQ_NMI,
+} = requests;
 const { MpState, Phase, Turn, VcpuMode } = modes;
 const { runLoop, takeTurn } = loop;
 
@@ -89,10 +96,6 @@ function newStats(): VcpuStats {
 
 /** An exception that KVM injects. */
 export interface QueuedException {
-  /** Queued, and not written for injection yet. */
-  pending: boolean;
-  /** Written for injection, and not known to be delivered. */
-  injected: boolean;
   /** The vector. */
   vector: number;
   /** The error code, -1 for none. */
@@ -169,16 +172,16 @@ export class Vcpu extends Thread {
   /** While it waits: somebody woke it. */
   woken = false;
 
-  /** The interrupt that is written for injection, -1 for none. */
-  injectedInterrupt: number = -1;
-  /** An NMI is written for injection. */
-  nmiInjected = false;
+  /** The events on their way into the guest, as bits. */
+  events = 0;
+  /** The interrupt that is written for injection. */
+  injectedInterrupt = 0;
   /** NMIs that arrived and were not looked at. */
   nmiQueued = 0;
   /** NMIs that wait for injection: at most two. */
   nmiPending = 0;
   /** The exception that waits for injection. */
-  readonly exception: QueuedException = { pending: false, injected: false, vector: 0, errorCode: -1 };
+  readonly exception: QueuedException = { vector: 0, errorCode: -1 };
   /** More events wait than one entry can deliver: the next one must exit as soon as it has delivered its event. */
   immediateExit = false;
   /** Vectors whose EOI the I/O APIC must see: 256 bits. */
@@ -228,10 +231,7 @@ export class Vcpu extends Thread {
     resetLapic(this.lapic, init);
     this.nmiQueued = 0;
     this.nmiPending = 0;
-    this.nmiInjected = false;
-    this.injectedInterrupt = -1;
-    this.exception.pending = false;
-    this.exception.injected = false;
+    this.events = 0;
     this.processor.reset(init);
     // The processor's signature, 0x600 where CPUID says none (kvm_vcpu_reset).
     this.processor.regs[RDX] = this.cpuid.find(1, 0)?.[0] ?? 0x600;
@@ -399,18 +399,14 @@ export class Vcpu extends Thread {
   /** Queues an exception for injection; `errorCode` is -1 where there is none. */
   queueException(vector: number, errorCode: number): void {
     this.request(REQ_EVENT);
-    const { exception } = this;
-    exception.pending = true;
-    exception.injected = false;
-    exception.vector = vector;
-    exception.errorCode = errorCode;
+    this.events = (this.events & ~EVENT_EXCEPTION_INJECTED) | EVENT_EXCEPTION_PENDING;
+    this.exception.vector = vector;
+    this.exception.errorCode = errorCode;
   }
 
   /** The event that the last entry was to deliver has been delivered. */
   eventDelivered(): void {
-    this.exception.injected = false;
-    this.nmiInjected = false;
-    this.injectedInterrupt = -1;
+    this.events &= EVENT_EXCEPTION_PENDING;
   }
 
   /** Queues #GP(0) (kvm_inject_gp). */
