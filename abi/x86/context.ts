@@ -41,7 +41,7 @@ const {
 export const MAX_FRAMES = 24;
 
 /** What {@linkcode Frame.rip} is while no handler has sent the activation anywhere. */
-export const UNSENT = -1;
+export const UNSENT: number = -1;
 
 /** One activation of a guest function, with its own window of registers. */
 export class Frame {
