@@ -12,6 +12,7 @@ import * as apic from "../lapic/mod.ts";
 import type { MsrValue } from "../lapic/mod.ts";
 import { PV_MSR_HANDLERS } from "../pv/registry.ts";
 import * as tracing from "../trace/mod.ts";
+import { UNMODELLED_MSRS } from "./unmodelled_msrs.ts";
 import type { Vcpu } from "./vcpu.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -221,6 +222,8 @@ function unmodelled(index: number, verb: string): void {
   if (NOT_MODELLED.has(index)) {
     throw new NotModelled(`a ${verb} of MSR ${msrName(index)}`, "Documentation/virt/kvm/x86/msr.rst");
   }
+  const name = UNMODELLED_MSRS.get(index);
+  if (name !== undefined) throw new NotModelled(`a ${verb} of MSR ${name}`, "SDM volume 4, table 2-2");
 }
 
 /** RDMSR was executed. */

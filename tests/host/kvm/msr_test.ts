@@ -88,15 +88,24 @@ for (const backend of BACKENDS) {
 
   describe(`an MSR (${backend})`, () => {
     it("that KVM has and this host has not is a loud error, with ignore_msrs too", () => {
-      for (const msr of [MSR_KVM_ASYNC_PF_EN, MSR_KVM_STEAL_TIME]) {
-        assertThrows(
-          () =>
-            tryingRig({ vm: { backend, ignoreMsrs: true } }).run(function* (cpu) {
-              yield cpu.wrmsr(msr, 0);
-            }),
-          NotModelled,
-          msrName(msr),
-        );
+      const unmodelled: readonly (readonly [msr: number, name: string])[] = [
+        [MSR_KVM_ASYNC_PF_EN, msrName(MSR_KVM_ASYNC_PF_EN)],
+        [MSR_KVM_STEAL_TIME, msrName(MSR_KVM_STEAL_TIME)],
+        [0x1a0, "IA32_MISC_ENABLE"],
+        [0x20f, "IA32_MTRR_PHYSMASK7"],
+        [0x277, "IA32_PAT"],
+      ];
+      for (const [msr, name] of unmodelled) {
+        for (const access of [(cpu: X86Cpu) => cpu.rdmsr(msr), (cpu: X86Cpu) => cpu.wrmsr(msr, 0)]) {
+          assertThrows(
+            () =>
+              tryingRig({ vm: { backend, ignoreMsrs: true } }).run(function* (cpu) {
+                yield access(cpu);
+              }),
+            NotModelled,
+            name,
+          );
+        }
       }
     });
 
