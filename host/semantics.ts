@@ -25,6 +25,8 @@ export interface HostBehaviour {
   readonly sendIpiChecked: boolean;
   /** A vCPU that halts may be polled for first. Since v3.20 (2015). */
   readonly haltPolling: boolean;
+  /** KVM_HC_CLOCK_PAIRING exists. Since v4.11 (2017). */
+  readonly clockPairing: boolean;
   /** halt_poll_ns_shrink, what a halt that was too long divides the polling window by; 0 empties it. 2 since v6.11. */
   readonly haltPollShrink: number;
   /**
@@ -44,6 +46,7 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     haltFastPath: true,
     sendIpiChecked: true,
     haltPolling: true,
+    clockPairing: true,
     haltPollShrink: 2,
     apicAccessPage: false,
     features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI", "POLL_CONTROL", "PV_SCHED_YIELD"],
@@ -54,6 +57,7 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     haltFastPath: false,
     sendIpiChecked: false,
     haltPolling: true,
+    clockPairing: true,
     haltPollShrink: 0,
     apicAccessPage: true,
     features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI"],
@@ -64,6 +68,7 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     haltFastPath: false,
     sendIpiChecked: false,
     haltPolling: false,
+    clockPairing: false,
     haltPollShrink: 0,
     apicAccessPage: true,
     features: ["NOP_IO_DELAY", "PV_EOI"],

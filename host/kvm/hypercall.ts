@@ -44,8 +44,8 @@ function byNumber(handlers: readonly HypercallHandler[]): (Row | undefined)[] {
   return table;
 }
 
-/** Calls that KVM serves on x86 and this host does not know. MAP_GPA_RANGE is off unless user space enables it. */
-const NOT_MODELLED: ReadonlySet<HypercallName> = new Set<HypercallName>(["KVM_HC_CLOCK_PAIRING"]);
+/** The call that KVM serves on x86 and this host does not model. MAP_GPA_RANGE is off unless user space enables it. */
+const NOT_MODELLED: HypercallName = "KVM_HC_CLOCK_PAIRING";
 
 /** VMCALL or VMMCALL was executed: traces the registers unmasked, masks them, checks CPL, and calls. */
 export function emulateHypercall(vcpu: Vcpu): void {
@@ -69,9 +69,8 @@ function dispatch(vcpu: Vcpu, nr: number, nrHigh: number): number {
     const { feature, handler } = row;
     return feature === null || vcpu.vm.pvHas(vcpu, feature) ? handler.call(vcpu) : -KVM_ENOSYS;
   }
-  const name = hypercallName(nr);
-  if (name !== undefined && NOT_MODELLED.has(name)) {
-    throw new NotModelled(name, "Documentation/virt/kvm/x86/hypercalls.rst");
+  if (hypercallName(nr) === NOT_MODELLED && vcpu.vm.behaviour.clockPairing) {
+    throw new NotModelled(NOT_MODELLED, "Documentation/virt/kvm/x86/hypercalls.rst");
   }
   return -KVM_ENOSYS;
 }

@@ -114,6 +114,13 @@ for (const backend of BACKENDS) {
       );
     });
 
+    it("that a host of 2012 had not yet is KVM_ENOSYS there", () => {
+      rigWith({ vm: { hostSemantics: "2012" } }).finish(function* (cpu) {
+        yield native(cpu.loadHypercall(9));
+        assertEquals(cpu.rax, ENOSYS);
+      });
+    });
+
     it("at CPL 3 is traced and counted, and not permitted, whatever its number", () => {
       const rig = rigWith();
       finishUser(rig, function* (cpu) {
