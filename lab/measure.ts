@@ -56,8 +56,3 @@ function difference(now: Counts["counters"], then: Counts["counters"]): Record<s
   }
   return result;
 }
-
-/** All exits together. */
-export function totalExits(exits: Readonly<Record<string, number>>): number {
-  return Object.values(exits).reduce((sum, count) => sum + count, 0);
-}

@@ -15,7 +15,7 @@ import {
   NMI_VECTOR,
   type X86Cpu,
 } from "../../abi/mod.ts";
-import { loadMask, removeFrom, storeMask, takeFirst } from "../kernel/cpumask.ts";
+import { loadMask, removeFrom, takeFirst } from "../kernel/cpumask.ts";
 import { data, percpu } from "../kernel/memory_map.ts";
 import type { GuestBehaviour } from "../semantics.ts";
 
@@ -82,9 +82,6 @@ export abstract class ApicDriver {
   abstract write(cpu: X86Cpu, register: number, value: number): Guest;
   /** Writes the interrupt command register. */
   abstract writeIcr(cpu: X86Cpu, low: number, destination: number): Guest;
-  /** Sends to the processors of a mask, natively. */
-  protected abstract sendMask(cpu: X86Cpu, mask: number, vector: number, butSelf: boolean): Guest;
-
   /** Signals the end of an interrupt as the hardware has it, whatever has replaced {@linkcode eoi} (native_eoi). */
   nativeEoi(cpu: X86Cpu): Guest {
     return this.write(cpu, APIC_EOI, 0);
@@ -106,8 +103,12 @@ export abstract class ApicDriver {
     return this.writeIcr(cpu, shorthand | icrLow(vector), 0);
   }
 
-  /** Sends to the processors of a mask, one IPI each. */
-  protected *sendOneByOne(cpu: X86Cpu, mask: number, vector: number, butSelf: boolean): Guest {
+  /** Sends to the processors of a mask, natively: one IPI each (default_send_IPI_mask_sequence_phys). */
+  protected sendMask(cpu: X86Cpu, mask: number, vector: number, butSelf: boolean): Guest {
+    return withInterruptsOff(cpu, this.#oneByOne(cpu, mask, vector, butSelf));
+  }
+
+  *#oneByOne(cpu: X86Cpu, mask: number, vector: number, butSelf: boolean): Guest {
     const words = yield* this.targets(cpu, mask, butSelf);
     for (let target = takeFirst(words); target >= 0; target = takeFirst(words)) {
       yield* this.sendIpi(cpu, target, vector);
@@ -137,15 +138,4 @@ export function* withInterruptsOff(cpu: X86Cpu, body: Guest): Guest {
   yield cpu.cli();
   yield* body;
   if (enabled) yield cpu.sti();
-}
-
-/** Copies a mask into another (cpumask_copy), without `cpu` where that is not -1. */
-export function* copyMask(
-  cpu: X86Cpu,
-  copy: { readonly from: number; readonly to: number; readonly without: number },
-  cpus: number,
-): Guest {
-  const words = yield* loadMask(cpu, copy.from, cpus);
-  if (copy.without >= 0) removeFrom(words, copy.without);
-  yield* storeMask(cpu, copy.to, words);
 }

@@ -59,11 +59,6 @@ export abstract class X2apicDriver extends ApicDriver {
 export class X2apicPhysicalDriver extends X2apicDriver {
   /** The driver's name. */
   readonly name = "x2apic-physical";
-
-  /** One IPI a processor. */
-  protected override sendMask(cpu: X86Cpu, mask: number, vector: number, butSelf: boolean): Guest {
-    return withInterruptsOff(cpu, this.sendOneByOne(cpu, mask, vector, butSelf));
-  }
 }
 
 /** Drives x2APICs with logical destinations. */

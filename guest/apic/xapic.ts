@@ -13,7 +13,7 @@ import {
   type Guest,
   type X86Cpu,
 } from "../../abi/mod.ts";
-import { ApicDriver, withInterruptsOff } from "./driver.ts";
+import { ApicDriver } from "./driver.ts";
 
 /** Drives the APIC through its page. */
 export class XapicDriver extends ApicDriver {
@@ -43,10 +43,5 @@ export class XapicDriver extends ApicDriver {
     // A shorthand needs no destination.
     if ((low & APIC_SHORT_MASK) === 0) yield cpu.store32(APIC_DEFAULT_BASE + APIC_ICR2, destination << 24);
     yield cpu.store32(APIC_DEFAULT_BASE + APIC_ICR, low);
-  }
-
-  /** One IPI a processor (default_send_IPI_mask_sequence_phys). */
-  protected override sendMask(cpu: X86Cpu, mask: number, vector: number, butSelf: boolean): Guest {
-    return withInterruptsOff(cpu, this.sendOneByOne(cpu, mask, vector, butSelf));
   }
 }

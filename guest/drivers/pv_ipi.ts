@@ -6,9 +6,9 @@
  */
 
 import type { Guest, X86Cpu } from "../../abi/mod.ts";
-import { copyMask, icrLow, withInterruptsOff } from "../apic/driver.ts";
+import { icrLow, withInterruptsOff } from "../apic/driver.ts";
 import { hypercall } from "../instructions.ts";
-import { type GuestValue, loadMask, takeFirst } from "../kernel/cpumask.ts";
+import { type GuestValue, loadMask, removeFrom, storeMask, takeFirst } from "../kernel/cpumask.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import { data, percpu, PERCPU_AREA } from "../kernel/memory_map.ts";
 import { kvmParaHasFeature } from "../kvm_para.ts";
@@ -140,7 +140,10 @@ function sendMask(cpu: X86Cpu, kernel: Kernel, mask: number, vector: number): Gu
 function* sendMaskAllButSelf(cpu: X86Cpu, kernel: Kernel, mask: number, vector: number): Guest {
   const scratch = cpu.gsBase + PERCPU_AREA.fields.pvMask.offset;
   yield cpu.load32(cpu.gsBase);
-  yield* copyMask(cpu, { from: mask, to: scratch, without: cpu.eax }, kernel.cpus);
+  const self = cpu.eax;
+  const words = yield* loadMask(cpu, mask, kernel.cpus);
+  removeFrom(words, self);
+  yield* storeMask(cpu, scratch, words);
   yield* sendMask(cpu, kernel, scratch, vector);
 }
 

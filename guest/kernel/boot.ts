@@ -31,11 +31,11 @@ import type { Kernel } from "./kernel.ts";
 import { data, percpu, TRAMPOLINE } from "./memory_map.ts";
 import { SPURIOUS_APIC_VECTOR } from "./vectors.ts";
 
-/** EBX of CPUID leaf 0 on AMD's processors: "Auth". */
+/** EBX of CPUID leaf 0 on AMD's processors: "Auth" (APM 3, appendix E.3.1). */
 const AMD_VENDOR_EBX = 0x6874_7541;
 /** Any number that memory does not hold by itself. */
 const MARK = 0x6b65_726e;
-/** What CPUID leaf 0x16 says in EAX: the base frequency in MHz, which is cycles a microsecond. */
+/** What CPUID leaf 0x16 says in EAX: the base frequency in MHz, which is cycles a microsecond (SDM 2A, CPUID). */
 const FREQUENCY_LEAF = 0x16;
 
 /** The boot processor's way. */

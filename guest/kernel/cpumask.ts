@@ -4,7 +4,7 @@
  * @module
  */
 
-import { lowestBit, type X86Cpu } from "../../abi/mod.ts";
+import { lowestBit, popcount, type X86Cpu } from "../../abi/mod.ts";
 
 /** What guest code that computes something is: instructions, and then a value. */
 export type GuestValue<T> = Generator<number, T, void>;
@@ -40,11 +40,6 @@ export function takeFirst(words: Uint32Array): number {
   return -1;
 }
 
-/** Whether a processor is in a loaded mask. */
-export function inMask(words: Readonly<Uint32Array>, cpu: number): boolean {
-  return ((words[cpu >>> 5] >>> (cpu & 31)) & 1) !== 0;
-}
-
 /** Puts a processor into a loaded mask. */
 export function addTo(words: Uint32Array, cpu: number): void {
   words[cpu >>> 5] |= 1 << (cpu & 31);
@@ -57,10 +52,7 @@ export function removeFrom(words: Uint32Array, cpu: number): void {
 
 /** How many processors a loaded mask holds. */
 export function weight(words: Readonly<Uint32Array>): number {
-  const rest = words.slice();
-  let count = 0;
-  while (takeFirst(rest) >= 0) count++;
-  return count;
+  return words.reduce((count, word) => count + popcount(word), 0);
 }
 
 /** Whether two loaded masks hold the same processors. */
