@@ -24,6 +24,7 @@ import { MsrState } from "./msr_state.ts";
 import * as requests from "./requests.ts";
 import * as modes from "./modes.ts";
 import * as loop from "./run_loop.ts";
+import { VcpuStats } from "./vcpu_stats.ts";
 import type { Vm } from "./vm.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -39,60 +40,6 @@ const {
 } = requests;
 const { MpState, Phase, Turn, VcpuMode } = modes;
 const { runLoop, takeTurn } = loop;
-
-/** Per-vCPU statistics, by the names of KVM's binary stats; those that a tracepoint counts as well are left to it. */
-export interface VcpuStats {
-  /** HLT exits. */
-  halt_exits: number;
-  /** Blocks that ended. */
-  halt_wakeup: number;
-  /** Polls that saw their event. */
-  halt_successful_poll: number;
-  /** Polls that were begun. */
-  halt_attempted_poll: number;
-  /** Interrupts injected. */
-  irq_injections: number;
-  /** NMIs injected. */
-  nmi_injections: number;
-  /** Exits for physical interrupts. */
-  irq_exits: number;
-  /** Exits at an interrupt window. */
-  irq_window_exits: number;
-  /** Exits at an NMI window. */
-  nmi_window_exits: number;
-  /** Passes through the event block. */
-  req_event: number;
-  /** Instructions emulated. */
-  insn_emulation: number;
-  /** Port accesses. */
-  io_exits: number;
-  /** MMIO accesses. */
-  mmio_exits: number;
-  /** Directed yields asked for. */
-  directed_yield_attempted: number;
-  /** Directed yields that ran somebody. */
-  directed_yield_successful: number;
-}
-
-function newStats(): VcpuStats {
-  return {
-    halt_exits: 0,
-    halt_wakeup: 0,
-    halt_successful_poll: 0,
-    halt_attempted_poll: 0,
-    irq_injections: 0,
-    nmi_injections: 0,
-    irq_exits: 0,
-    irq_window_exits: 0,
-    nmi_window_exits: 0,
-    req_event: 0,
-    insn_emulation: 0,
-    io_exits: 0,
-    mmio_exits: 0,
-    directed_yield_attempted: 0,
-    directed_yield_successful: 0,
-  };
-}
 
 /** An exception that KVM injects. */
 export interface QueuedException {
@@ -131,7 +78,7 @@ export class Vcpu extends Thread {
   /** Halt polling. */
   declare readonly haltPolling: HaltPolling;
   /** Statistics. */
-  readonly stats: VcpuStats = newStats();
+  readonly stats: VcpuStats = new VcpuStats();
   /** Exits by exit number. */
   declare readonly exitCounts: Uint32Array;
 
