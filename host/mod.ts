@@ -6,7 +6,7 @@
 
 export * from "./core/mod.ts";
 export * from "./cost/mod.ts";
-export * from "./cpu/errors.ts";
+export { GuestError, NotModelled } from "./cpu/errors.ts";
 export type { Dealt, Processor, Virtualization } from "./cpu/mod.ts";
 export type { Backend, FastPath } from "./kvm/backend.ts";
 export { type BackendName, BACKENDS } from "./kvm/backends.ts";

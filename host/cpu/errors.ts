@@ -4,7 +4,8 @@
  * @module
  */
 
-import { hex } from "../../abi/mod.ts";
+import { exceptionName, hex, instructionText, X86Fault } from "../../abi/mod.ts";
+import type { Processor } from "./processor.ts";
 
 /** Guest code cannot go on: it let an exception escape, forgot a `yield`, or jumped to where no function is. */
 export class GuestError extends Error {
@@ -35,4 +36,22 @@ export class NotModelled extends Error {
   constructor(what: string, reference: string) {
     super(`Cannot simulate ${what}: not modelled (${reference})`);
   }
+}
+
+/** What a guest function let escape. */
+export function escaped(p: Processor, error: unknown): Error {
+  if (error instanceof X86Fault) {
+    return p.error(`nobody caught ${exceptionName(error.vector)} of ${error.instruction}`, error);
+  }
+  return p.error(error instanceof Error ? error.message : String(error), error);
+}
+
+/** A guest function yielded something else than the instruction that it had built. */
+export function misbuilt(p: Processor, op: unknown): Error {
+  const built = p.context.pending;
+  if (built === 0) {
+    return p.error(`it yielded ${String(op)}; what it yields must be built by its cpu handle`);
+  }
+  const yielded = typeof op === "number" ? instructionText(op) : String(op);
+  return p.error(`it built ${instructionText(built)} and yielded ${yielded}`);
 }

@@ -117,6 +117,35 @@ export function operandBase(p: Processor): number {
   return high === 0 ? p.regs[RDI] : high * HIGH + p.regs[RDI];
 }
 
+/** The short way of {@linkcode accessMemory} for 32 bits, where they are aligned and flat: MOV and BTR. */
+export function access32(p: Processor, op: number): void {
+  const { memory, regs } = p;
+  const address = regs[RDI];
+  const word = address >>> 2;
+  const bit = regs[RCX];
+  const flat = regs[RDI + 1] === 0 && (address & 3) === 0 && word < memory.flatWords;
+  if (!flat || (op === OP_BTR && bit > 31)) {
+    accessMemory(p, op);
+    return;
+  }
+  const old = memory.u32[word];
+  if (op === OP_LOAD32) {
+    regs[RAX] = old;
+    regs[RAX + 1] = 0;
+    p.charge(p.cost.load);
+  } else {
+    if (op === OP_STORE32) {
+      memory.u32[word] = regs[RAX];
+    } else {
+      memory.u32[word] = old & ~(1 << bit);
+      regs[RFLAGS] = (regs[RFLAGS] & ~FLAG_CF) | ((old >>> bit) & 1);
+    }
+    if (memory.watched !== 0) memory.stored(address, 4);
+    p.charge(p.cost.store);
+  }
+  p.retire(op);
+}
+
 /** Executes an instruction with a memory operand. */
 export function accessMemory(p: Processor, op: number): void {
   const { bytes, reads, writes, primitive } = ACCESS[op]!;

@@ -4,7 +4,7 @@
  * @module
  */
 
-export * from "./errors.ts";
+export { GuestError, NotModelled } from "./errors.ts";
 export * from "./events.ts";
 export * from "./memory_access.ts";
 export * from "./processor.ts";

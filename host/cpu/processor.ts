@@ -6,17 +6,17 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { exceptionName, instructionText, presentAddress, X86Cpu, X86Fault } from "../../abi/mod.ts";
+import { instructionText, presentAddress, X86Cpu } from "../../abi/mod.ts";
 import type { CodeStore, Guest } from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
 import type { Engine, Thread } from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
 import type { GuestMemory, Watcher } from "../memory/mod.ts";
-import { GuestError } from "./errors.ts";
+import { escaped, GuestError, misbuilt } from "./errors.ts";
 import * as events from "./events.ts";
 import * as instruction from "./execute.ts";
 import * as activations from "./frames.ts";
-import { accessMemory } from "./memory_access.ts";
+import * as operands from "./memory_access.ts";
 import * as privileged from "./privileged.ts";
 import * as waiting from "./waiting.ts";
 import type { Virtualization } from "./virtualization.ts";
@@ -36,7 +36,6 @@ const {
   HIGH,
   KERNEL32_CS,
   KERNEL_CS,
-  FLAG_CF,
   OP_BTR,
   OP_LOAD32,
   OP_STORE32,
@@ -44,9 +43,6 @@ const {
   OP_VMMCALL,
   OP_WORK,
   OP_WRMSR,
-  RAX,
-  RCX,
-  RDI,
   RFLAGS,
   RIP,
   SYS_CR0,
@@ -68,6 +64,7 @@ const { FAR, LONG_AGO } = core;
 const { endFrame } = events;
 const { execute } = instruction;
 const { linear, resumeAt } = activations;
+const { access32 } = operands;
 const { hypercall, writeMsr } = privileged;
 const { endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } = waiting;
 
@@ -341,7 +338,7 @@ export class Processor {
 
   /**
    * The same as {@linkcode step}, sooner: what guests execute most is looked for first, and aligned accesses to flat
-   * memory are done here.
+   * memory take a short way.
    */
   quickStep(): void {
     if (this.thread.time >= this.eventAt && this.#event()) return;
@@ -349,37 +346,8 @@ export class Processor {
     if (op === OP_WRMSR) writeMsr(this, op);
     else if (op === OP_WORK) work(this);
     else if (op === OP_VMCALL || op === OP_VMMCALL) hypercall(this);
-    else if (op === OP_LOAD32 || op === OP_STORE32 || op === OP_BTR) this.#access32(op);
+    else if (op === OP_LOAD32 || op === OP_STORE32 || op === OP_BTR) access32(this, op);
     else if (op !== 0) execute(this, op);
-  }
-
-  /** An access to 32 bits, at once where they are aligned and flat. */
-  #access32(op: number): void {
-    const { memory, regs } = this;
-    const address = regs[RDI];
-    const word = address >>> 2;
-    const bit = regs[RCX];
-    const flat = regs[RDI + 1] === 0 && (address & 3) === 0 && word < memory.flatWords;
-    if (!flat || (op === OP_BTR && bit > 31)) {
-      accessMemory(this, op);
-      return;
-    }
-    const old = memory.u32[word];
-    if (op === OP_LOAD32) {
-      regs[RAX] = old;
-      regs[RAX + 1] = 0;
-      this.charge(this.cost.load);
-    } else {
-      if (op === OP_STORE32) {
-        memory.u32[word] = regs[RAX];
-      } else {
-        memory.u32[word] = old & ~(1 << bit);
-        regs[RFLAGS] = (regs[RFLAGS] & ~FLAG_CF) | ((old >>> bit) & 1);
-      }
-      if (memory.watched !== 0) memory.stored(address, 4);
-      this.charge(this.cost.store);
-    }
-    this.retire(op);
   }
 
   /** Resumes the guest function up to its next instruction, which is pending then: its opcode, 0 where it has ended. */
@@ -389,14 +357,14 @@ export class Processor {
     try {
       result = resume(context.guest!);
     } catch (error) {
-      throw this.#escaped(error);
+      throw escaped(this, error);
     }
     if (result.done) {
       endFrame(this);
       return 0;
     }
     const op = result.value;
-    if (op !== context.pending || op === 0) throw this.#misbuilt(op);
+    if (op !== context.pending || op === 0) throw misbuilt(this, op);
     return op;
   }
 
@@ -449,10 +417,10 @@ export class Processor {
     try {
       result = this.context.guest!.throw(fault);
     } catch (error) {
-      throw this.#escaped(error);
+      throw escaped(this, error);
     }
     if (result.done) endFrame(this);
-    else if (result.value !== this.context.pending || result.value === 0) throw this.#misbuilt(result.value);
+    else if (result.value !== this.context.pending || result.value === 0) throw misbuilt(this, result.value);
   }
 
   /** REX prefixes exist in 64-bit mode alone (SDM 2A 2.2.1): elsewhere the bytes are other instructions. */
@@ -466,22 +434,6 @@ export class Processor {
     if (context.depth === 0) return new GuestError(this.name, "no function", this.storedRip, problem, cause);
     const where = context.frames[context.depth - 1].block?.name ?? "no function";
     return new GuestError(this.name, where, this.rip, problem, cause);
-  }
-
-  #escaped(error: unknown): Error {
-    if (error instanceof X86Fault) {
-      return this.error(`nobody caught ${exceptionName(error.vector)} of ${error.instruction}`, error);
-    }
-    return this.error(error instanceof Error ? error.message : String(error), error);
-  }
-
-  #misbuilt(op: unknown): Error {
-    const built = this.context.pending;
-    if (built === 0) {
-      return this.error(`it yielded ${String(op)}; what it yields must be built by its cpu handle`);
-    }
-    const yielded = typeof op === "number" ? instructionText(op) : String(op);
-    return this.error(`it built ${instructionText(built)} and yielded ${yielded}`);
   }
 }
 
