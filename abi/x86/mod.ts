@@ -18,4 +18,6 @@ export * from "./registers.ts";
 export * from "./shared.ts";
 export * from "./svm_exits.ts";
 export * from "./text.ts";
+export * from "./vmcs.ts";
+export * from "./vmx_controls.ts";
 export * from "./vmx_exits.ts";

@@ -134,22 +134,3 @@ export const INTR_TYPE_EXT_INTR = 0 << 8;
 export const INTR_TYPE_NMI = 2 << 8;
 /** Interruption type: hardware exception. */
 export const INTR_TYPE_HARD_EXCEPTION = 3 << 8;
-
-/** Primary processor-based control bit 2: interrupt-window exiting. */
-export const CPU_BASED_INTR_WINDOW_EXITING = 1 << 2;
-/** Primary processor-based control bit 7: HLT exiting. */
-export const CPU_BASED_HLT_EXITING = 1 << 7;
-/** Primary processor-based control bit 21: use TPR shadow. */
-export const CPU_BASED_TPR_SHADOW = 1 << 21;
-/** Primary processor-based control bit 22: NMI-window exiting. */
-export const CPU_BASED_NMI_WINDOW_EXITING = 1 << 22;
-/** Primary processor-based control bit 28: use MSR bitmaps. */
-export const CPU_BASED_USE_MSR_BITMAPS = 1 << 28;
-/** Primary processor-based control bit 31: activate secondary controls. */
-export const CPU_BASED_ACTIVATE_SECONDARY = 0x8000_0000;
-/** Secondary processor-based control bit 0: virtualize APIC accesses. */
-export const SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES = 1 << 0;
-/** Secondary processor-based control bit 1: enable EPT. */
-export const SECONDARY_EXEC_ENABLE_EPT = 1 << 1;
-/** Secondary processor-based control bit 4: virtualize x2APIC mode. */
-export const SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE = 1 << 4;

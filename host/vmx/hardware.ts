@@ -9,7 +9,8 @@ import * as abi from "../../abi/mod.ts";
 import * as cpu from "../cpu/mod.ts";
 import type { Processor, Virtualization } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
-import type { MsrBitmap, Vmcs } from "./vmcs.ts";
+import type { MsrBitmap } from "./msr_bitmap.ts";
+import type { Vmcs } from "./vmcs.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {

@@ -5,5 +5,7 @@
  */
 
 export * from "./hardware.ts";
+export * from "./msr_bitmap.ts";
 export * from "./vmcs.ts";
+export { VmInstructionError } from "./vmcs_fields.ts";
 export * from "./vmx.ts";

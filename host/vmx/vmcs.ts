@@ -1,81 +1,174 @@
 /**
- * The fields of a VMCS that this host uses (SDM 3C chapter 25), and the MSR bitmap.
+ * The fields of a VMCS that this host uses (SDM 3C chapter 25).
+ *
+ * What the processor reads often is a small integer in a field of its own: control words are signed 32-bit words.
+ * Addresses are host-physical, whole numbers below 2^52. {@linkcode Vmcs.read} and {@linkcode Vmcs.write} reach each
+ * field by its encoding, as VMREAD and VMWRITE do.
  *
  * @module
  */
 
 import {
-  CPU_BASED_ACTIVATE_SECONDARY,
+  CPU_BASED_ACTIVATE_SECONDARY_CONTROLS,
   CPU_BASED_HLT_EXITING,
+  CPU_BASED_INTR_WINDOW_EXITING,
   CPU_BASED_TPR_SHADOW,
   CPU_BASED_USE_MSR_BITMAPS,
-  IA32_FS_BASE,
-  IA32_GS_BASE,
-  IA32_KERNEL_GS_BASE,
-  IA32_TSC,
+  PIN_BASED_EXT_INTR_MASK,
+  PIN_BASED_NMI_EXITING,
+  PIN_BASED_VIRTUAL_NMIS,
   SECONDARY_EXEC_ENABLE_EPT,
+  VM_ENTRY_IA32E_MODE,
+  VM_EXIT_ACK_INTR_ON_EXIT,
+  VM_EXIT_HOST_ADDR_SPACE_SIZE,
 } from "../../abi/mod.ts";
+import { MsrBitmap } from "./msr_bitmap.ts";
+import { readVmcs, writeVmcs } from "./vmcs_fields.ts";
 
-/** What KVM sets for every vCPU with an in-kernel local APIC. */
-const PRIMARY = CPU_BASED_HLT_EXITING | CPU_BASED_TPR_SHADOW | CPU_BASED_USE_MSR_BITMAPS |
-  CPU_BASED_ACTIVATE_SECONDARY;
+/** A write-back EPT page walk of four levels (SDM 3C table 25-10): memory type 6, levels less one in bits 5:3. */
+const EPTP_WRITE_BACK_4_LEVELS = 6 | (3 << 3);
 
-/** A virtual-machine control structure. Controls are signed 32-bit words: small integers. */
+/** A virtual-machine control structure. */
 export class Vmcs {
-  /** Primary processor-based VM-execution controls. */
-  primary: number = PRIMARY;
-  /** Secondary processor-based VM-execution controls. */
-  secondary: number = SECONDARY_EXEC_ENABLE_EPT;
-  /** TPR threshold, a priority class. */
-  tprThreshold = 0;
+  #pin = PIN_BASED_EXT_INTR_MASK | PIN_BASED_NMI_EXITING | PIN_BASED_VIRTUAL_NMIS;
+  #primary = CPU_BASED_HLT_EXITING | CPU_BASED_TPR_SHADOW | CPU_BASED_USE_MSR_BITMAPS |
+    CPU_BASED_ACTIVATE_SECONDARY_CONTROLS;
+  #secondary = SECONDARY_EXEC_ENABLE_EPT;
+  #tertiary = 0;
+  #tertiaryHigh = 0;
+  #exitControls = VM_EXIT_HOST_ADDR_SPACE_SIZE | VM_EXIT_ACK_INTR_ON_EXIT;
+  #entryControls = VM_ENTRY_IA32E_MODE;
+  #tprThreshold = 0;
+
+  /**
+   * 1 while a control was written that no VM entry has checked, else 0. Setting one of the accessors below sets it;
+   * who changes another field that entries check, after the first entry, sets it as well.
+   */
+  unchecked = 1;
+
   /** VM-entry interruption information. */
   entryIntrInfo = 0;
   /** VM-entry exception error code. */
   entryErrorCode = 0;
   /** VM-exit interruption information. */
   exitIntrInfo = 0;
+  /** VM-instruction error: what the last VMX instruction failed for. */
+  vmInstructionError = 0;
+
+  /** Virtual-processor identifier. */
+  vpid = 0;
+  /** Posted-interrupt notification vector. */
+  postedIntrNv = 0;
+  /** The PID-pointer table's last index. */
+  lastPidPointerIndex = 0;
+  /** Requesting virtual interrupt: the low byte of the guest interrupt status. */
+  rvi = 0;
+  /** Servicing virtual interrupt: its high byte. */
+  svi = 0;
+  /** The virtual interrupts whose virtualized EOI exits: 256 bits. */
+  readonly eoiExitBitmap: Uint32Array = new Uint32Array(8);
+
+  /** Address of the MSR bitmap. */
+  msrBitmapAddress = 0;
+  /** Address of the virtual-APIC page. */
+  virtualApicPage = 0;
+  /** Address of the APIC-access page. */
+  apicAccessPage = 0;
+  /** Address of the posted-interrupt descriptor. */
+  postedIntrDesc = 0;
+  /** Address of the PID-pointer table. */
+  pidPointerTable = 0;
+  /** The EPT pointer. */
+  eptPointer: number = EPTP_WRITE_BACK_4_LEVELS;
+
   /** Which MSR accesses exit. */
   readonly msrBitmap: MsrBitmap = new MsrBitmap();
-}
 
-/** Where the four parts of the bitmap begin (SDM 3C 25.6.9). */
-const READ_LOW = 0;
-const READ_HIGH = 1024;
-const WRITE_LOW = 2048;
-const WRITE_HIGH = 3072;
-const HIGH_FIRST = 0xc000_0000;
-const RANGE = 0x2000;
-
-/** The MSR bitmap: a page in which a set bit makes an access exit. MSRs outside its two ranges always exit. */
-export class MsrBitmap {
-  readonly #bytes = new Uint8Array(4096).fill(0xff);
-
-  /** The bitmap that KVM gives a vCPU: a handful of MSRs pass through. */
-  constructor() {
-    this.intercept(IA32_TSC, false, false);
-    for (const msr of [IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE]) {
-      this.intercept(msr, false, false);
-      this.intercept(msr, true, false);
-    }
+  /** Pin-based VM-execution controls. */
+  get pin(): number {
+    return this.#pin;
+  }
+  set pin(value: number) {
+    this.#pin = value | 0;
+    this.unchecked = 1;
   }
 
-  /** Whether an access exits. */
-  exits(msr: number, write: boolean): boolean {
-    const range = (msr & -RANGE) >>> 0;
-    if (range === 0) return this.#bit(write ? WRITE_LOW : READ_LOW, msr);
-    return range !== HIGH_FIRST || this.#bit(write ? WRITE_HIGH : READ_HIGH, msr & (RANGE - 1));
+  /** Primary processor-based VM-execution controls. */
+  get primary(): number {
+    return this.#primary;
+  }
+  set primary(value: number) {
+    const changed = value ^ this.#primary;
+    this.#primary = value | 0;
+    // Set and cleared at each interrupt window: no check looks at it, and every processor has it.
+    if ((changed & ~CPU_BASED_INTR_WINDOW_EXITING) !== 0) this.unchecked = 1;
   }
 
-  #bit(part: number, n: number): boolean {
-    return ((this.#bytes[part + (n >>> 3)] >>> (n & 7)) & 1) !== 0;
+  /** Secondary processor-based VM-execution controls. */
+  get secondary(): number {
+    return this.#secondary;
+  }
+  set secondary(value: number) {
+    this.#secondary = value | 0;
+    this.unchecked = 1;
   }
 
-  /** Sets whether an access exits. */
-  intercept(msr: number, write: boolean, exits: boolean): void {
-    const upper = msr >= HIGH_FIRST;
-    const part = upper ? (write ? WRITE_HIGH : READ_HIGH) : write ? WRITE_LOW : READ_LOW;
-    const n = upper ? msr - HIGH_FIRST : msr;
-    if (exits) this.#bytes[part + (n >>> 3)] |= 1 << (n & 7);
-    else this.#bytes[part + (n >>> 3)] &= ~(1 << (n & 7));
+  /** Tertiary processor-based VM-execution controls, bits 31:0. */
+  get tertiary(): number {
+    return this.#tertiary;
+  }
+  set tertiary(value: number) {
+    this.#tertiary = value | 0;
+    this.unchecked = 1;
+  }
+
+  /** Tertiary processor-based VM-execution controls, bits 63:32. */
+  get tertiaryHigh(): number {
+    return this.#tertiaryHigh;
+  }
+  set tertiaryHigh(value: number) {
+    this.#tertiaryHigh = value | 0;
+    this.unchecked = 1;
+  }
+
+  /** Primary VM-exit controls. */
+  get exitControls(): number {
+    return this.#exitControls;
+  }
+  set exitControls(value: number) {
+    this.#exitControls = value | 0;
+    this.unchecked = 1;
+  }
+
+  /** VM-entry controls. */
+  get entryControls(): number {
+    return this.#entryControls;
+  }
+  set entryControls(value: number) {
+    this.#entryControls = value | 0;
+    this.unchecked = 1;
+  }
+
+  /** TPR threshold, a priority class. */
+  get tprThreshold(): number {
+    return this.#tprThreshold;
+  }
+  set tprThreshold(value: number) {
+    if (value === this.#tprThreshold) return;
+    this.#tprThreshold = value;
+    this.unchecked = 1;
+  }
+
+  /** VMREAD. Throws {@linkcode VmInstructionError} 12 for a field that this VMCS has not. */
+  read(encoding: number): bigint {
+    return readVmcs(this, encoding);
+  }
+
+  /**
+   * VMWRITE: bits beyond the field's width are dropped. Throws {@linkcode VmInstructionError} 12 for a field that this
+   * VMCS has not, 13 for VM-exit information.
+   */
+  write(encoding: number, value: bigint): void {
+    writeVmcs(this, encoding, value);
   }
 }
