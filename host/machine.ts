@@ -17,6 +17,7 @@ import { MpState } from "./kvm/modes.ts";
 import { Vm } from "./kvm/vm.ts";
 import type { VmOptions } from "./kvm/vm_options.ts";
 import { checkQuirks, type Quirk } from "./quirks.ts";
+import { HostMemory } from "./memory/mod.ts";
 import { HostScheduler } from "./sched/mod.ts";
 
 /** How a machine is made. Everything has a default. */
@@ -83,6 +84,8 @@ export class Machine {
   declare readonly scheduler: HostScheduler;
   /** The deviations that are on. */
   declare readonly quirks: ReadonlySet<Quirk>;
+  /** The host's memory, where hardware looks at it by address. */
+  readonly hostMemory: HostMemory = new HostMemory();
   /** The virtual machines. */
   readonly vms: Vm[] = [];
   readonly #exitLimit: number;

@@ -52,6 +52,10 @@ export const QUIRKS = {
     effect: "reserved bits of the x2APIC ICR are ignored instead of raising #GP",
     source: "fixed by 71bf395a276f",
   },
+  "apicv-activation-keeps-svi": {
+    effect: "hardware that takes interrupts over does not learn which one is in service: its EOI is lost",
+    source: "fixed in v6.19-rc1: Update SVI when activating APICv",
+  },
 } as const satisfies Record<string, QuirkSpec>;
 
 /** The name of a deviation. */

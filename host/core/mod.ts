@@ -11,6 +11,7 @@ export * from "./mutex.ts";
 export * from "./policy.ts";
 export * from "./queue.ts";
 export * from "./schedule.ts";
+export * from "./steps.ts";
 export * from "./thread.ts";
 export * from "./time.ts";
 export * from "./timer.ts";

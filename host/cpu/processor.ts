@@ -9,7 +9,7 @@ import * as abi from "../../abi/mod.ts";
 import { instructionText, presentAddress, X86Cpu } from "../../abi/mod.ts";
 import type { CodeStore, Guest } from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
-import type { Engine, Thread } from "../core/mod.ts";
+import { type Engine, type Steps, straight, type Thread } from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
 import type { GuestMemory, Watcher } from "../memory/mod.ts";
 import { escaped, GuestError, misbuilt } from "./errors.ts";
@@ -148,6 +148,9 @@ export class Processor {
   eventAt: number = FAR;
   #windowRequested = false;
 
+  /** What hardware does in several accesses to shared memory, and has not finished: explored runs take them one by one. */
+  microcode: Steps | undefined = undefined;
+
   /** Whether a computation sleeps. */
   working = false;
   /** When the computation, or the PAUSE loop, fell asleep, counted from the epoch. */
@@ -205,6 +208,7 @@ export class Processor {
     this.shadow = false;
     this.nmiBlocked = false;
     this.requestWindow(false);
+    this.microcode = undefined;
     this.working = false;
     this.#ripWritten = true;
     this.finished = false;
@@ -329,8 +333,27 @@ export class Processor {
     this.retire(this.context.pending);
   }
 
-  /** Runs one instruction, or takes one event. Only in guest mode. */
+  /** Hardware does something in several accesses to memory that others use too. It is no instruction boundary in between. */
+  perform(steps: Steps): true {
+    if (this.engine.explores) {
+      this.microcode = steps;
+      this.#goOn(steps);
+    } else {
+      straight(steps);
+    }
+    return true;
+  }
+
+  #goOn(steps: Steps): void {
+    if (steps.next().done && this.microcode === steps) this.microcode = undefined;
+  }
+
+  /** Runs one instruction, or takes one event, or makes one access of an instruction that makes several. Only in guest mode. */
   step(): void {
+    if (this.microcode !== undefined) {
+      this.#goOn(this.microcode);
+      return;
+    }
     if (this.thread.time >= this.eventAt && this.#event()) return;
     const op = this.context.pending || this.fetch();
     if (op !== 0) execute(this, op);

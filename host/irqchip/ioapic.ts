@@ -26,7 +26,7 @@ import {
   RTE_REMOTE_IRR,
   RTE_STATUS,
 } from "../../abi/mod.ts";
-import { Timer } from "../core/mod.ts";
+import { straight, Timer } from "../core/mod.ts";
 import { REQ_SCAN_IOAPIC } from "../kvm/requests.ts";
 import { nsToCycles } from "../kvm/time.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
@@ -181,6 +181,7 @@ export class Ioapic implements MmioDevice {
    */
   scan(vcpu: Vcpu): void {
     if (!vcpu.lapic.hardwareEnabled) return;
+    if (vcpu.lapic.apicvActive) straight(vcpu.backend.syncPirToIrr());
     const handled = vcpu.ioapicHandledVectors;
     handled.fill(0);
     vcpu.highestStaleEoi = -1;
@@ -200,6 +201,7 @@ export class Ioapic implements MmioDevice {
         if (vector > vcpu.highestStaleEoi) vcpu.highestStaleEoi = vector;
       }
     }
+    vcpu.backend.loadEoiExitmap();
   }
 
   /** Reads the window: the register select, or what it selects. */

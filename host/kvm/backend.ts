@@ -4,7 +4,9 @@
  * @module
  */
 
+import type { Steps } from "../core/mod.ts";
 import type { Virtualization } from "../cpu/mod.ts";
+import type { Lapic } from "../lapic/mod.ts";
 
 /** What a fast path made of an exit. */
 export enum FastPath {
@@ -35,6 +37,27 @@ export interface Backend {
   reset(init: boolean): void;
   /** The local APIC was enabled, disabled, or switched between xAPIC and x2APIC mode. */
   apicModeChanged(): void;
+
+  // Interrupts that hardware delivers. What others touch at the same time comes as steps.
+
+  /** APICv is to be used from the next entry on, or not any more (refresh_apicv_exec_ctrl). */
+  refreshApicv(): void;
+  /** The highest vector in service has changed while hardware keeps track of it; -1 for none (hwapic_isr_update). */
+  serviceChanged(highestIsr: number): void;
+  /** The vectors whose EOI the I/O APIC must see have changed (load_eoi_exitmap). */
+  loadEoiExitmap(): void;
+  /** Hands an interrupt to the hardware of the target, or, where that is not used, to its run loop (deliver_interrupt). */
+  deliver(target: Lapic, deliveryMode: number, vector: number, levelTriggered: boolean): void;
+  /** Moves what was posted to the IRR. Answers with the highest vector requested, -1 for none (sync_pir_to_irr). */
+  syncPirToIrr(): Steps<number>;
+  /** The thread is on a CPU again (vcpu_load). */
+  load(): Steps;
+  /** The thread is about to leave its CPU: to sleep, or preempted (vcpu_put). */
+  put(): Steps;
+  /** The vCPU is about to look for events before it sleeps (vcpu_blocking). */
+  blocking(): Steps;
+  /** It goes on (vcpu_unblocking). */
+  unblocking(): Steps;
 
   /** The next entry is to exit as soon as it has delivered its event. */
   requestImmediateExit(): void;

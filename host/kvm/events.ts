@@ -69,6 +69,7 @@ export function injectEvents(vcpu: Vcpu): void {
   const taken = (vcpu.events | vcpu.nmiPending) !== 0 && injectOthers(vcpu);
   if (vcpu.immediateExit) return;
   const { backend, lapic } = vcpu;
+  if (lapic.apicvActive) return; // Hardware does it (kvm_cpu_has_injectable_intr).
   const vector = lapic.injectable();
   if (vector === -1) return;
   if (taken) {
@@ -148,6 +149,7 @@ function writeInterrupt(vcpu: Vcpu, vector: number, reinjected: boolean): void {
 /** Asks for an exit when the guest lowers its task priority below what is requested (update_cr8_intercept). */
 export function updateCr8Intercept(vcpu: Vcpu): void {
   const { lapic } = vcpu;
+  if (lapic.apicvActive) return;
   if (lapic.irrRegisters === 0) vcpu.backend.updateCr8Intercept(0, -1);
   else vcpu.backend.updateCr8Intercept(lapic.cr8, lapic.highestIrr() >>> 4);
 }

@@ -4,7 +4,9 @@
  * @module
  */
 
+import { type Steps, straight } from "../core/mod.ts";
 import * as tracing from "../trace/mod.ts";
+import type { Backend } from "./backend.ts";
 import { acceptApicEvents, hasEvents } from "./events.ts";
 import * as requests from "./requests.ts";
 import { cyclesToNs, nsToCycles } from "./time.ts";
@@ -144,10 +146,22 @@ function* pollUntil(vcpu: Vcpu, end: number): Generator<void, boolean, void> {
   return wakeable(vcpu);
 }
 
+/**
+ * What the vendor module does with state that hardware and other CPUs share, where interrupts are accelerated: a step
+ * an access in explored runs.
+ */
+export function* shared(vcpu: Vcpu, what: (backend: Backend) => Steps): Generator<void, void, void> {
+  if (!vcpu.vm.enableApicv) return;
+  const steps = what(vcpu.backend);
+  if (vcpu.engine.explores) yield* steps;
+  else straight(steps);
+}
+
 /** Gives the CPU up until there is an event (kvm_vcpu_block). Whether the vCPU was off its CPU. */
 function* sleep(vcpu: Vcpu): Generator<void, boolean, void> {
   let waited = false;
   vcpu.blocked = true;
+  yield* shared(vcpu, (backend) => backend.blocking());
   for (;;) {
     vcpu.woken = false;
     if (vcpu.engine.explores) yield; // Between announcing the sleep and looking, others may come.
@@ -155,10 +169,15 @@ function* sleep(vcpu: Vcpu): Generator<void, boolean, void> {
     if (vcpu.woken) continue;
     waited = true;
     vcpu.charge(vcpu.cost.block);
-    vcpu.asleep = true;
-    vcpu.vm.scheduler.release(vcpu);
-    yield;
+    yield* shared(vcpu, (backend) => backend.put());
+    if (!vcpu.woken) {
+      vcpu.asleep = true;
+      vcpu.vm.scheduler.release(vcpu);
+      yield;
+    }
+    yield* shared(vcpu, (backend) => backend.load());
   }
   vcpu.blocked = false;
+  yield* shared(vcpu, (backend) => backend.unblocking());
   return waited;
 }

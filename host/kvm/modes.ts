@@ -32,6 +32,8 @@ export enum Phase {
   Top,
   /** Ready to enter, but for the last check. */
   Prepared,
+  /** In explored runs: seen as in guest mode, and the posted interrupts are synchronized. */
+  Synced,
   /** An exit has happened. */
   Exited,
   /** The exit, or the block, is over. */
@@ -50,6 +52,10 @@ export enum Turn {
   Preempted,
   /** In explored runs: others may come between the checks and the entry. */
   Interleave,
+  /** In explored runs: posted interrupts are synchronized, a step at a time. */
+  Sync,
+  /** In explored runs: accesses to shared state that the turn has begun. */
+  Steps,
   /** The virtual machine is dead. */
   Dead,
 }

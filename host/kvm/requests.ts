@@ -22,6 +22,9 @@ export const REQ_VM_DEAD = 1 << 6;
 /** An in-kernel state change wants the vCPU out of guest mode, nothing more. */
 export const REQ_OUTSIDE_GUEST_MODE = 1 << 7;
 
+/** APICv is, or is no longer, to be used. */
+export const REQ_APICV_UPDATE = 1 << 8;
+
 /** The APIC timer has expired. */
 export const ATTENTION_TIMER = 1 << 0;
 /** The host's scheduler wants to run somebody else. */
@@ -32,6 +35,9 @@ export const ATTENTION_PV_EOI = 1 << 2;
 export const ATTENTION_APIC_MAP = 1 << 3;
 /** Runs are explored: others may come between checks and entry. Never cleared. */
 export const ATTENTION_INTERLEAVE = 1 << 4;
+
+/** Accesses to shared state wait to be carried out, a step each. */
+export const ATTENTION_STEPS = 1 << 5;
 
 /** An exception is queued, and not written for injection yet. */
 export const EVENT_EXCEPTION_PENDING = 1 << 0;

@@ -10,11 +10,13 @@
  */
 
 import { high } from "../../abi/mod.ts";
+import { straight } from "../core/mod.ts";
 import { recalculateApicMap } from "../lapic/mod.ts";
 import * as tracing from "../trace/mod.ts";
 import * as vendor from "./backend.ts";
+import { updateApicv } from "./apicv.ts";
 import * as events from "./events.ts";
-import { block } from "./halt.ts";
+import { block, shared } from "./halt.ts";
 import * as requests from "./requests.ts";
 import * as modes from "./modes.ts";
 import type { Vcpu } from "./vcpu.ts";
@@ -28,6 +30,8 @@ const {
   ATTENTION_INTERLEAVE,
   ATTENTION_PV_EOI,
   ATTENTION_RESCHED,
+  ATTENTION_STEPS,
+  REQ_APICV_UPDATE,
   REQ_EVENT,
   REQ_LOAD_EOI_EXITMAP,
   REQ_NMI,
@@ -57,6 +61,15 @@ export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {
         yield* recalculateApicMap(vcpu.vm);
         break;
       case Turn.Preempted:
+        yield* preempted(vcpu);
+        break;
+      case Turn.Sync:
+        yield* vcpu.backend.syncPirToIrr();
+        yield;
+        break;
+      case Turn.Steps:
+        for (const steps of vcpu.deferred.splice(0)) yield* steps;
+        break;
       case Turn.Interleave:
         yield;
         break;
@@ -65,6 +78,14 @@ export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {
     }
     came = takeTurn(vcpu);
   }
+}
+
+/** The host's scheduler wants the CPU for somebody else. */
+function* preempted(vcpu: Vcpu): Generator<void, void, void> {
+  yield* shared(vcpu, (backend) => backend.put());
+  vcpu.vm.scheduler.preempt(vcpu);
+  yield;
+  yield* shared(vcpu, (backend) => backend.load());
 }
 
 /**
@@ -83,6 +104,7 @@ export function takeTurn(vcpu: Vcpu): Turn {
       if (vcpu.hit(TP.kvm_exit)) recordExit(vcpu);
       const fastPath = vcpu.backend.fastPath();
       if (fastPath === FastPath.Reenter && vcpu.mode === VcpuMode.InGuest && !outsideWanted(vcpu)) {
+        if (vcpu.lapic.apicvActive) straight(vcpu.backend.syncPirToIrr());
         price = vcpu.cost.reentry;
         break toEntry;
       }
@@ -99,7 +121,7 @@ export function takeTurn(vcpu: Vcpu): Turn {
         const came = lookAround(vcpu);
         if (came !== Turn.Guest) return came;
       }
-      if (vcpu.phase !== Phase.Prepared) {
+      if (vcpu.phase !== Phase.Prepared && vcpu.phase !== Phase.Synced) {
         if (vcpu.requests !== 0 && !prepare(vcpu)) {
           vcpu.phase = Phase.Done;
           if (vcpu.vm.dead) return Turn.Dead;
@@ -110,8 +132,11 @@ export function takeTurn(vcpu: Vcpu): Turn {
           return Turn.Interleave;
         }
       }
-      if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu); // Up to here the host takes interrupts by itself.
-      vcpu.mode = VcpuMode.InGuest;
+      if (vcpu.phase !== Phase.Synced) {
+        if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu); // Up to here the host takes interrupts by itself.
+        vcpu.mode = VcpuMode.InGuest;
+        if (vcpu.lapic.apicvActive && synchronizes(vcpu)) return Turn.Sync;
+      }
       if (!outsideWanted(vcpu)) break;
       cancelEntry(vcpu);
     }
@@ -128,7 +153,8 @@ export function takeTurn(vcpu: Vcpu): Turn {
 
 /** What few turns have to look at before they prepare an entry. Turn.Guest: go on. */
 function lookAround(vcpu: Vcpu): Turn {
-  if (vcpu.phase === Phase.Prepared) return Turn.Guest;
+  if (hasSteps(vcpu)) return Turn.Steps;
+  if (vcpu.phase === Phase.Prepared || vcpu.phase === Phase.Synced) return Turn.Guest;
   if (vcpu.phase === Phase.Done) {
     if ((vcpu.attention & ATTENTION_APIC_MAP) !== 0) {
       vcpu.attention &= ~ATTENTION_APIC_MAP;
@@ -137,22 +163,40 @@ function lookAround(vcpu: Vcpu): Turn {
     vcpu.requests &= ~REQ_UNBLOCK;
     vcpu.phase = Phase.Top;
     if (vcpu.attention !== 0 && betweenTurns(vcpu)) return Turn.Preempted;
+    if (hasSteps(vcpu)) return Turn.Steps;
   }
   if (vcpu.mpState === MpState.Runnable) return Turn.Guest;
   vcpu.phase = Phase.Done;
   return Turn.Block;
 }
 
-/** What may have come up during a turn: an expired timer, somebody who waits for the CPU. Whether that got the CPU. */
+/** Whether the turn has begun accesses to shared state, which come before anything else. */
+function hasSteps(vcpu: Vcpu): boolean {
+  if ((vcpu.attention & ATTENTION_STEPS) === 0) return false;
+  vcpu.attention &= ~ATTENTION_STEPS;
+  return true;
+}
+
+/** What may have come up during a turn: an expired timer, somebody who waits for the CPU. Whether that gets the CPU. */
 function betweenTurns(vcpu: Vcpu): boolean {
   const { timer } = vcpu.lapic;
   if (timer.hasPending()) timer.injectPending();
-  return vcpu.pcpu!.needResched && vcpu.vm.scheduler.preempt(vcpu);
+  return vcpu.pcpu!.needResched && vcpu.vm.scheduler.yields(vcpu);
+}
+
+/** Synchronizes posted interrupts on the way in. Whether that takes steps of its own: then the entry goes on behind them. */
+function synchronizes(vcpu: Vcpu): boolean {
+  if ((vcpu.attention & ATTENTION_INTERLEAVE) !== 0) {
+    vcpu.phase = Phase.Synced;
+    return true;
+  }
+  straight(vcpu.backend.syncPirToIrr());
+  return false;
 }
 
 /** Whether the vCPU must not enter guest mode. */
 function outsideWanted(vcpu: Vcpu): boolean {
-  return (vcpu.requests | (vcpu.attention & ATTENTION_RESCHED)) !== 0;
+  return (vcpu.requests | (vcpu.attention & (ATTENTION_RESCHED | ATTENTION_STEPS))) !== 0;
 }
 
 /** Something came up: what was to be injected is taken back. */
@@ -222,7 +266,8 @@ function serviceRequests(vcpu: Vcpu): boolean {
   }
   if (take(vcpu, REQ_NMI)) processNmi(vcpu);
   if (take(vcpu, REQ_SCAN_IOAPIC)) vm.ioapic.scan(vcpu);
-  take(vcpu, REQ_LOAD_EOI_EXITMAP); // Only virtual-interrupt delivery has an EOI-exit bitmap.
+  if (take(vcpu, REQ_LOAD_EOI_EXITMAP)) vcpu.backend.loadEoiExitmap();
+  if (take(vcpu, REQ_APICV_UPDATE)) updateApicv(vcpu);
   take(vcpu, REQ_OUTSIDE_GUEST_MODE);
   return true;
 }

@@ -8,7 +8,7 @@
 import * as abi from "../../abi/mod.ts";
 import type { VcpuId } from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
-import { Thread } from "../core/mod.ts";
+import { type Steps, Thread } from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
 import { Processor } from "../cpu/mod.ts";
 import { Lapic, resetLapic } from "../lapic/mod.ts";
@@ -33,6 +33,7 @@ const { FAR } = core;
 const {
   ATTENTION_INTERLEAVE,
   ATTENTION_RESCHED,
+  ATTENTION_STEPS,
   EVENT_EXCEPTION_INJECTED,
   EVENT_EXCEPTION_PENDING,
   REQ_EVENT,
@@ -136,6 +137,8 @@ export class Vcpu extends Thread {
   /** The vector of a route that is gone and whose EOI is still awaited; -1 for none. */
   highestStaleEoi: number = -1;
 
+  /** In explored runs: accesses to shared state that a turn has begun. */
+  readonly deferred: Steps[] = [];
   #preemptionTimer = Infinity;
   #preemptionAt: number = FAR;
   readonly #loop: Generator<void, void, void>;
@@ -282,6 +285,12 @@ export class Vcpu extends Thread {
     }
   }
 
+  /** Begins accesses to shared state that this vCPU's own thread makes: they come before the turn ends. */
+  defer(steps: Steps): void {
+    this.deferred.push(steps);
+    this.attention |= ATTENTION_STEPS;
+  }
+
   /** The scheduler has put the vCPU on a CPU. */
   loaded(): void {
     this.ready = false;
@@ -301,6 +310,11 @@ export class Vcpu extends Thread {
 
   // Asynchronous exits.
 
+  /** The pCPU's notification has been taken: what is next comes later. */
+  notificationTaken(): void {
+    this.#settleAsync();
+  }
+
   /** When the VMX-preemption timer expires, in cycles of host time; Infinity switches it off. */
   setPreemptionTimer(at: number): void {
     this.#preemptionTimer = at;
@@ -315,8 +329,8 @@ export class Vcpu extends Thread {
 
   /** A physical interrupt arrives at `time`, before any other. */
   interruptDue(time: number): void {
-    const at = time < this.#preemptionAt ? time : this.#preemptionAt;
     const { processor } = this;
+    const at = time < processor.asyncAt ? time : processor.asyncAt;
     processor.setAsync(at);
     if (processor.guestMode) processor.interruptWait(at);
   }
@@ -329,14 +343,23 @@ export class Vcpu extends Thread {
 
   /** Every physical interrupt that arrived has been served; the guest does not run. */
   interruptsServed(): void {
-    this.pcpu!.interruptAt = FAR;
-    this.processor.setAsync(this.#preemptionAt);
+    const pcpu = this.pcpu!;
+    pcpu.interruptAt = FAR;
+    if (pcpu.notifiedAt === FAR) {
+      this.processor.setAsync(this.#preemptionAt);
+      return;
+    }
+    if (pcpu.notifiedAt <= this.time) pcpu.notifiedAt = FAR;
+    this.#settleAsync();
   }
 
   #settleAsync(): number {
     const { pcpu } = this;
-    const interrupt = pcpu === undefined ? FAR : pcpu.interruptAt;
-    const at = interrupt < this.#preemptionAt ? interrupt : this.#preemptionAt;
+    let at = this.#preemptionAt;
+    if (pcpu !== undefined) {
+      if (pcpu.interruptAt < at) at = pcpu.interruptAt;
+      if (pcpu.notifiedAt < at) at = pcpu.notifiedAt;
+    }
     this.processor.setAsync(at);
     return at;
   }

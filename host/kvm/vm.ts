@@ -5,7 +5,7 @@
  */
 
 import type { KvmFeature, MsiMessage, Text } from "../../abi/mod.ts";
-import { type Engine, Mutex } from "../core/mod.ts";
+import { type Engine, Mutex, type Steps, straight } from "../core/mod.ts";
 import { type Costs, costTable, freeTable, GENERIC_SVM, SKYLAKE_VMX } from "../cost/mod.ts";
 import { DeviceBus } from "../devices/bus.ts";
 import { Ioapic, IrqRouting, swizzleExtendedDestination } from "../irqchip/mod.ts";
@@ -16,6 +16,8 @@ import { HostFailure, type KvmQuirk, type Quirk } from "../quirks.ts";
 import type { HostScheduler } from "../sched/mod.ts";
 import { HOST_SEMANTICS, type HostBehaviour, type HostSemantics, hostSemantics } from "../semantics.ts";
 import { NOBODY, TP, TRACEPOINTS, Tracer } from "../trace/mod.ts";
+import { type Acceleration, acceleration } from "./acceleration.ts";
+import { SVM_INHIBITS, updateApicv, VMX_INHIBITS } from "./apicv.ts";
 import { type BackendName, backendName } from "./backends.ts";
 import { HALT_POLL_NS_MAX } from "./halt.ts";
 import { ATTENTION_APIC_MAP, REQ_SCAN_IOAPIC, REQ_VM_DEAD } from "./requests.ts";
@@ -56,6 +58,16 @@ export class Vm {
   declare readonly behaviour: HostBehaviour;
   /** Prices. */
   declare readonly cost: Costs;
+  /** What the processor does for interrupts by itself. */
+  declare readonly acceleration: Acceleration;
+  /** Whether KVM lets hardware deliver interrupts where nothing is against it: APICv or AVIC (enable_apicv). */
+  declare readonly enableApicv: boolean;
+  /** Whether hardware may deliver IPIs without an exit (enable_ipiv). */
+  declare readonly enableIpiv: boolean;
+  /** The reasons that count for this vendor (required_apicv_inhibits). */
+  declare readonly requiredInhibits: number;
+  /** Why APICv is not in use, as bits; 0 where it is (apicv_inhibit_reasons). */
+  apicvInhibits = 0;
   /** The TSC's frequency in kHz. */
   declare readonly tscKhz: number;
   /** Guest memory. */
@@ -121,6 +133,10 @@ export class Vm {
     this.backend = backendName(options.backend ?? "vmx");
     this.semantics = hostSemantics(options.hostSemantics ?? "v6.19");
     this.behaviour = HOST_SEMANTICS[this.semantics];
+    this.acceleration = acceleration(options.acceleration ?? "none", this.backend);
+    this.enableApicv = this.acceleration !== "none" && (options.apicv ?? true);
+    this.enableIpiv = this.enableApicv && this.acceleration !== "apicv" && (options.ipiv ?? true);
+    this.requiredInhibits = this.backend === "vmx" ? VMX_INHIBITS : SVM_INHIBITS;
     const profile = options.costs ?? (this.backend === "vmx" ? SKYLAKE_VMX : GENERIC_SVM);
     this.cost = this.engine.explores ? freeTable() : costTable(profile);
     this.tscKhz = profile.tscKhz;
@@ -148,7 +164,10 @@ export class Vm {
     }
     for (const vcpu of vcpus) vcpu.reset(false);
     for (const _ of recalculateApicMap(this)) { /* Nobody runs yet: straight through. */ }
-    for (const vcpu of vcpus) vcpu.attention &= ~ATTENTION_APIC_MAP;
+    for (const vcpu of vcpus) {
+      vcpu.attention &= ~ATTENTION_APIC_MAP;
+      updateApicv(vcpu);
+    }
   }
 
   /** A vCPU's thread has its number. */
@@ -235,7 +254,26 @@ export class Vm {
     }
   }
 
+  /** Asks every vCPU for something, now: those in guest mode leave it (kvm_make_all_cpus_request). */
+  requestAll(request: number): void {
+    for (const vcpu of this.vcpus) {
+      vcpu.request(request);
+      vcpu.kickOut();
+    }
+  }
+
   // What the running thread does.
+
+  /**
+   * Accesses to state that hardware and other CPUs share. Explored runs carry a vCPU's out a step each, before it does
+   * anything else; a device's or a timer's are one step, as all it does.
+   */
+  perform(steps: Steps): void {
+    const { running, explores } = this.engine;
+    const index = explores && running !== undefined ? this.#indexOf(running.id) : NOBODY;
+    if (index === NOBODY) straight(steps);
+    else this.vcpus[index].defer(steps);
+  }
 
   /** The running thread spends time. */
   chargeRunning(cycles: number): void {

@@ -19,6 +19,7 @@ import type { CostProfile } from "../cost/mod.ts";
 import type { SlotOptions } from "../memory/mod.ts";
 import { KVM_QUIRKS, type KvmQuirk } from "../quirks.ts";
 import { HOST_SEMANTICS, type HostSemantics } from "../semantics.ts";
+import type { Acceleration } from "./acceleration.ts";
 import type { BackendName } from "./backends.ts";
 import { type CpuidEntry, CpuidTable, cpuModel } from "./cpuid.ts";
 
@@ -43,6 +44,13 @@ export interface VmOptions {
   readonly hostSemantics?: HostSemantics;
   /** Prices; the backend's default profile otherwise. */
   readonly costs?: CostProfile;
+
+  /** What the host's processor does for interrupts by itself; "none" by default. */
+  readonly acceleration?: Acceleration;
+  /** kvm_intel's enable_apicv, kvm_amd's avic: whether KVM uses APICv or AVIC where it can; true by default. */
+  readonly apicv?: boolean;
+  /** enable_ipiv: whether hardware may deliver IPIs without an exit where it can; true by default. */
+  readonly ipiv?: boolean;
 
   /** Whether CPUID offers x2APIC mode; true by default. */
   readonly x2apic?: boolean;

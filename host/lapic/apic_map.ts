@@ -6,6 +6,7 @@
  */
 
 import { APIC_DFR, APIC_DFR_FLAT, APIC_LDR, lowestBit } from "../../abi/mod.ts";
+import { setApicvInhibit } from "../kvm/apicv.ts";
 import type { Vm } from "../kvm/vm.ts";
 import type { Lapic } from "./lapic.ts";
 
@@ -127,9 +128,29 @@ function* rebuild(vm: Vm): Generator<void, void, void> {
     yield;
     vm.apicMap = outcome === "aliased" ? undefined : map;
     if (vm.apicMapState === MapState.Updating) vm.apicMapState = MapState.Clean;
+    inhibitAcceleration(vm);
     vm.requestScanIoapic();
     return;
   }
+}
+
+/**
+ * Hardware finds targets by the same IDs: where they are ambiguous it must not look (kvm_recalculate_apic_map). KVM's
+ * tables say whose ID is the vCPU's own number.
+ */
+function inhibitAcceleration(vm: Vm): void {
+  const { apicMap } = vm;
+  setApicvInhibit(vm, "PHYSICAL_ID_ALIASED", apicMap === undefined);
+  setApicvInhibit(
+    vm,
+    "LOGICAL_ID_ALIASED",
+    apicMap?.logicalMode === LogicalMode.Disabled || apicMap === undefined,
+  );
+  setApicvInhibit(vm, "APIC_ID_MODIFIED", vm.vcpus.some(({ lapic }) => xapicIdModified(lapic)));
+}
+
+function xapicIdModified(lapic: Lapic): boolean {
+  return lapic.hardwareEnabled && !lapic.x2apicMode && lapic.xapicId !== (lapic.x2apicId & 0xff);
 }
 
 function fill(map: ApicMap, vm: Vm): "filled" | "aliased" | "grown" {

@@ -31,9 +31,10 @@ import {
   HIGH,
   x2apicLdr,
 } from "../../abi/mod.ts";
+import { setApicvInhibit, updateHints } from "../kvm/apicv.ts";
+import { REQ_APICV_UPDATE } from "../kvm/requests.ts";
 import { type Lapic, LVT_ENTRIES } from "./lapic.ts";
 import { lvtOffset } from "./registers.ts";
-import { countVectors } from "./vectors.ts";
 
 const MODE = APICBASE_ENABLE | APICBASE_X2APIC_ENABLE;
 /** Bits 7:0 and 9. */
@@ -71,7 +72,13 @@ export function setApicBase(lapic: Lapic, low: number, high: number): void {
     if ((low & APICBASE_X2APIC_ENABLE) !== 0) setX2apicId(lapic);
     else if ((low & APICBASE_ENABLE) !== 0) setXapicId(lapic);
   }
-  if ((changed & MODE) !== 0) vcpu.backend.apicModeChanged();
+  if ((changed & MODE) !== 0) {
+    if (vcpu.vm.enableApicv) vcpu.request(REQ_APICV_UPDATE);
+    vcpu.backend.apicModeChanged();
+  }
+  if (lapic.hardwareEnabled && apicPageAddress(lapic) !== APIC_DEFAULT_BASE) {
+    setApicvInhibit(vcpu.vm, "APIC_BASE_MODIFIED", true); // For good.
+  }
 }
 
 /** The physical address of the APIC's page. */
@@ -119,11 +126,9 @@ export function resetLapic(lapic: Lapic, init: boolean): void {
     lapic.set(APIC_ISR + 16 * bank, 0);
     lapic.set(APIC_TMR + 16 * bank, 0);
   }
-  // kvm_apic_update_apicv: the hints start over.
-  lapic.irrPending = true;
   lapic.irrRegisters = 0;
-  lapic.isrCount = countVectors(lapic.page, APIC_ISR);
-  lapic.highestIsrCache = -1;
+  updateHints(vcpu);
+  lapic.irrPending = true;
   lapic.timer.reset();
   vcpu.pvEoi.reset();
   lapic.updatePpr();

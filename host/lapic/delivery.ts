@@ -165,10 +165,10 @@ export function acceptInterrupt(
   vcpu.vm.chargeRunning(vcpu.vm.cost.accept);
   switch (deliveryMode) {
     case APIC_DM_FIXED:
-      return acceptFixed(lapic, vector, level, levelTriggered);
+      return acceptFixed(lapic, deliveryMode, vector, level, levelTriggered);
     case APIC_DM_LOWEST:
       lapic.arbitrationPriority++;
-      return acceptFixed(lapic, vector, level, levelTriggered);
+      return acceptFixed(lapic, deliveryMode, vector, level, levelTriggered);
     case APIC_DM_REMRD:
       vcpu.pvUnhalted = true;
       vcpu.request(REQ_EVENT);
@@ -201,17 +201,30 @@ export function acceptInterrupt(
   }
 }
 
-function acceptFixed(lapic: Lapic, vector: number, level: boolean, levelTriggered: boolean): number {
+function acceptFixed(
+  lapic: Lapic,
+  deliveryMode: number,
+  vector: number,
+  level: boolean,
+  levelTriggered: boolean,
+): number {
   if ((levelTriggered && !level) || !lapic.enabled) return 0;
-  const { page, vcpu } = lapic;
-  if (testVector(page, APIC_TMR, vector) !== levelTriggered) {
-    if (levelTriggered) setVector(page, APIC_TMR, vector);
-    else clearVector(page, APIC_TMR, vector);
+  const { vcpu } = lapic;
+  recordTrigger(lapic, vector, levelTriggered);
+  if (vcpu.vm.enableApicv) {
+    vcpu.backend.deliver(lapic, deliveryMode, vector, levelTriggered);
+    return 1;
   }
   lapic.setIrr(vector);
   vcpu.request(REQ_EVENT);
   vcpu.kick();
   return 1;
+}
+/** A vector's trigger mode, in the TMR. */
+function recordTrigger({ page }: Lapic, vector: number, levelTriggered: boolean): void {
+  if (testVector(page, APIC_TMR, vector) === levelTriggered) return;
+  if (levelTriggered) setVector(page, APIC_TMR, vector);
+  else clearVector(page, APIC_TMR, vector);
 }
 
 /** Delivers through an entry of the APIC's own vector table; 0 if it is masked or dropped. */

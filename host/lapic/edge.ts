@@ -12,6 +12,7 @@ import * as tracing from "../trace/mod.ts";
 import * as maps from "./apic_map.ts";
 import * as delivery from "./delivery.ts";
 import type { Lapic } from "./lapic.ts";
+import { clearVector } from "./vectors.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
@@ -19,8 +20,10 @@ const {
   APIC_DEST_ALLBUT,
   APIC_DEST_ALLINC,
   APIC_DEST_LOGICAL,
+  APIC_DM_FIXED,
   APIC_INT_ASSERT,
   APIC_SHORT_MASK,
+  APIC_TMR,
   APIC_VECTOR_MASK,
 } = abi;
 const { REQ_EVENT } = requests;
@@ -94,8 +97,16 @@ export function acceptEdge(sender: Vcpu, target: Lapic, vector: number): number 
   if (sender.hit(TP.kvm_apic_accept_irq)) sender.record(TP.kvm_apic_accept_irq, vcpu.vcpuId, 0, 0, vector);
   sender.time += sender.cost.accept;
   if (!target.enabled) return 0;
+  if (sender.vm.enableApicv) return accelerated(target, vector);
   target.requestEdge(vector);
   vcpu.requests |= REQ_EVENT;
   vcpu.kick();
+  return 1;
+}
+
+/** The target's hardware may deliver it. */
+function accelerated(target: Lapic, vector: number): number {
+  clearVector(target.page, APIC_TMR, vector);
+  target.vcpu.backend.deliver(target, APIC_DM_FIXED, vector, false);
   return 1;
 }

@@ -6,6 +6,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
+import { straight } from "../core/mod.ts";
 import * as tracing from "../trace/mod.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
@@ -67,6 +68,8 @@ export class Lapic {
   softwareEnabled = false;
   /** Both: IA32_APIC_BASE.EN and the spurious-vector register's enable bit. */
   enabled = false;
+  /** Whether hardware delivers its interrupts: APICv, or AVIC (apicv_active). */
+  apicvActive = false;
   /** A hint: false only if no IRR bit is set. */
   irrPending = true;
   /** Which of the eight IRR registers have a bit set. */
@@ -148,6 +151,15 @@ export class Lapic {
     return (register << 5) + 31 - Math.clz32(this.page[IRR + (register << 2)]);
   }
 
+  /** Searches the page for requests: nobody kept count. Answers with the highest, -1 for none. */
+  findIrr(): number {
+    this.irrRegisters = 0;
+    for (let register = 0; register < 8; register++) {
+      if (this.page[IRR + (register << 2)] !== 0) this.irrRegisters |= 1 << register;
+    }
+    return this.highestIrr();
+  }
+
   // Vectors in service.
 
   /** The highest vector in service, -1 for none. */
@@ -206,6 +218,7 @@ export class Lapic {
   /** The vector that can be injected now, -1 for none. */
   injectable(): number {
     if (!this.hardwareEnabled) return -1;
+    if (this.apicvActive) straight(this.vcpu.backend.syncPirToIrr());
     return this.#above(this.#computePpr());
   }
 
@@ -240,13 +253,25 @@ export class Lapic {
     if (vcpu.hit(TP.kvm_eoi)) vcpu.record(TP.kvm_eoi, vcpu.vcpuId, vector);
     if (vector === -1) return vector;
     this.page[ISR + ((vector >>> 5) << 2)] &= ~(1 << (vector & 31));
-    this.isrCount--;
-    this.highestIsrCache = -1;
+    if (this.apicvActive) {
+      this.vcpu.backend.serviceChanged(this.highestIsr());
+    } else {
+      this.isrCount--;
+      this.highestIsrCache = -1;
+    }
     // A requested vector above the new priority is looked at in any case: REQ_EVENT, below.
     this.#computePpr();
     if (vcpu.ioapicHandles(vector)) this.#tellIoapic(vector);
     vcpu.requests |= REQ_EVENT;
     return vector;
+  }
+
+  /** Hardware has ended an interrupt whose EOI the I/O APIC must see (kvm_apic_set_eoi_accelerated). */
+  eoiAccelerated(vector: number): void {
+    const { vcpu } = this;
+    vcpu.trace(TP.kvm_eoi, vcpu.vcpuId, vector);
+    if (vcpu.ioapicHandles(vector)) this.#tellIoapic(vector);
+    vcpu.request(REQ_EVENT);
   }
 
   #tellIoapic(vector: number): void {

@@ -6,4 +6,5 @@
 
 export * from "./cache.ts";
 export * from "./guest_memory.ts";
+export * from "./host_memory.ts";
 export * from "./slot.ts";

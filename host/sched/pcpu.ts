@@ -21,6 +21,13 @@ export class Pcpu implements Rebased {
   needResched = false;
   /** When the next physical interrupt arrives, counted from the epoch; FAR for none. */
   interruptAt: number = FAR;
+  /**
+   * When the next notification arrives, likewise: of a posted interrupt, or a doorbell. In guest mode hardware looks at
+   * it; in the host it means nothing.
+   */
+  notifiedAt: number = FAR;
+  /** vCPUs that sleep and that a posted interrupt wakes (wakeup_vcpus_on_cpu). */
+  readonly sleepers: Set<Vcpu> = new Set();
   /** Fires at the end of a time slice. */
   declare readonly slice: Timer;
 
@@ -37,6 +44,7 @@ export class Pcpu implements Rebased {
   /** The epoch has moved on. */
   rebase(by: number): void {
     if (this.interruptAt !== FAR) this.interruptAt = rebased(this.interruptAt, by);
+    if (this.notifiedAt !== FAR) this.notifiedAt = rebased(this.notifiedAt, by);
   }
 
   /** A vCPU begins to run here: what has arrived the host has served, and what is on its way will meet the vCPU. */
@@ -44,6 +52,7 @@ export class Pcpu implements Rebased {
     this.current = vcpu;
     vcpu.pcpu = this;
     if (this.interruptAt <= vcpu.time) this.interruptAt = FAR;
+    if (this.notifiedAt <= vcpu.time) this.notifiedAt = FAR;
     vcpu.asynchronousEvent();
   }
 
@@ -52,6 +61,19 @@ export class Pcpu implements Rebased {
     if (time >= this.interruptAt) return;
     this.interruptAt = time;
     this.current?.interruptDue(time);
+  }
+
+  /** A notification arrives at `time`. */
+  notify(time: number): void {
+    if (time >= this.notifiedAt) return;
+    this.notifiedAt = time;
+    this.current?.interruptDue(time);
+  }
+
+  /** Hardware, or the host, has seen the notification. */
+  notified(): void {
+    this.notifiedAt = FAR;
+    this.current?.notificationTaken();
   }
 
   /** The scheduler wants to run somebody else here, or not any more. */

@@ -80,15 +80,19 @@ export class HostScheduler {
     this.#run(next, pcpu, this.#engine.timeOf(Math.max(clock, next.readySince) + next.vm.switchCost));
   }
 
-  /** A vCPU that runs goes behind those that wait. Whether anybody waited. */
-  preempt(vcpu: Vcpu): boolean {
+  /** Whether a vCPU that runs must make room for somebody who waits. */
+  yields(vcpu: Vcpu): boolean {
+    if (this.#waiting.length > 0) return true;
     vcpu.pcpu!.reschedule(false);
-    if (this.#waiting.length === 0) return false;
+    return false;
+  }
+
+  /** A vCPU that runs goes behind those that wait. */
+  preempt(vcpu: Vcpu): void {
     vcpu.ready = true;
     vcpu.readySince = vcpu.clock;
     this.#waiting.push(vcpu);
     this.release(vcpu);
-    return true;
   }
 
   /** Puts a vCPU that waits first in line (yield_to): whoever yields next makes room for it. Whether it waited. */

@@ -116,6 +116,36 @@ export const KVM_EVENTS = {
     fires: "an interrupt storm is slowed down",
     later: true,
   },
+  kvm_apicv_accept_irq: {
+    args: [["apicid", "hex"], ["delivery_mode", "delivery-mode"], ["trig_mode", "bool"], ["vec", "dec"]],
+    fires: "software hands an interrupt to the hardware that delivers it",
+    later: true,
+  },
+  kvm_apicv_inhibit_changed: {
+    args: [["reason", "dec"], ["set", "bool"], ["inhibits", "hex"]],
+    fires: "a reason against APICv comes or goes",
+    later: true,
+  },
+  kvm_avic_incomplete_ipi: {
+    args: [["vcpu", "dec"], ["icrh", "hex"], ["icrl", "hex"], ["id", "dec"], ["index", "dec"]],
+    fires: "each AVIC incomplete-IPI exit",
+    later: true,
+  },
+  kvm_avic_unaccelerated_access: {
+    args: [["vcpu", "dec"], ["offset", "apic-register"], ["rw", "bool"], ["ft", "bool"], ["vec", "dec"]],
+    fires: "each AVIC unaccelerated-access exit",
+    later: true,
+  },
+  kvm_avic_kick_vcpu_slowpath: {
+    args: [["icrh", "hex"], ["icrl", "hex"], ["index", "dec"]],
+    fires: "the targets of an incomplete IPI are looked for among all vCPUs",
+    later: true,
+  },
+  kvm_avic_doorbell: {
+    args: [["vcpu", "dec"], ["apicid", "hex"]],
+    fires: "software rings a doorbell",
+    later: true,
+  },
   kvm_hv_timer_state: {
     args: [["vcpu_id", "dec"], ["in_use", "bool"]],
     fires: "the timer's backend changes",

@@ -6,11 +6,13 @@
 
 import * as abi from "../../abi/mod.ts";
 import * as vendor from "../kvm/backend.ts";
+import type { Steps } from "../core/mod.ts";
 import type { Backend } from "../kvm/backend.ts";
 import * as fast from "../kvm/fast_path.ts";
 import * as msrs from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
+import type { Lapic } from "../lapic/mod.ts";
 import { handleVmxExit } from "./exits.ts";
 import { VmxHardware } from "./hardware.ts";
 import { Vmcs } from "./vmcs.ts";
@@ -104,6 +106,41 @@ export class Vmx implements Backend {
     vmcs.msrBitmap.intercept(X2APIC_TPR, false, !virtualized);
     vmcs.msrBitmap.intercept(X2APIC_TPR, true, !virtualized);
   }
+
+  // Interrupts that hardware delivers.
+
+  /** APICv is to be used, or not any more. */
+  refreshApicv(): void {}
+
+  /** The highest vector in service has changed. */
+  serviceChanged(_highestIsr: number): void {}
+
+  /** The vectors whose EOI the I/O APIC must see have changed. */
+  loadEoiExitmap(): void {}
+
+  /** Hands an interrupt to the target's hardware. */
+  deliver(target: Lapic, _deliveryMode: number, vector: number, _levelTriggered: boolean): void {
+    target.setIrr(vector);
+    target.vcpu.request(REQ_EVENT);
+    target.vcpu.kick();
+  }
+
+  /** Moves what was posted to the IRR. */
+  *syncPirToIrr(): Steps<number> {
+    return this.vcpu.lapic.highestIrr();
+  }
+
+  /** The thread is on a CPU again. */
+  *load(): Steps {}
+
+  /** The thread leaves its CPU. */
+  *put(): Steps {}
+
+  /** The vCPU is about to look for events before it sleeps. */
+  *blocking(): Steps {}
+
+  /** It goes on. */
+  *unblocking(): Steps {}
 
   /** KVM forces an immediate exit with a preemption timer of 0. */
   requestImmediateExit(): void {

@@ -1,0 +1,33 @@
+/**
+ * What a host's processor can do for interrupts, and what KVM's module parameters allow: from nothing to IPI
+ * virtualization on VMX, to x2AVIC on SVM.
+ *
+ * @module
+ */
+
+import type { BackendName } from "./backends.ts";
+
+/**
+ * What the host's processor has, each with all before it.
+ *
+ * VMX: "apicv" is APIC-register virtualization, virtual-interrupt delivery and posted interrupts (Ivy Bridge-EP);
+ * "ipiv" is IPI virtualization (Sapphire Rapids). SVM: "avic", and "x2avic", which knows x2APIC mode.
+ */
+export type Acceleration = "none" | "apicv" | "ipiv" | "avic" | "x2avic";
+
+/** What each vendor's processors can have. */
+export const ACCELERATIONS: Readonly<Record<BackendName, readonly Acceleration[]>> = {
+  vmx: ["none", "apicv", "ipiv"],
+  svm: ["none", "avic", "x2avic"],
+};
+
+/** Vouches for an acceleration. Throws `RangeError` naming those that the vendor has. */
+export function acceleration(name: string, backend: BackendName): Acceleration {
+  const allowed = ACCELERATIONS[backend];
+  if (!allowed.includes(name as Acceleration)) {
+    throw new RangeError(
+      `Cannot build a ${backend} processor with ${name}: allowed are ${allowed.join(", ")}`,
+    );
+  }
+  return name as Acceleration;
+}
