@@ -64,6 +64,7 @@ function published(cycles: number, source: string): Cost {
 }
 
 const INSTRUCTION = "instruction latency of the class on Skylake, cache-resident operands";
+const HARDWARE_APIC = "microcode on cached lines of the virtual APIC";
 const KVM_PART = "a share of the kernel part of published exit costs (vmcall 1559, cpuid 1018-1110 cycles)";
 
 /**
@@ -105,6 +106,16 @@ export const SKYLAKE_VMX: CostProfile = {
     mmu: assumed(400, "walk to the MMIO SPTE"),
     pio: assumed(200, KVM_PART),
     inject: assumed(150, "event block of the entry path"),
+    virtualInterrupt: assumed(50, HARDWARE_APIC),
+    virtualEoi: assumed(40, HARDWARE_APIC),
+    virtualApic: assumed(30, HARDWARE_APIC),
+    postedProcessing: assumed(200, "an interrupt acknowledged, one locked word cleared, a cache line moved"),
+    postIpi: assumed(200, "a table entry, and two locked accesses to a line that another CPU has"),
+    post: assumed(60, "two locked accesses to a line that another CPU has"),
+    syncPosted: assumed(60, "one locked access, and a cache line moved"),
+    doorbell: assumed(300, "a WRMSR to the doorbell register"),
+    avicIpi: assumed(100, KVM_PART),
+    avicTarget: assumed(30, "a table entry and an xarray lookup"),
     pvEoi: assumed(40, "one cached guest byte, published range 80-120 for arming and harvesting"),
     ipiBit: assumed(10, "finding one bit and its map slot"),
     halt: assumed(100, KVM_PART),

@@ -26,8 +26,9 @@ import {
   RTE_REMOTE_IRR,
   RTE_STATUS,
 } from "../../abi/mod.ts";
-import { straight, Timer } from "../core/mod.ts";
+import { Timer } from "../core/mod.ts";
 import { REQ_SCAN_IOAPIC } from "../kvm/requests.ts";
+import { syncPosted } from "../kvm/shared.ts";
 import { nsToCycles } from "../kvm/time.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import type { Vm } from "../kvm/vm.ts";
@@ -181,7 +182,7 @@ export class Ioapic implements MmioDevice {
    */
   scan(vcpu: Vcpu): void {
     if (!vcpu.lapic.hardwareEnabled) return;
-    if (vcpu.lapic.apicvActive) straight(vcpu.backend.syncPirToIrr());
+    if (vcpu.vm.enableApicv) syncPosted(vcpu);
     const handled = vcpu.ioapicHandledVectors;
     handled.fill(0);
     vcpu.highestStaleEoi = -1;

@@ -38,7 +38,7 @@ export interface Backend {
   /** The local APIC was enabled, disabled, or switched between xAPIC and x2APIC mode. */
   apicModeChanged(): void;
 
-  // Interrupts that hardware delivers. What others touch at the same time comes as steps.
+  // Interrupts that hardware delivers. What others touch at the same time comes as steps; undefined is nothing to do.
 
   /** APICv is to be used from the next entry on, or not any more (refresh_apicv_exec_ctrl). */
   refreshApicv(): void;
@@ -48,16 +48,16 @@ export interface Backend {
   loadEoiExitmap(): void;
   /** Hands an interrupt to the hardware of the target, or, where that is not used, to its run loop (deliver_interrupt). */
   deliver(target: Lapic, deliveryMode: number, vector: number, levelTriggered: boolean): void;
-  /** Moves what was posted to the IRR. Answers with the highest vector requested, -1 for none (sync_pir_to_irr). */
-  syncPirToIrr(): Steps<number>;
+  /** Moves what was posted to the IRR (sync_pir_to_irr). */
+  syncPirToIrr(): Steps | undefined;
   /** The thread is on a CPU again (vcpu_load). */
-  load(): Steps;
+  load(): Steps | undefined;
   /** The thread is about to leave its CPU: to sleep, or preempted (vcpu_put). */
-  put(): Steps;
+  put(): Steps | undefined;
   /** The vCPU is about to look for events before it sleeps (vcpu_blocking). */
-  blocking(): Steps;
+  blocking(): Steps | undefined;
   /** It goes on (vcpu_unblocking). */
-  unblocking(): Steps;
+  unblocking(): Steps | undefined;
 
   /** The next entry is to exit as soon as it has delivered its event. */
   requestImmediateExit(): void;

@@ -4,13 +4,12 @@
  * @module
  */
 
-import { type Steps, straight } from "../core/mod.ts";
 import * as tracing from "../trace/mod.ts";
-import type { Backend } from "./backend.ts";
 import { acceptApicEvents, hasEvents } from "./events.ts";
 import * as requests from "./requests.ts";
 import { cyclesToNs, nsToCycles } from "./time.ts";
 import * as modes from "./modes.ts";
+import { shared } from "./shared.ts";
 import type { Vcpu } from "./vcpu.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -144,17 +143,6 @@ function* pollUntil(vcpu: Vcpu, end: number): Generator<void, boolean, void> {
   }
   vcpu.blocked = false;
   return wakeable(vcpu);
-}
-
-/**
- * What the vendor module does with state that hardware and other CPUs share, where interrupts are accelerated: a step
- * an access in explored runs.
- */
-export function* shared(vcpu: Vcpu, what: (backend: Backend) => Steps): Generator<void, void, void> {
-  if (!vcpu.vm.enableApicv) return;
-  const steps = what(vcpu.backend);
-  if (vcpu.engine.explores) yield* steps;
-  else straight(steps);
 }
 
 /** Gives the CPU up until there is an event (kvm_vcpu_block). Whether the vCPU was off its CPU. */

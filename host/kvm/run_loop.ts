@@ -10,15 +10,15 @@
  */
 
 import { high } from "../../abi/mod.ts";
-import { straight } from "../core/mod.ts";
 import { recalculateApicMap } from "../lapic/mod.ts";
 import * as tracing from "../trace/mod.ts";
 import * as vendor from "./backend.ts";
 import { updateApicv } from "./apicv.ts";
 import * as events from "./events.ts";
-import { block, shared } from "./halt.ts";
+import { block } from "./halt.ts";
 import * as requests from "./requests.ts";
 import * as modes from "./modes.ts";
+import { shared, syncPosted } from "./shared.ts";
 import type { Vcpu } from "./vcpu.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -64,7 +64,7 @@ export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {
         yield* preempted(vcpu);
         break;
       case Turn.Sync:
-        yield* vcpu.backend.syncPirToIrr();
+        yield* shared(vcpu, (backend) => backend.syncPirToIrr());
         yield;
         break;
       case Turn.Steps:
@@ -104,7 +104,7 @@ export function takeTurn(vcpu: Vcpu): Turn {
       if (vcpu.hit(TP.kvm_exit)) recordExit(vcpu);
       const fastPath = vcpu.backend.fastPath();
       if (fastPath === FastPath.Reenter && vcpu.mode === VcpuMode.InGuest && !outsideWanted(vcpu)) {
-        if (vcpu.lapic.apicvActive) straight(vcpu.backend.syncPirToIrr());
+        if (vcpu.vm.enableApicv) syncPosted(vcpu);
         price = vcpu.cost.reentry;
         break toEntry;
       }
@@ -135,7 +135,7 @@ export function takeTurn(vcpu: Vcpu): Turn {
       if (vcpu.phase !== Phase.Synced) {
         if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu); // Up to here the host takes interrupts by itself.
         vcpu.mode = VcpuMode.InGuest;
-        if (vcpu.lapic.apicvActive && synchronizes(vcpu)) return Turn.Sync;
+        if (vcpu.vm.enableApicv && synchronizes(vcpu)) return Turn.Sync;
       }
       if (!outsideWanted(vcpu)) break;
       cancelEntry(vcpu);
@@ -190,7 +190,7 @@ function synchronizes(vcpu: Vcpu): boolean {
     vcpu.phase = Phase.Synced;
     return true;
   }
-  straight(vcpu.backend.syncPirToIrr());
+  syncPosted(vcpu);
   return false;
 }
 

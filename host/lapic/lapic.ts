@@ -6,9 +6,9 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { straight } from "../core/mod.ts";
 import * as tracing from "../trace/mod.ts";
 import * as requests from "../kvm/requests.ts";
+import { syncPosted } from "../kvm/shared.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { LapicTimer } from "./timer.ts";
 import { type ApicPage, highestVector, setVector, testVector } from "./vectors.ts";
@@ -218,7 +218,7 @@ export class Lapic {
   /** The vector that can be injected now, -1 for none. */
   injectable(): number {
     if (!this.hardwareEnabled) return -1;
-    if (this.apicvActive) straight(this.vcpu.backend.syncPirToIrr());
+    if (this.vcpu.vm.enableApicv) syncPosted(this.vcpu);
     return this.#above(this.#computePpr());
   }
 

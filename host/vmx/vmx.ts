@@ -126,21 +126,29 @@ export class Vmx implements Backend {
   }
 
   /** Moves what was posted to the IRR. */
-  *syncPirToIrr(): Steps<number> {
-    return this.vcpu.lapic.highestIrr();
+  syncPirToIrr(): Steps | undefined {
+    return undefined;
   }
 
   /** The thread is on a CPU again. */
-  *load(): Steps {}
+  load(): Steps | undefined {
+    return undefined;
+  }
 
   /** The thread leaves its CPU. */
-  *put(): Steps {}
+  put(): Steps | undefined {
+    return undefined;
+  }
 
   /** The vCPU is about to look for events before it sleeps. */
-  *blocking(): Steps {}
+  blocking(): Steps | undefined {
+    return undefined;
+  }
 
   /** It goes on. */
-  *unblocking(): Steps {}
+  unblocking(): Steps | undefined {
+    return undefined;
+  }
 
   /** KVM forces an immediate exit with a preemption timer of 0. */
   requestImmediateExit(): void {
