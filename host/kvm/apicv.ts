@@ -5,9 +5,10 @@
  * @module
  */
 
-import * as tracing from "../trace/mod.ts";
-import { countVectors, highestVector } from "../lapic/vectors.ts";
 import { APIC_ISR } from "../../abi/mod.ts";
+import * as tracing from "../trace/mod.ts";
+import type { Lapic } from "../lapic/lapic.ts";
+import { countVectors, highestVector } from "../lapic/vectors.ts";
 import { REQ_APICV_UPDATE, REQ_EVENT } from "./requests.ts";
 import type { Vcpu } from "./vcpu.ts";
 import type { Vm } from "./vm.ts";
@@ -77,9 +78,9 @@ export function setApicvInhibit(vm: Vm, reason: ApicvInhibit, set: boolean): voi
   if ((vm.requiredInhibits & bit) === 0) return;
   const old = vm.apicvInhibits;
   const now = set ? old | bit : old & ~bit;
-  if (now === old) return;
-  vm.apicvInhibits = now;
+  // Traced even where nothing changes, and before it does.
   vm.traceRunning(TP.kvm_apicv_inhibit_changed, APICV_INHIBITS[reason].bit, set ? 1 : 0, now);
+  vm.apicvInhibits = now;
   if ((old !== 0) !== (now !== 0)) vm.requestAll(REQ_APICV_UPDATE);
 }
 
@@ -93,22 +94,21 @@ export function updateApicv(vcpu: Vcpu): void {
   const active = vm.enableApicv && vm.apicvInhibits === 0 && lapic.hardwareEnabled;
   if (active === lapic.apicvActive) return;
   lapic.apicvActive = active;
-  updateHints(vcpu);
+  updateHints(lapic);
   backend.refreshApicv();
-  // What was accepted while hardware was to deliver it, KVM delivers now.
-  if (!active) vcpu.request(REQ_EVENT);
+  if (!active) vcpu.request(REQ_EVENT); // What was accepted while hardware was to deliver it, KVM delivers now.
+  else if (!vm.quirk("apicv-activation-keeps-svi")) {
+    backend.serviceChanged(highestVector(lapic.page, APIC_ISR));
+  }
 }
 
-/** What KVM remembers of the page (kvm_apic_update_apicv). */
-export function updateHints({ lapic, vm, backend }: Vcpu): void {
+/**
+ * What KVM remembers of the page (kvm_apic_update_apicv). Hardware may still be setting requests while it gives up: the
+ * next acknowledgement looks.
+ */
+export function updateHints(lapic: Lapic): void {
+  lapic.irrPending = true;
   lapic.highestIsrCache = -1;
-  if (lapic.apicvActive) {
-    lapic.irrPending = true;
-    lapic.isrCount = 1;
-    if (!vm.quirk("apicv-activation-keeps-svi")) backend.serviceChanged(highestVector(lapic.page, APIC_ISR));
-  } else {
-    // irr_pending stays: hardware may still be setting bits, and the next acknowledgement clears it.
-    lapic.findIrr();
-    lapic.isrCount = countVectors(lapic.page, APIC_ISR);
-  }
+  lapic.isrCount = lapic.apicvActive ? 1 : countVectors(lapic.page, APIC_ISR);
+  lapic.findIrr();
 }

@@ -17,7 +17,7 @@ import type { HostScheduler } from "../sched/mod.ts";
 import { HOST_SEMANTICS, type HostBehaviour, type HostSemantics, hostSemantics } from "../semantics.ts";
 import { NOBODY, TP, TRACEPOINTS, Tracer } from "../trace/mod.ts";
 import { type Acceleration, acceleration } from "./acceleration.ts";
-import { SVM_INHIBITS, updateApicv, VMX_INHIBITS } from "./apicv.ts";
+import { inhibitMask, SVM_INHIBITS, updateApicv, VMX_INHIBITS } from "./apicv.ts";
 import { type BackendName, backendName } from "./backends.ts";
 import { HALT_POLL_NS_MAX } from "./halt.ts";
 import { ATTENTION_APIC_MAP, REQ_SCAN_IOAPIC, REQ_VM_DEAD } from "./requests.ts";
@@ -136,6 +136,7 @@ export class Vm {
     this.acceleration = acceleration(options.acceleration ?? "none", this.backend);
     this.enableApicv = this.acceleration !== "none" && (options.apicv ?? true);
     this.enableIpiv = this.enableApicv && this.acceleration !== "apicv" && (options.ipiv ?? true);
+    if (!this.enableApicv) this.apicvInhibits = inhibitMask(["DISABLED"]);
     this.requiredInhibits = this.backend === "vmx" ? VMX_INHIBITS : SVM_INHIBITS;
     const profile = options.costs ?? (this.backend === "vmx" ? SKYLAKE_VMX : GENERIC_SVM);
     this.cost = this.engine.explores ? freeTable() : costTable(profile);

@@ -126,12 +126,11 @@ export function resetLapic(lapic: Lapic, init: boolean): void {
     lapic.set(APIC_ISR + 16 * bank, 0);
     lapic.set(APIC_TMR + 16 * bank, 0);
   }
-  lapic.irrRegisters = 0;
-  updateHints(vcpu);
-  lapic.irrPending = true;
+  updateHints(lapic);
   lapic.timer.reset();
   vcpu.pvEoi.reset();
   lapic.updatePpr();
+  if (lapic.apicvActive) vcpu.backend.serviceChanged(-1);
   lapic.arbitrationPriority = 0;
 }
 
