@@ -8,7 +8,7 @@
 import type { KvmFeature } from "../abi/mod.ts";
 
 /** A host's year. */
-export type HostSemantics = "v6.19" | "2018" | "2012";
+export type HostSemantics = "v6.19" | "2021" | "2018" | "2012";
 
 /** What differs between hosts. */
 export interface HostBehaviour {
@@ -34,6 +34,10 @@ export interface HostBehaviour {
    * then, and each access is an EPT violation (arch/x86/kvm/mmu/mmu.c, __kvm_mmu_faultin_pfn).
    */
   readonly apicAccessPage: boolean;
+  /** VMX lets hardware deliver virtual interrupts, and posts them. Since v3.10 (2013). */
+  readonly apicv: boolean;
+  /** VMX knows tertiary controls, and IPI virtualization among them. Since the patches of 2021, merged in v6.0. */
+  readonly tertiaryControls: boolean;
   /** The paravirtual features that this host knows, of those modelled here. */
   readonly features: readonly KvmFeature[];
 }
@@ -49,6 +53,21 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     clockPairing: true,
     haltPollShrink: 2,
     apicAccessPage: false,
+    apicv: true,
+    tertiaryControls: true,
+    features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI", "POLL_CONTROL", "PV_SCHED_YIELD"],
+  },
+  "2021": {
+    icrFastPath: true,
+    timerFastPath: true,
+    haltFastPath: false,
+    sendIpiChecked: true,
+    haltPolling: true,
+    clockPairing: true,
+    haltPollShrink: 0,
+    apicAccessPage: true,
+    apicv: true,
+    tertiaryControls: true,
     features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI", "POLL_CONTROL", "PV_SCHED_YIELD"],
   },
   "2018": {
@@ -60,6 +79,8 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     clockPairing: true,
     haltPollShrink: 0,
     apicAccessPage: true,
+    apicv: true,
+    tertiaryControls: false,
     features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI"],
   },
   "2012": {
@@ -71,6 +92,8 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     clockPairing: false,
     haltPollShrink: 0,
     apicAccessPage: true,
+    apicv: false,
+    tertiaryControls: false,
     features: ["NOP_IO_DELAY", "PV_EOI"],
   },
 };

@@ -21,3 +21,5 @@ export * from "./text.ts";
 export * from "./vmcs.ts";
 export * from "./vmx_controls.ts";
 export * from "./vmx_exits.ts";
+export * from "./vmx_features.ts";
+export * from "./vmx_msrs.ts";

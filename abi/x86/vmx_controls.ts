@@ -16,6 +16,10 @@ export interface VmxControl {
   readonly name: string;
   /** Its name in the SDM. */
   readonly title: string;
+  /** The VMX feature that it is; {@linkcode VMX_FEATURES}. VM-exit and VM-entry controls are none. */
+  readonly feature: string | undefined;
+  /** Whether /proc/cpuinfo shows that feature among its "vmx flags". */
+  readonly shown: boolean;
 }
 
 /** The six control words. */
@@ -185,207 +189,125 @@ export const VM_ENTRY_LOAD_IA32_RTIT_CTL = 1 << 18;
 /** VM-entry control bit 20: load CET state. */
 export const VM_ENTRY_LOAD_CET_STATE = 1 << 20;
 
+function control(constant: Readonly<Record<string, number>>, title: string, feature?: string): VmxControl {
+  const [[name, mask]] = Object.entries(constant);
+  return { mask, name, title, feature, shown: feature !== undefined };
+}
+
+/** A control whose feature /proc/cpuinfo does not show. */
+function unshown(constant: Readonly<Record<string, number>>, title: string, feature: string): VmxControl {
+  return { ...control(constant, title, feature), shown: false };
+}
+
 /** Pin-based VM-execution controls (SDM 3C 25.6.1, table 25-5). */
 export const PIN_BASED_CONTROLS: readonly VmxControl[] = [
-  { mask: PIN_BASED_EXT_INTR_MASK, name: "PIN_BASED_EXT_INTR_MASK", title: "external-interrupt exiting" },
-  { mask: PIN_BASED_NMI_EXITING, name: "PIN_BASED_NMI_EXITING", title: "NMI exiting" },
-  { mask: PIN_BASED_VIRTUAL_NMIS, name: "PIN_BASED_VIRTUAL_NMIS", title: "virtual NMIs" },
-  {
-    mask: PIN_BASED_VMX_PREEMPTION_TIMER,
-    name: "PIN_BASED_VMX_PREEMPTION_TIMER",
-    title: "activate VMX-preemption timer",
-  },
-  { mask: PIN_BASED_POSTED_INTR, name: "PIN_BASED_POSTED_INTR", title: "process posted interrupts" },
+  unshown({ PIN_BASED_EXT_INTR_MASK }, "external-interrupt exiting", "intr_exiting"),
+  unshown({ PIN_BASED_NMI_EXITING }, "NMI exiting", "nmi_exiting"),
+  control({ PIN_BASED_VIRTUAL_NMIS }, "virtual NMIs", "vnmi"),
+  control({ PIN_BASED_VMX_PREEMPTION_TIMER }, "activate VMX-preemption timer", "preemption_timer"),
+  control({ PIN_BASED_POSTED_INTR }, "process posted interrupts", "posted_intr"),
 ];
 
 /** Primary processor-based VM-execution controls (SDM 3C 25.6.2, table 25-6). */
 export const PRIMARY_CONTROLS: readonly VmxControl[] = [
-  {
-    mask: CPU_BASED_INTR_WINDOW_EXITING,
-    name: "CPU_BASED_INTR_WINDOW_EXITING",
-    title: "interrupt-window exiting",
-  },
-  { mask: CPU_BASED_USE_TSC_OFFSETTING, name: "CPU_BASED_USE_TSC_OFFSETTING", title: "use TSC offsetting" },
-  { mask: CPU_BASED_HLT_EXITING, name: "CPU_BASED_HLT_EXITING", title: "HLT exiting" },
-  { mask: CPU_BASED_INVLPG_EXITING, name: "CPU_BASED_INVLPG_EXITING", title: "INVLPG exiting" },
-  { mask: CPU_BASED_MWAIT_EXITING, name: "CPU_BASED_MWAIT_EXITING", title: "MWAIT exiting" },
-  { mask: CPU_BASED_RDPMC_EXITING, name: "CPU_BASED_RDPMC_EXITING", title: "RDPMC exiting" },
-  { mask: CPU_BASED_RDTSC_EXITING, name: "CPU_BASED_RDTSC_EXITING", title: "RDTSC exiting" },
-  { mask: CPU_BASED_CR3_LOAD_EXITING, name: "CPU_BASED_CR3_LOAD_EXITING", title: "CR3-load exiting" },
-  { mask: CPU_BASED_CR3_STORE_EXITING, name: "CPU_BASED_CR3_STORE_EXITING", title: "CR3-store exiting" },
-  {
-    mask: CPU_BASED_ACTIVATE_TERTIARY_CONTROLS,
-    name: "CPU_BASED_ACTIVATE_TERTIARY_CONTROLS",
-    title: "activate tertiary controls",
-  },
-  { mask: CPU_BASED_CR8_LOAD_EXITING, name: "CPU_BASED_CR8_LOAD_EXITING", title: "CR8-load exiting" },
-  { mask: CPU_BASED_CR8_STORE_EXITING, name: "CPU_BASED_CR8_STORE_EXITING", title: "CR8-store exiting" },
-  { mask: CPU_BASED_TPR_SHADOW, name: "CPU_BASED_TPR_SHADOW", title: "use TPR shadow" },
-  { mask: CPU_BASED_NMI_WINDOW_EXITING, name: "CPU_BASED_NMI_WINDOW_EXITING", title: "NMI-window exiting" },
-  { mask: CPU_BASED_MOV_DR_EXITING, name: "CPU_BASED_MOV_DR_EXITING", title: "MOV-DR exiting" },
-  {
-    mask: CPU_BASED_UNCOND_IO_EXITING,
-    name: "CPU_BASED_UNCOND_IO_EXITING",
-    title: "unconditional I/O exiting",
-  },
-  { mask: CPU_BASED_USE_IO_BITMAPS, name: "CPU_BASED_USE_IO_BITMAPS", title: "use I/O bitmaps" },
-  { mask: CPU_BASED_MONITOR_TRAP_FLAG, name: "CPU_BASED_MONITOR_TRAP_FLAG", title: "monitor trap flag" },
-  { mask: CPU_BASED_USE_MSR_BITMAPS, name: "CPU_BASED_USE_MSR_BITMAPS", title: "use MSR bitmaps" },
-  { mask: CPU_BASED_MONITOR_EXITING, name: "CPU_BASED_MONITOR_EXITING", title: "MONITOR exiting" },
-  { mask: CPU_BASED_PAUSE_EXITING, name: "CPU_BASED_PAUSE_EXITING", title: "PAUSE exiting" },
-  {
-    mask: CPU_BASED_ACTIVATE_SECONDARY_CONTROLS,
-    name: "CPU_BASED_ACTIVATE_SECONDARY_CONTROLS",
-    title: "activate secondary controls",
-  },
+  unshown({ CPU_BASED_INTR_WINDOW_EXITING }, "interrupt-window exiting", "intr_window_exiting"),
+  control({ CPU_BASED_USE_TSC_OFFSETTING }, "use TSC offsetting", "tsc_offset"),
+  unshown({ CPU_BASED_HLT_EXITING }, "HLT exiting", "hlt_exiting"),
+  unshown({ CPU_BASED_INVLPG_EXITING }, "INVLPG exiting", "invlpg_exiting"),
+  unshown({ CPU_BASED_MWAIT_EXITING }, "MWAIT exiting", "mwait_exiting"),
+  unshown({ CPU_BASED_RDPMC_EXITING }, "RDPMC exiting", "rdpmc_exiting"),
+  unshown({ CPU_BASED_RDTSC_EXITING }, "RDTSC exiting", "rdtsc_exiting"),
+  unshown({ CPU_BASED_CR3_LOAD_EXITING }, "CR3-load exiting", "cr3_load_exiting"),
+  unshown({ CPU_BASED_CR3_STORE_EXITING }, "CR3-store exiting", "cr3_store_exiting"),
+  unshown({ CPU_BASED_ACTIVATE_TERTIARY_CONTROLS }, "activate tertiary controls", "tertiary_controls"),
+  unshown({ CPU_BASED_CR8_LOAD_EXITING }, "CR8-load exiting", "cr8_load_exiting"),
+  unshown({ CPU_BASED_CR8_STORE_EXITING }, "CR8-store exiting", "cr8_store_exiting"),
+  control({ CPU_BASED_TPR_SHADOW }, "use TPR shadow", "vtpr"),
+  unshown({ CPU_BASED_NMI_WINDOW_EXITING }, "NMI-window exiting", "nmi_window_exiting"),
+  unshown({ CPU_BASED_MOV_DR_EXITING }, "MOV-DR exiting", "mov_dr_exiting"),
+  unshown({ CPU_BASED_UNCOND_IO_EXITING }, "unconditional I/O exiting", "uncond_io_exiting"),
+  unshown({ CPU_BASED_USE_IO_BITMAPS }, "use I/O bitmaps", "use_io_bitmaps"),
+  control({ CPU_BASED_MONITOR_TRAP_FLAG }, "monitor trap flag", "mtf"),
+  unshown({ CPU_BASED_USE_MSR_BITMAPS }, "use MSR bitmaps", "use_msr_bitmaps"),
+  unshown({ CPU_BASED_MONITOR_EXITING }, "MONITOR exiting", "monitor_exiting"),
+  unshown({ CPU_BASED_PAUSE_EXITING }, "PAUSE exiting", "pause_exiting"),
+  unshown({ CPU_BASED_ACTIVATE_SECONDARY_CONTROLS }, "activate secondary controls", "sec_controls"),
 ];
 
 /** Secondary processor-based VM-execution controls (SDM 3C 25.6.2, table 25-7). */
 export const SECONDARY_CONTROLS: readonly VmxControl[] = [
-  {
-    mask: SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES,
-    name: "SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES",
-    title: "virtualize APIC accesses",
-  },
-  { mask: SECONDARY_EXEC_ENABLE_EPT, name: "SECONDARY_EXEC_ENABLE_EPT", title: "enable EPT" },
-  { mask: SECONDARY_EXEC_DESC, name: "SECONDARY_EXEC_DESC", title: "descriptor-table exiting" },
-  { mask: SECONDARY_EXEC_ENABLE_RDTSCP, name: "SECONDARY_EXEC_ENABLE_RDTSCP", title: "enable RDTSCP" },
-  {
-    mask: SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE,
-    name: "SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE",
-    title: "virtualize x2APIC mode",
-  },
-  { mask: SECONDARY_EXEC_ENABLE_VPID, name: "SECONDARY_EXEC_ENABLE_VPID", title: "enable VPID" },
-  { mask: SECONDARY_EXEC_WBINVD_EXITING, name: "SECONDARY_EXEC_WBINVD_EXITING", title: "WBINVD exiting" },
-  {
-    mask: SECONDARY_EXEC_UNRESTRICTED_GUEST,
-    name: "SECONDARY_EXEC_UNRESTRICTED_GUEST",
-    title: "unrestricted guest",
-  },
-  {
-    mask: SECONDARY_EXEC_APIC_REGISTER_VIRT,
-    name: "SECONDARY_EXEC_APIC_REGISTER_VIRT",
-    title: "APIC-register virtualization",
-  },
-  {
-    mask: SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY,
-    name: "SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY",
-    title: "virtual-interrupt delivery",
-  },
-  {
-    mask: SECONDARY_EXEC_PAUSE_LOOP_EXITING,
-    name: "SECONDARY_EXEC_PAUSE_LOOP_EXITING",
-    title: "PAUSE-loop exiting",
-  },
-  { mask: SECONDARY_EXEC_RDRAND_EXITING, name: "SECONDARY_EXEC_RDRAND_EXITING", title: "RDRAND exiting" },
-  { mask: SECONDARY_EXEC_ENABLE_INVPCID, name: "SECONDARY_EXEC_ENABLE_INVPCID", title: "enable INVPCID" },
-  { mask: SECONDARY_EXEC_ENABLE_VMFUNC, name: "SECONDARY_EXEC_ENABLE_VMFUNC", title: "enable VM functions" },
-  { mask: SECONDARY_EXEC_SHADOW_VMCS, name: "SECONDARY_EXEC_SHADOW_VMCS", title: "VMCS shadowing" },
-  { mask: SECONDARY_EXEC_ENCLS_EXITING, name: "SECONDARY_EXEC_ENCLS_EXITING", title: "enable ENCLS exiting" },
-  { mask: SECONDARY_EXEC_RDSEED_EXITING, name: "SECONDARY_EXEC_RDSEED_EXITING", title: "RDSEED exiting" },
-  { mask: SECONDARY_EXEC_ENABLE_PML, name: "SECONDARY_EXEC_ENABLE_PML", title: "enable PML" },
-  {
-    mask: SECONDARY_EXEC_EPT_VIOLATION_VE,
-    name: "SECONDARY_EXEC_EPT_VIOLATION_VE",
-    title: "EPT-violation #VE",
-  },
-  {
-    mask: SECONDARY_EXEC_PT_CONCEAL_VMX,
-    name: "SECONDARY_EXEC_PT_CONCEAL_VMX",
-    title: "conceal VMX from PT",
-  },
-  {
-    mask: SECONDARY_EXEC_ENABLE_XSAVES,
-    name: "SECONDARY_EXEC_ENABLE_XSAVES",
-    title: "enable XSAVES/XRSTORS",
-  },
-  {
-    mask: SECONDARY_EXEC_MODE_BASED_EPT_EXEC,
-    name: "SECONDARY_EXEC_MODE_BASED_EPT_EXEC",
-    title: "mode-based execute control for EPT",
-  },
-  {
-    mask: SECONDARY_EXEC_PT_USE_GPA,
-    name: "SECONDARY_EXEC_PT_USE_GPA",
-    title: "Intel PT uses guest physical addresses",
-  },
-  { mask: SECONDARY_EXEC_TSC_SCALING, name: "SECONDARY_EXEC_TSC_SCALING", title: "use TSC scaling" },
-  {
-    mask: SECONDARY_EXEC_ENABLE_USR_WAIT_PAUSE,
-    name: "SECONDARY_EXEC_ENABLE_USR_WAIT_PAUSE",
-    title: "enable user wait and pause",
-  },
-  {
-    mask: SECONDARY_EXEC_BUS_LOCK_DETECTION,
-    name: "SECONDARY_EXEC_BUS_LOCK_DETECTION",
-    title: "VMM bus-lock detection",
-  },
-  {
-    mask: SECONDARY_EXEC_NOTIFY_VM_EXITING,
-    name: "SECONDARY_EXEC_NOTIFY_VM_EXITING",
-    title: "instruction timeout (notify VM exiting)",
-  },
+  control({ SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES }, "virtualize APIC accesses", "vapic"),
+  control({ SECONDARY_EXEC_ENABLE_EPT }, "enable EPT", "ept"),
+  unshown({ SECONDARY_EXEC_DESC }, "descriptor-table exiting", "desc_exiting"),
+  unshown({ SECONDARY_EXEC_ENABLE_RDTSCP }, "enable RDTSCP", "rdtscp"),
+  unshown({ SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE }, "virtualize x2APIC mode", "virtual_x2apic"),
+  control({ SECONDARY_EXEC_ENABLE_VPID }, "enable VPID", "vpid"),
+  unshown({ SECONDARY_EXEC_WBINVD_EXITING }, "WBINVD exiting", "wbinvd_exiting"),
+  control({ SECONDARY_EXEC_UNRESTRICTED_GUEST }, "unrestricted guest", "unrestricted_guest"),
+  control({ SECONDARY_EXEC_APIC_REGISTER_VIRT }, "APIC-register virtualization", "vapic_reg"),
+  control({ SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY }, "virtual-interrupt delivery", "vid"),
+  control({ SECONDARY_EXEC_PAUSE_LOOP_EXITING }, "PAUSE-loop exiting", "ple"),
+  unshown({ SECONDARY_EXEC_RDRAND_EXITING }, "RDRAND exiting", "rdrand_exiting"),
+  unshown({ SECONDARY_EXEC_ENABLE_INVPCID }, "enable INVPCID", "invpcid"),
+  unshown({ SECONDARY_EXEC_ENABLE_VMFUNC }, "enable VM functions", "vmfunc"),
+  control({ SECONDARY_EXEC_SHADOW_VMCS }, "VMCS shadowing", "shadow_vmcs"),
+  unshown({ SECONDARY_EXEC_ENCLS_EXITING }, "enable ENCLS exiting", "encls_exiting"),
+  unshown({ SECONDARY_EXEC_RDSEED_EXITING }, "RDSEED exiting", "rdseed_exiting"),
+  control({ SECONDARY_EXEC_ENABLE_PML }, "enable PML", "pml"),
+  control({ SECONDARY_EXEC_EPT_VIOLATION_VE }, "EPT-violation #VE", "ept_violation_ve"),
+  unshown({ SECONDARY_EXEC_PT_CONCEAL_VMX }, "conceal VMX from PT", "pt_conceal_vmx"),
+  unshown({ SECONDARY_EXEC_ENABLE_XSAVES }, "enable XSAVES/XRSTORS", "xsaves"),
+  control(
+    { SECONDARY_EXEC_MODE_BASED_EPT_EXEC },
+    "mode-based execute control for EPT",
+    "ept_mode_based_exec",
+  ),
+  unshown({ SECONDARY_EXEC_PT_USE_GPA }, "Intel PT uses guest physical addresses", "pt_use_gpa"),
+  control({ SECONDARY_EXEC_TSC_SCALING }, "use TSC scaling", "tsc_scaling"),
+  control({ SECONDARY_EXEC_ENABLE_USR_WAIT_PAUSE }, "enable user wait and pause", "usr_wait_pause"),
+  unshown({ SECONDARY_EXEC_BUS_LOCK_DETECTION }, "VMM bus-lock detection", "bus_lock_detection"),
+  control(
+    { SECONDARY_EXEC_NOTIFY_VM_EXITING },
+    "instruction timeout",
+    "notify_vm_exiting",
+  ),
 ];
 
 /** Tertiary processor-based VM-execution controls, a 64-bit word (SDM 3C 25.6.2, table 25-8). */
 export const TERTIARY_CONTROLS: readonly VmxControl[] = [
-  { mask: TERTIARY_EXEC_IPI_VIRT, name: "TERTIARY_EXEC_IPI_VIRT", title: "IPI virtualization" },
+  control({ TERTIARY_EXEC_IPI_VIRT }, "IPI virtualization", "ipi_virt"),
 ];
 
 /** Primary VM-exit controls (SDM 3C 25.7.1, table 25-13). */
 export const EXIT_CONTROLS: readonly VmxControl[] = [
-  { mask: VM_EXIT_SAVE_DEBUG_CONTROLS, name: "VM_EXIT_SAVE_DEBUG_CONTROLS", title: "save debug controls" },
-  {
-    mask: VM_EXIT_HOST_ADDR_SPACE_SIZE,
-    name: "VM_EXIT_HOST_ADDR_SPACE_SIZE",
-    title: "host address-space size",
-  },
-  {
-    mask: VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL,
-    name: "VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL",
-    title: "load IA32_PERF_GLOBAL_CTRL",
-  },
-  {
-    mask: VM_EXIT_ACK_INTR_ON_EXIT,
-    name: "VM_EXIT_ACK_INTR_ON_EXIT",
-    title: "acknowledge interrupt on exit",
-  },
-  { mask: VM_EXIT_SAVE_IA32_PAT, name: "VM_EXIT_SAVE_IA32_PAT", title: "save IA32_PAT" },
-  { mask: VM_EXIT_LOAD_IA32_PAT, name: "VM_EXIT_LOAD_IA32_PAT", title: "load IA32_PAT" },
-  { mask: VM_EXIT_SAVE_IA32_EFER, name: "VM_EXIT_SAVE_IA32_EFER", title: "save IA32_EFER" },
-  { mask: VM_EXIT_LOAD_IA32_EFER, name: "VM_EXIT_LOAD_IA32_EFER", title: "load IA32_EFER" },
-  {
-    mask: VM_EXIT_SAVE_VMX_PREEMPTION_TIMER,
-    name: "VM_EXIT_SAVE_VMX_PREEMPTION_TIMER",
-    title: "save VMX-preemption timer value",
-  },
-  { mask: VM_EXIT_CLEAR_BNDCFGS, name: "VM_EXIT_CLEAR_BNDCFGS", title: "clear IA32_BNDCFGS" },
-  { mask: VM_EXIT_PT_CONCEAL_PIP, name: "VM_EXIT_PT_CONCEAL_PIP", title: "conceal VMX from PT" },
-  { mask: VM_EXIT_CLEAR_IA32_RTIT_CTL, name: "VM_EXIT_CLEAR_IA32_RTIT_CTL", title: "clear IA32_RTIT_CTL" },
-  { mask: VM_EXIT_LOAD_CET_STATE, name: "VM_EXIT_LOAD_CET_STATE", title: "load CET state" },
+  control({ VM_EXIT_SAVE_DEBUG_CONTROLS }, "save debug controls"),
+  control({ VM_EXIT_HOST_ADDR_SPACE_SIZE }, "host address-space size"),
+  control({ VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL }, "load IA32_PERF_GLOBAL_CTRL"),
+  control({ VM_EXIT_ACK_INTR_ON_EXIT }, "acknowledge interrupt on exit"),
+  control({ VM_EXIT_SAVE_IA32_PAT }, "save IA32_PAT"),
+  control({ VM_EXIT_LOAD_IA32_PAT }, "load IA32_PAT"),
+  control({ VM_EXIT_SAVE_IA32_EFER }, "save IA32_EFER"),
+  control({ VM_EXIT_LOAD_IA32_EFER }, "load IA32_EFER"),
+  control({ VM_EXIT_SAVE_VMX_PREEMPTION_TIMER }, "save VMX-preemption timer value"),
+  control({ VM_EXIT_CLEAR_BNDCFGS }, "clear IA32_BNDCFGS"),
+  control({ VM_EXIT_PT_CONCEAL_PIP }, "conceal VMX from PT"),
+  control({ VM_EXIT_CLEAR_IA32_RTIT_CTL }, "clear IA32_RTIT_CTL"),
+  control({ VM_EXIT_LOAD_CET_STATE }, "load CET state"),
 ];
 
 /** VM-entry controls (SDM 3C 25.8.1, table 25-16). */
 export const ENTRY_CONTROLS: readonly VmxControl[] = [
-  { mask: VM_ENTRY_LOAD_DEBUG_CONTROLS, name: "VM_ENTRY_LOAD_DEBUG_CONTROLS", title: "load debug controls" },
-  { mask: VM_ENTRY_IA32E_MODE, name: "VM_ENTRY_IA32E_MODE", title: "IA-32e mode guest" },
-  { mask: VM_ENTRY_SMM, name: "VM_ENTRY_SMM", title: "entry to SMM" },
-  {
-    mask: VM_ENTRY_DEACT_DUAL_MONITOR,
-    name: "VM_ENTRY_DEACT_DUAL_MONITOR",
-    title: "deactivate dual-monitor treatment",
-  },
-  {
-    mask: VM_ENTRY_LOAD_IA32_PERF_GLOBAL_CTRL,
-    name: "VM_ENTRY_LOAD_IA32_PERF_GLOBAL_CTRL",
-    title: "load IA32_PERF_GLOBAL_CTRL",
-  },
-  { mask: VM_ENTRY_LOAD_IA32_PAT, name: "VM_ENTRY_LOAD_IA32_PAT", title: "load IA32_PAT" },
-  { mask: VM_ENTRY_LOAD_IA32_EFER, name: "VM_ENTRY_LOAD_IA32_EFER", title: "load IA32_EFER" },
-  { mask: VM_ENTRY_LOAD_BNDCFGS, name: "VM_ENTRY_LOAD_BNDCFGS", title: "load IA32_BNDCFGS" },
-  { mask: VM_ENTRY_PT_CONCEAL_PIP, name: "VM_ENTRY_PT_CONCEAL_PIP", title: "conceal VMX from PT" },
-  { mask: VM_ENTRY_LOAD_IA32_RTIT_CTL, name: "VM_ENTRY_LOAD_IA32_RTIT_CTL", title: "load IA32_RTIT_CTL" },
-  { mask: VM_ENTRY_LOAD_CET_STATE, name: "VM_ENTRY_LOAD_CET_STATE", title: "load CET state" },
+  control({ VM_ENTRY_LOAD_DEBUG_CONTROLS }, "load debug controls"),
+  control({ VM_ENTRY_IA32E_MODE }, "IA-32e mode guest"),
+  control({ VM_ENTRY_SMM }, "entry to SMM"),
+  control({ VM_ENTRY_DEACT_DUAL_MONITOR }, "deactivate dual-monitor treatment"),
+  control({ VM_ENTRY_LOAD_IA32_PERF_GLOBAL_CTRL }, "load IA32_PERF_GLOBAL_CTRL"),
+  control({ VM_ENTRY_LOAD_IA32_PAT }, "load IA32_PAT"),
+  control({ VM_ENTRY_LOAD_IA32_EFER }, "load IA32_EFER"),
+  control({ VM_ENTRY_LOAD_BNDCFGS }, "load IA32_BNDCFGS"),
+  control({ VM_ENTRY_PT_CONCEAL_PIP }, "conceal VMX from PT"),
+  control({ VM_ENTRY_LOAD_IA32_RTIT_CTL }, "load IA32_RTIT_CTL"),
+  control({ VM_ENTRY_LOAD_CET_STATE }, "load CET state"),
 ];
 
 /** The control words' tables. */
