@@ -6,7 +6,7 @@
  */
 
 /** A guest kernel's year. */
-export type GuestSemantics = "v6.19" | "2018" | "2012";
+export type GuestSemantics = "v6.19" | "2022" | "2021" | "2018" | "2012";
 
 /** The ways to send an IPI to several processors that a PV IPI driver can override. */
 export type IpiOperation = "mask" | "maskAllButSelf" | "allButSelf" | "all";
@@ -48,6 +48,28 @@ export const GUEST_SEMANTICS: Readonly<Record<GuestSemantics, GuestBehaviour>> =
     silencesDeadApics: true,
     taskPriority: 0x10,
     eoiHook: "eoi",
+    eoiFallback: "native",
+    pvIpiOverrides: ["mask", "maskAllButSelf"],
+    teardownOnSuspendAndCrash: true,
+  },
+  "2022": {
+    ipiShorthand: true,
+    singleCallWhen: "one-ipi",
+    skipsQueuedIpis: true,
+    silencesDeadApics: true,
+    taskPriority: 0x10,
+    eoiHook: "eoiWrite",
+    eoiFallback: "native",
+    pvIpiOverrides: ["mask", "maskAllButSelf"],
+    teardownOnSuspendAndCrash: true,
+  },
+  "2021": {
+    ipiShorthand: true,
+    singleCallWhen: "one-ipi",
+    skipsQueuedIpis: true,
+    silencesDeadApics: true,
+    taskPriority: 0x10,
+    eoiHook: "eoiWrite",
     eoiFallback: "native",
     pvIpiOverrides: ["mask", "maskAllButSelf"],
     teardownOnSuspendAndCrash: true,

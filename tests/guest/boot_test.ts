@@ -99,7 +99,15 @@ describe("a kernel boots", () => {
   });
 
   it("with its APICs' task priority as each year has it: v5.4 shut out vectors below 0x20", () => {
-    for (const [guestSemantics, priority] of [["v6.19", 0x10], ["2018", 0], ["2012", 0]] as const) {
+    for (
+      const [guestSemantics, priority] of [
+        ["v6.19", 0x10],
+        ["2022", 0x10],
+        ["2021", 0x10],
+        ["2018", 0],
+        ["2012", 0],
+      ] as const
+    ) {
       for (const apic of APICS) {
         const { vm } = new KernelRig({ cpus: 2, apic, guestSemantics }).run();
         for (const { lapic } of vm.vcpus) assertEquals(lapic.get(APIC_TASKPRI), priority);
@@ -279,7 +287,7 @@ describe("a kernel's memory", () => {
 
 describe("a kernel that is loaded again", () => {
   it("begins as it was linked: nothing is left of what an earlier boot has found and patched", () => {
-    for (const guestSemantics of ["v6.19", "2018", "2012"] as const) {
+    for (const guestSemantics of ["v6.19", "2021", "2018", "2012"] as const) {
       const kernel = new Kernel({
         cpus: 4,
         guestSemantics,
@@ -352,7 +360,7 @@ describe("what a kernel refuses to be built from", () => {
     );
     refused(
       { guestSemantics: "2015" as "2018" },
-      "Cannot simulate a guest of 2015: allowed are 2012, 2018, v6.19",
+      "Cannot simulate a guest of 2015: allowed are 2012, 2018, 2021, 2022, v6.19",
     );
     refused({ guestSemantics: "toString" as "2018" }, "Cannot simulate a guest of toString");
     refused({ disable: ["pv-spinlock"] }, "Cannot disable driver pv-spinlock: allowed are pv-eoi, pv-ipi");

@@ -29,7 +29,7 @@ const acts = fc.array(act, { maxLength: 30 });
 const setting: fc.Arbitrary<KernelRigOptions> = fc.record({
   apic: fc.constantFrom(...APICS),
   bits: fc.constantFrom(...WIDTHS),
-  guestSemantics: fc.constantFrom<GuestSemantics>("v6.19", "2018", "2012"),
+  guestSemantics: fc.constantFrom<GuestSemantics>("v6.19", "2021", "2018", "2012"),
   vm: fc.record<VmOptions>({
     backend: fc.constantFrom(...BACKENDS),
     hostSemantics: fc.constantFrom("v6.19", "2018", "2012"),

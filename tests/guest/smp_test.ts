@@ -14,7 +14,7 @@ import {
 import { GuestError, IoEventFd } from "../../host/mod.ts";
 import { APICS, KernelRig, type KernelRigOptions, WIDTHS } from "../support/kernels.ts";
 
-const YEARS: readonly GuestSemantics[] = ["v6.19", "2018", "2012"];
+const YEARS: readonly GuestSemantics[] = ["v6.19", "2022", "2021", "2018", "2012"];
 /** Memory of the tests' own, behind all that a small kernel uses. */
 const SCRATCH = 0x300_0000;
 const MASK = SCRATCH;
