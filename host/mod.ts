@@ -8,6 +8,8 @@ export * from "./core/mod.ts";
 export * from "./cost/mod.ts";
 export { GuestError, NotModelled } from "./cpu/errors.ts";
 export type { Dealt, Processor, Virtualization } from "./cpu/mod.ts";
+export { type Acceleration, ACCELERATIONS } from "./kvm/acceleration.ts";
+export { APICV_INHIBITS, type ApicvInhibit } from "./kvm/apicv.ts";
 export type { Backend, FastPath } from "./kvm/backend.ts";
 export { type BackendName, BACKENDS } from "./kvm/backends.ts";
 export { type CpuidEntry, type CpuidLeaf, CpuidTable } from "./kvm/cpuid.ts";

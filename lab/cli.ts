@@ -8,6 +8,7 @@
 
 import { parseArgs, type ParseArgsConfig } from "node:util";
 import {
+  allowed,
   type Experiment,
   experimentOptions,
   type OptionSpec,
@@ -42,7 +43,7 @@ const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
   exitless list                      the experiments and their options
   exitless run EXPERIMENT [options]  runs one and prints its tables
 
-  --backend vmx|svm   Intel's or AMD's virtualization (vmx)
+  --backend vmx|svm   Intel's or AMD's virtualization
   --vcpus N           vCPUs
   --seed S            what random data is drawn from (0)
   --json              prints one JSON object in place of the tables
@@ -89,14 +90,10 @@ function list(columns: number): string {
   return EXPERIMENTS.map(({ name, summary, options }) => {
     const width = Math.max(...Object.keys(options).map((option) => option.length));
     const rows = Object.entries(options).map(([option, spec]) =>
-      `  --${option.padEnd(width)}  ${spec.meaning}: ${bounds(spec)} (${spec.default})`
+      `  --${option.padEnd(width)}  ${spec.meaning}: ${allowed(spec)} (${spec.default})`
     );
     return [name, wrapped(summary, columns), ...rows].join("\n");
   }).join("\n\n");
-}
-
-function bounds({ min, max }: OptionSpec): string {
-  return `${min} to ${max}`;
 }
 
 function run(args: readonly string[], columns: number): Output {
@@ -108,12 +105,12 @@ function run(args: readonly string[], columns: number): Output {
   }
   const experiment = experimentNamed(name);
   const values = parsed(experiment, rest);
-  const given: Record<string, number> = {};
+  const given: Record<string, number | string> = {};
   for (const [option, spec] of Object.entries(experiment.options)) {
     const value = values[option];
-    if (typeof value === "string") given[option] = wholeNumber(option, value, spec);
+    if (typeof value === "string") given[option] = typed(option, value, spec);
   }
-  const backend = typeof values.backend === "string" ? values.backend : "vmx";
+  const backend = typeof values.backend === "string" ? values.backend : experiment.backends[0];
   const trace: string[] = [];
   const watcher: Watcher = {
     records: TRACE_RECORDS,
@@ -140,19 +137,21 @@ function parsed(experiment: Experiment, args: readonly string[]): Readonly<Recor
 }
 
 function flags(experiment: Experiment): NonNullable<ParseArgsConfig["options"]> {
-  const numbers = Object.keys(experiment.options).map((name) => [name, { type: "string" }] as const);
+  const own = Object.keys(experiment.options).map((name) => [name, { type: "string" }] as const);
   return {
-    ...Object.fromEntries(numbers),
+    ...Object.fromEntries(own),
     backend: { type: "string" },
     json: { type: "boolean" },
     trace: { type: "string" },
   };
 }
 
-function wholeNumber(option: string, text: string, spec: OptionSpec): number {
+/** What was typed for an option, as the experiment takes it. Throws `RangeError` for a number that is none. */
+function typed(option: string, text: string, spec: OptionSpec): number | string {
+  if ("choices" in spec) return text;
   const value = /^(\d+|0x[0-9a-f]+)$/i.test(text) ? Number(text) : NaN;
   if (!Number.isSafeInteger(value)) {
-    throw new RangeError(`Cannot use "${text}" for --${option}: allowed are ${bounds(spec)}`);
+    throw new RangeError(`Cannot use "${text}" for --${option}: allowed are ${allowed(spec)}`);
   }
   return value;
 }

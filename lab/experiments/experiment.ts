@@ -16,12 +16,12 @@ export interface ExperimentOptions {
   readonly vcpus: number;
   /** What random data is drawn from. */
   readonly seed: number;
-  /** The experiment's own numbers, by name. */
+  /** The experiment's own options, by name. */
   readonly [name: string]: number | string;
 }
 
 /** A number that an experiment can be told. */
-export interface OptionSpec {
+export interface NumberSpec {
   /** What it is. */
   readonly meaning: string;
   /** What it is when nothing is said. */
@@ -30,6 +30,24 @@ export interface OptionSpec {
   readonly min: number;
   /** The largest. */
   readonly max: number;
+}
+
+/** A name that an experiment can be told. */
+export interface ChoiceSpec {
+  /** What it is. */
+  readonly meaning: string;
+  /** What it is when nothing is said. */
+  readonly default: string;
+  /** The names. */
+  readonly choices: readonly string[];
+}
+
+/** What an experiment can be told. */
+export type OptionSpec = NumberSpec | ChoiceSpec;
+
+/** What an option may be, for people. */
+export function allowed(spec: OptionSpec): string {
+  return "choices" in spec ? spec.choices.join(", ") : `${spec.min} to ${spec.max}`;
 }
 
 /** One run of an experiment. */
@@ -82,7 +100,9 @@ export interface Experiment {
   readonly name: string;
   /** One line: what it shows. */
   readonly summary: string;
-  /** The numbers that it can be told, by name; `vcpus` and `seed` are among them. */
+  /** The vendors on which it can be run; the first is the usual one. */
+  readonly backends: readonly BackendName[];
+  /** What it can be told, by name; `vcpus` and `seed` are among them. */
   readonly options: Readonly<Record<string, OptionSpec>>;
   /** Runs it. Throws `RangeError` for options that cannot be. */
   run(options: ExperimentOptions, watcher?: Watcher): ExperimentResult;
@@ -91,7 +111,7 @@ export interface Experiment {
 }
 
 /** The option that every experiment has. */
-export const SEED: OptionSpec = {
+export const SEED: NumberSpec = {
   meaning: "what random data is drawn from",
   default: 0,
   min: 0,
@@ -99,16 +119,19 @@ export const SEED: OptionSpec = {
 };
 
 /**
- * Fills in what was not said and checks what was. Throws `RangeError` for a name or a number that is not allowed,
+ * Fills in what was not said and checks what was. Throws `RangeError` for a name or a value that is not allowed,
  * naming those that are.
  */
 export function experimentOptions(
   experiment: Experiment,
   backend: string,
-  given: Readonly<Record<string, number>>,
+  given: Readonly<Record<string, number | string>>,
 ): ExperimentOptions {
-  if (backend !== "vmx" && backend !== "svm") {
-    throw new RangeError(`Cannot run ${experiment.name} on backend ${backend}: allowed are vmx, svm`);
+  const vendor = experiment.backends.find((name) => name === backend);
+  if (vendor === undefined) {
+    throw new RangeError(
+      `Cannot run ${experiment.name} on backend ${backend}: allowed are ${experiment.backends.join(", ")}`,
+    );
   }
   for (const name of Object.keys(given)) {
     if (!Object.hasOwn(experiment.options, name)) {
@@ -117,17 +140,22 @@ export function experimentOptions(
       );
     }
   }
-  const numbers: Record<string, number> = {};
+  const options: Record<string, number | string> = {};
   for (const [name, spec] of Object.entries(experiment.options)) {
     const value = given[name] ?? spec.default;
-    if (!Number.isSafeInteger(value) || value < spec.min || value > spec.max) {
+    if (!fits(spec, value)) {
       throw new RangeError(
-        `Cannot run ${experiment.name} with ${name} ${value}: allowed are ${spec.min} to ${spec.max}`,
+        `Cannot run ${experiment.name} with ${name} ${value}: allowed are ${allowed(spec)}`,
       );
     }
-    numbers[name] = value;
+    options[name] = value;
   }
-  return { vcpus: 1, seed: 0, ...numbers, backend };
+  return { vcpus: 1, seed: 0, ...options, backend: vendor };
+}
+
+function fits(spec: OptionSpec, value: number | string): boolean {
+  if ("choices" in spec) return spec.choices.some((name) => name === value);
+  return Number.isSafeInteger(value) && Number(value) >= spec.min && Number(value) <= spec.max;
 }
 
 /** A run's counts with its averages. */

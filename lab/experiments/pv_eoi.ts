@@ -6,7 +6,7 @@
 
 import { encodeMsi } from "../../abi/mod.ts";
 import { DEVICE_VECTOR, deviceInterrupts, DOORBELL_PORT } from "../../guest/examples/pv_eoi.ts";
-import { IoEventFd, Machine, MsiSource } from "../../host/mod.ts";
+import { BACKENDS, IoEventFd, Machine, MsiSource } from "../../host/mod.ts";
 import { Stopwatch } from "../measure.ts";
 import published from "../published/pv_eoi_2012.json" with { type: "json" };
 import { perfStatBeside, type PublishedRow } from "../report/perf_stat.ts";
@@ -29,6 +29,7 @@ const VCPUS_2012 = 254;
 export const pvEoiExperiment: Experiment = {
   name: "pv-eoi",
   summary: "2012: a busy guest takes 22,000 device interrupts in a second, without and with PV EOI",
+  backends: BACKENDS,
   options: {
     vcpus: { meaning: "vCPUs; the device interrupts the first", default: 1, min: 1, max: VCPUS_2012 },
     seed: SEED,

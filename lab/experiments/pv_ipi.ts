@@ -7,7 +7,7 @@
 
 import { IPI_TESTS, ipiBenchmark, type IpiTest, type IpiTiming } from "../../guest/examples/pv_ipi.ts";
 import type { ApicName, GuestSemantics } from "../../guest/mod.ts";
-import { type HostSemantics, Machine } from "../../host/mod.ts";
+import { BACKENDS, type HostSemantics, Machine } from "../../host/mod.ts";
 import { Stopwatch } from "../measure.ts";
 import published from "../published/pv_ipi_2018.json" with { type: "json" };
 import { grouped, table, wrapped } from "../report/table.ts";
@@ -58,6 +58,7 @@ export const pvIpiExperiment: Experiment = {
   name: "pv-ipi",
   summary:
     "2018: the IPI benchmark on 80 vCPUs, by APIC mode, vanilla and with PV IPIs, and today's shorthand",
+  backends: BACKENDS,
   options: {
     vcpus: { meaning: "vCPUs; above 255 xAPIC is left out", default: 80, min: 2, max: 1024 },
     seed: { ...SEED, meaning: "without effect: nothing is random here" },

@@ -21,9 +21,10 @@ describe("the command line", () => {
     assertEquals([err, code], ["", 0]);
     for (const { name, options } of EXPERIMENTS) {
       const paragraph = out.split("\n\n").find((text) => text.startsWith(`${name}\n`))!;
-      for (const [option, { min, max, default: usual }] of Object.entries(options)) {
+      for (const [option, spec] of Object.entries(options)) {
         const line = paragraph.split("\n").find((text) => text.startsWith(`  --${option} `))!;
-        assertStringIncludes(line, `: ${min} to ${max} (${usual})`);
+        const range = "choices" in spec ? spec.choices.join(", ") : `${spec.min} to ${spec.max}`;
+        assertStringIncludes(line, `: ${range} (${spec.default})`);
       }
     }
     for (const line of out.split("\n")) assertEquals(line.length <= 80, true, line);
