@@ -15,10 +15,14 @@ export interface HostBehaviour {
   /** An exit for an x2APIC ICR write may be served before the slow path. Since v5.5 (2019). */
   readonly icrFastPath: boolean;
   /**
-   * So may an exit for IA32_TSC_DEADLINE, and the preemption timer's. Since v5.8 (2020), and since v6.18 without a
-   * preemption timer too.
+   * It then serves whatever the optimized map resolves (since v6.18, 2025), and re-enters the guest at once (since
+   * v6.12, 2024). Before, it served one fixed IPI with a physical destination, and the run loop went round.
    */
+  readonly icrFastPathReenters: boolean;
+  /** So may, where there is a preemption timer, its exit and that for IA32_TSC_DEADLINE. Since v5.8 (2020). */
   readonly timerFastPath: boolean;
+  /** The latter may without a preemption timer too. Since v6.18 (2025). */
+  readonly deadlineFastPath: boolean;
   /** So may HLT, since v6.12 (2024), and INVD, since v6.18 (2025). */
   readonly haltFastPath: boolean;
   /** KVM_HC_SEND_IPI looks at its map and bounds before it uses them. Fixed in stable after 4.20. */
@@ -46,7 +50,9 @@ export interface HostBehaviour {
 export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
   "v6.19": {
     icrFastPath: true,
+    icrFastPathReenters: true,
     timerFastPath: true,
+    deadlineFastPath: true,
     haltFastPath: true,
     sendIpiChecked: true,
     haltPolling: true,
@@ -59,7 +65,9 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
   },
   "2021": {
     icrFastPath: true,
+    icrFastPathReenters: false,
     timerFastPath: true,
+    deadlineFastPath: false,
     haltFastPath: false,
     sendIpiChecked: true,
     haltPolling: true,
@@ -72,7 +80,9 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
   },
   "2018": {
     icrFastPath: false,
+    icrFastPathReenters: false,
     timerFastPath: false,
+    deadlineFastPath: false,
     haltFastPath: false,
     sendIpiChecked: false,
     haltPolling: true,
@@ -85,7 +95,9 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
   },
   "2012": {
     icrFastPath: false,
+    icrFastPathReenters: false,
     timerFastPath: false,
+    deadlineFastPath: false,
     haltFastPath: false,
     sendIpiChecked: false,
     haltPolling: false,
