@@ -8,7 +8,7 @@
 import type { KvmFeature } from "../abi/mod.ts";
 
 /** A host's year. */
-export type HostSemantics = "v6.19" | "2021" | "2018" | "2012";
+export type HostSemantics = "v6.19" | "2022" | "2021" | "2018" | "2012";
 
 /** What differs between hosts. */
 export interface HostBehaviour {
@@ -61,6 +61,21 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     apicAccessPage: false,
     apicv: true,
     tertiaryControls: true,
+    features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI", "POLL_CONTROL", "PV_SCHED_YIELD"],
+  },
+  "2022": {
+    icrFastPath: true,
+    icrFastPathReenters: false,
+    timerFastPath: true,
+    deadlineFastPath: false,
+    haltFastPath: false,
+    sendIpiChecked: true,
+    haltPolling: true,
+    clockPairing: true,
+    haltPollShrink: 0,
+    apicAccessPage: false,
+    apicv: true,
+    tertiaryControls: false,
     features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI", "POLL_CONTROL", "PV_SCHED_YIELD"],
   },
   "2021": {

@@ -114,6 +114,7 @@ for (const backend of BACKENDS) {
 
     it("that a host of that year does not know refuses, whether or not it is enforced", () => {
       const known: Readonly<Record<Exclude<HostSemantics, "v6.19">, KvmFeature[]>> = {
+        "2022": ["PV_EOI", "PV_UNHALT", "PV_SEND_IPI", "POLL_CONTROL", "PV_SCHED_YIELD"],
         "2021": ["PV_EOI", "PV_UNHALT", "PV_SEND_IPI", "POLL_CONTROL", "PV_SCHED_YIELD"],
         // POLL_CONTROL came in v5.2 and SCHED_YIELD in v5.3 (2019).
         "2018": ["PV_EOI", "PV_UNHALT", "PV_SEND_IPI"],
