@@ -52,6 +52,7 @@ const DELIVERED = 0;
  * Delivers an external interrupt or an NMI. What goes wrong with the gate raises an exception in its place.
  */
 export function deliverInterrupt(p: Processor, vector: number, nmi: boolean): void {
+  p.stopWaiting();
   if (nmi) p.nmiBlocked = true;
   const second = deliver(p, vector, 0);
   if (second !== DELIVERED) raise(p, second >>> 16, second & 0xffff);

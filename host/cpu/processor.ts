@@ -319,13 +319,18 @@ export class Processor {
   /** VM exit with information: optional parameters would cost every exit. */
   leaveWith(reason: number, info1: number, info2: number): true {
     this.guestMode = false;
-    this.working = false;
-    if (this.spin.address >= 0) endSpin(this);
+    this.stopWaiting();
     this.exitReason = reason;
     this.exitInfo1 = info1;
     this.exitInfo2 = info2;
     this.thread.time += this.cost.vmexit;
     return true;
+  }
+
+  /** An event takes the place of the present instruction: if that waited, it does not wait any more. */
+  stopWaiting(): void {
+    this.working = false;
+    if (this.spin.address >= 0) endSpin(this);
   }
 
   /** Software has carried out the instruction that exited: RIP moves behind it, and the STI shadow ends. */
