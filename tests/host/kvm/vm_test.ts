@@ -36,7 +36,7 @@ describe("a virtual machine", () => {
     [{ backend: "xen" as "vmx" }, "Cannot use backend xen: allowed are vmx, svm"],
     [
       { hostSemantics: "2013" as "2012" },
-      "Cannot simulate a host of 2013: allowed are 2012, 2018, 2021, v6.19",
+      "Cannot simulate a host of 2013: allowed are 2012, 2018, 2021, 2022, v6.19",
     ],
     [{ hostSemantics: "toString" as "2012" }, "Cannot simulate a host of toString"],
     [{ vcpus: 0 }, "allowed are 1 to 1024"],
