@@ -18,6 +18,8 @@ import { HOST_SEMANTICS, type HostBehaviour, type HostSemantics, hostSemantics }
 import { NOBODY, TP, TRACEPOINTS, Tracer } from "../trace/mod.ts";
 import { type Acceleration, acceleration } from "./acceleration.ts";
 import { inhibitMask, SVM_INHIBITS, updateApicv, VMX_INHIBITS } from "./apicv.ts";
+import type { VmxProcessor } from "../vmx/processors.ts";
+import { setupVmx, type VmxSetup } from "../vmx/setup.ts";
 import { type BackendName, backendName } from "./backends.ts";
 import { HALT_POLL_NS_MAX } from "./halt.ts";
 import { ATTENTION_APIC_MAP, REQ_SCAN_IOAPIC, REQ_VM_DEAD } from "./requests.ts";
@@ -41,6 +43,13 @@ export interface UserspaceDevice {
 const KVM_EXIT_IO = 2;
 const KVM_EXIT_MMIO = 6;
 const KVM_EXIT_SHUTDOWN = 8;
+const KVM_EXIT_FAIL_ENTRY = 9;
+
+/** VMX as KVM of that year sets it up, with the parameters among the options. */
+function vmxSetup(name: Acceleration, behaviour: HostBehaviour, { apicv, ipiv }: VmOptions): VmxSetup {
+  const parameters = { enableApicv: apicv ?? true, enableIpiv: ipiv ?? true };
+  return setupVmx(name as VmxProcessor, { behaviour, parameters });
+}
 
 /** A virtual machine. */
 export class Vm {
@@ -60,6 +69,8 @@ export class Vm {
   declare readonly cost: Costs;
   /** What the processor does for interrupts by itself. */
   declare readonly acceleration: Acceleration;
+  /** On VMX, what KVM uses of the processor, and why not the rest. */
+  declare readonly vmxSetup: VmxSetup | undefined;
   /** Whether KVM lets hardware deliver interrupts where nothing is against it: APICv or AVIC (enable_apicv). */
   declare readonly enableApicv: boolean;
   /** Whether hardware may deliver IPIs without an exit (enable_ipiv). */
@@ -134,8 +145,9 @@ export class Vm {
     this.semantics = hostSemantics(options.hostSemantics ?? "v6.19");
     this.behaviour = HOST_SEMANTICS[this.semantics];
     this.acceleration = acceleration(options.acceleration ?? "none", this.backend);
-    this.enableApicv = this.acceleration !== "none" && (options.apicv ?? true);
-    this.enableIpiv = this.enableApicv && this.acceleration !== "apicv" && (options.ipiv ?? true);
+    this.vmxSetup = this.backend === "vmx" ? vmxSetup(this.acceleration, this.behaviour, options) : undefined;
+    this.enableApicv = this.vmxSetup?.apicv.on ?? (this.acceleration !== "none" && (options.apicv ?? true));
+    this.enableIpiv = this.vmxSetup?.ipiv.on ?? (this.enableApicv && (options.ipiv ?? true));
     if (!this.enableApicv) this.apicvInhibits = inhibitMask(["DISABLED"]);
     this.requiredInhibits = this.backend === "vmx" ? VMX_INHIBITS : SVM_INHIBITS;
     const profile = options.costs ?? (this.backend === "vmx" ? SKYLAKE_VMX : GENERIC_SVM);
@@ -338,7 +350,16 @@ export class Vm {
 
   /** A vCPU triple-faulted: KVM_EXIT_SHUTDOWN, and user space ends the virtual machine. */
   shutdown(vcpu: Vcpu): void {
-    vcpu.trace(TP.kvm_userspace_exit, KVM_EXIT_SHUTDOWN);
+    this.#end(vcpu, KVM_EXIT_SHUTDOWN);
+  }
+
+  /** The processor refused to enter a vCPU's guest: KVM_EXIT_FAIL_ENTRY, and user space ends the virtual machine. */
+  entryFailed(vcpu: Vcpu): void {
+    this.#end(vcpu, KVM_EXIT_FAIL_ENTRY);
+  }
+
+  #end(vcpu: Vcpu, reason: number): void {
+    vcpu.trace(TP.kvm_userspace_exit, reason);
     vcpu.trace(TP.kvm_fpu, 0);
     this.dead = true;
     for (const other of this.vcpus) {

@@ -87,7 +87,13 @@ export function entryControls({ config }: VmxSetup): number {
   );
 }
 
-/** Writes a vCPU's first controls into its VMCS. */
+/** An EPT pointer (SDM 3C table 25-10): memory type write-back, 4 levels, accessed and dirty flags where there are such. */
+function eptPointer({ ept, capabilities }: VmxSetup): number {
+  if (!ept.on) return 0;
+  return 6 | (3 << 3) | ((capabilities.ept & abi.VMX_EPT_AD_BIT) !== 0 ? 1 << 6 : 0);
+}
+
+/** Writes a vCPU's first controls into its VMCS. No page tables stand behind the EPT pointer: its address is 0. */
 export function initControls(vmcs: Vmcs, setup: VmxSetup, vcpu: VcpuControls): void {
   vmcs.pin = pinControls(setup, vcpu.apicvActive);
   vmcs.primary = primaryControls(setup);
@@ -97,5 +103,6 @@ export function initControls(vmcs: Vmcs, setup: VmxSetup, vcpu: VcpuControls): v
   vmcs.tertiaryHigh = highOf(tertiary);
   vmcs.exitControls = exitControls(setup);
   vmcs.entryControls = entryControls(setup);
+  vmcs.eptPointer = eptPointer(setup);
   vmcs.vpid = setup.vpid.on ? vcpu.vpid : 0;
 }

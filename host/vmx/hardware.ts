@@ -9,6 +9,7 @@ import * as abi from "../../abi/mod.ts";
 import * as cpu from "../cpu/mod.ts";
 import type { Processor, Virtualization } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
+import { checkControls } from "./entry_failed.ts";
 import type { MsrBitmap } from "./msr_bitmap.ts";
 import type { Vmcs } from "./vmcs.ts";
 
@@ -63,7 +64,7 @@ const {
 const { deliverInjectedException, deliverInterrupt, raise } = cpu;
 
 /** Exceptions that KVM intercepts with EPT: #DB, #UD, #AC, #MC. */
-const EXCEPTION_BITMAP = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
+export const EXCEPTION_BITMAP: number = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
 const INTR_TYPE_MASK = 7 << 8;
 /** CR0 bits that the guest owns with EPT: TS, WP. */
 const CR0_GUEST_OWNED = (1 << 3) | CR0_WP;
@@ -90,10 +91,15 @@ export class VmxHardware implements Virtualization {
     this.msrBitmap = vmcs.msrBitmap;
   }
 
-  /** VM entry: delivers the event in the entry's interruption information, whose valid bit the exit will find clear. */
+  /**
+   * VM entry: checks controls that were written since the last one, and delivers the event in the entry's interruption
+   * information, whose valid bit the exit will find clear. Mostly there is neither.
+   */
   enter(p: Processor): void {
     const { vmcs } = this;
     const info = vmcs.entryIntrInfo;
+    if ((info | vmcs.unchecked) === 0) return;
+    if (vmcs.unchecked !== 0) checkControls(this.vcpu, vmcs);
     if ((info & INTR_INFO_VALID) === 0) return;
     vmcs.entryIntrInfo = 0;
     const vector = info & 0xff;

@@ -8,36 +8,20 @@
  * @module
  */
 
-import {
-  CPU_BASED_ACTIVATE_SECONDARY_CONTROLS,
-  CPU_BASED_HLT_EXITING,
-  CPU_BASED_INTR_WINDOW_EXITING,
-  CPU_BASED_TPR_SHADOW,
-  CPU_BASED_USE_MSR_BITMAPS,
-  PIN_BASED_EXT_INTR_MASK,
-  PIN_BASED_NMI_EXITING,
-  PIN_BASED_VIRTUAL_NMIS,
-  SECONDARY_EXEC_ENABLE_EPT,
-  VM_ENTRY_IA32E_MODE,
-  VM_EXIT_ACK_INTR_ON_EXIT,
-  VM_EXIT_HOST_ADDR_SPACE_SIZE,
-} from "../../abi/mod.ts";
+import { CPU_BASED_INTR_WINDOW_EXITING } from "../../abi/mod.ts";
+import type { VmxCapabilities } from "./capabilities.ts";
 import { MsrBitmap } from "./msr_bitmap.ts";
 import { readVmcs, writeVmcs } from "./vmcs_fields.ts";
 
-/** A write-back EPT page walk of four levels (SDM 3C table 25-10): memory type 6, levels less one in bits 5:3. */
-const EPTP_WRITE_BACK_4_LEVELS = 6 | (3 << 3);
-
 /** A virtual-machine control structure. */
 export class Vmcs {
-  #pin = PIN_BASED_EXT_INTR_MASK | PIN_BASED_NMI_EXITING | PIN_BASED_VIRTUAL_NMIS;
-  #primary = CPU_BASED_HLT_EXITING | CPU_BASED_TPR_SHADOW | CPU_BASED_USE_MSR_BITMAPS |
-    CPU_BASED_ACTIVATE_SECONDARY_CONTROLS;
-  #secondary = SECONDARY_EXEC_ENABLE_EPT;
+  #pin = 0;
+  #primary = 0;
+  #secondary = 0;
   #tertiary = 0;
   #tertiaryHigh = 0;
-  #exitControls = VM_EXIT_HOST_ADDR_SPACE_SIZE | VM_EXIT_ACK_INTR_ON_EXIT;
-  #entryControls = VM_ENTRY_IA32E_MODE;
+  #exitControls = 0;
+  #entryControls = 0;
   #tprThreshold = 0;
 
   /**
@@ -79,10 +63,17 @@ export class Vmcs {
   /** Address of the PID-pointer table. */
   pidPointerTable = 0;
   /** The EPT pointer. */
-  eptPointer: number = EPTP_WRITE_BACK_4_LEVELS;
+  eptPointer = 0;
 
   /** Which MSR accesses exit. */
   readonly msrBitmap: MsrBitmap = new MsrBitmap();
+  /** The processor that it is for: which fields it has, and which controls VM entry takes. */
+  declare readonly capabilities: VmxCapabilities;
+
+  /** A VMCS for a processor, all 0. */
+  constructor(capabilities: VmxCapabilities) {
+    this.capabilities = capabilities;
+  }
 
   /** Pin-based VM-execution controls. */
   get pin(): number {

@@ -58,6 +58,8 @@ export class VmInstructionError extends Error {
 
 /** How a field is read and written. Values are unsigned, and no wider than the field. */
 interface Access {
+  /** The feature without which a processor does not have the field. */
+  readonly feature?: string;
   read(vmcs: Vmcs): bigint;
   write(vmcs: Vmcs, value: bigint): void;
 }
@@ -68,16 +70,22 @@ type NumericField = {
 }[keyof Vmcs];
 
 /** A field that a property holds: a 16-bit number, a 32-bit word of either sign, or an address. */
-function held(property: NumericField): Access {
+function held(property: NumericField, feature?: string): Access {
   return {
+    ...needing(feature),
     read: (vmcs) => BigInt.asUintN(vmcs[property] < 0 ? 32 : 64, BigInt(vmcs[property])),
     write: (vmcs, value) => void (vmcs[property] = Number(value)),
   };
 }
 
+function needing(feature: string | undefined): { feature?: string } {
+  return feature === undefined ? {} : { feature };
+}
+
 /** 64 vectors of the EOI-exit bitmap. */
 function eoiExitBitmap(word: number): Access {
   return {
+    feature: "vid",
     read: ({ eoiExitBitmap: words }) => u64(words[word], words[word + 1]),
     write({ eoiExitBitmap: words }, value) {
       words[word] = lowOf(value);
@@ -87,41 +95,43 @@ function eoiExitBitmap(word: number): Access {
 }
 
 const ACCESS: ReadonlyMap<number, Access> = new Map([
-  [VIRTUAL_PROCESSOR_ID, held("vpid")],
-  [POSTED_INTR_NV, held("postedIntrNv")],
-  [LAST_PID_POINTER_INDEX, held("lastPidPointerIndex")],
+  [VIRTUAL_PROCESSOR_ID, held("vpid", "vpid")],
+  [POSTED_INTR_NV, held("postedIntrNv", "posted_intr")],
+  [LAST_PID_POINTER_INDEX, held("lastPidPointerIndex", "ipi_virt")],
   [GUEST_INTR_STATUS, {
+    feature: "vid",
     read: (vmcs) => BigInt((vmcs.svi << 8) | vmcs.rvi),
     write(vmcs, value) {
       vmcs.rvi = Number(value) & 0xff;
       vmcs.svi = Number(value) >>> 8;
     },
   }],
-  [MSR_BITMAP, held("msrBitmapAddress")],
-  [VIRTUAL_APIC_PAGE_ADDR, held("virtualApicPage")],
-  [APIC_ACCESS_ADDR, held("apicAccessPage")],
-  [POSTED_INTR_DESC_ADDR, held("postedIntrDesc")],
-  [EPT_POINTER, held("eptPointer")],
+  [MSR_BITMAP, held("msrBitmapAddress", "use_msr_bitmaps")],
+  [VIRTUAL_APIC_PAGE_ADDR, held("virtualApicPage", "vtpr")],
+  [APIC_ACCESS_ADDR, held("apicAccessPage", "vapic")],
+  [POSTED_INTR_DESC_ADDR, held("postedIntrDesc", "posted_intr")],
+  [EPT_POINTER, held("eptPointer", "ept")],
   [EOI_EXIT_BITMAP0, eoiExitBitmap(0)],
   [EOI_EXIT_BITMAP1, eoiExitBitmap(2)],
   [EOI_EXIT_BITMAP2, eoiExitBitmap(4)],
   [EOI_EXIT_BITMAP3, eoiExitBitmap(6)],
   [TERTIARY_VM_EXEC_CONTROL, {
+    feature: "tertiary_controls",
     read: (vmcs) => u64(vmcs.tertiary, vmcs.tertiaryHigh),
     write(vmcs, value) {
       vmcs.tertiary = lowOf(value);
       vmcs.tertiaryHigh = highOf(value);
     },
   }],
-  [PID_POINTER_TABLE, held("pidPointerTable")],
+  [PID_POINTER_TABLE, held("pidPointerTable", "ipi_virt")],
   [PIN_BASED_VM_EXEC_CONTROL, held("pin")],
   [CPU_BASED_VM_EXEC_CONTROL, held("primary")],
   [VM_EXIT_CONTROLS, held("exitControls")],
   [VM_ENTRY_CONTROLS, held("entryControls")],
   [VM_ENTRY_INTR_INFO_FIELD, held("entryIntrInfo")],
   [VM_ENTRY_EXCEPTION_ERROR_CODE, held("entryErrorCode")],
-  [TPR_THRESHOLD, held("tprThreshold")],
-  [SECONDARY_VM_EXEC_CONTROL, held("secondary")],
+  [TPR_THRESHOLD, held("tprThreshold", "vtpr")],
+  [SECONDARY_VM_EXEC_CONTROL, held("secondary", "sec_controls")],
   [VM_INSTRUCTION_ERROR, held("vmInstructionError")],
   [VM_EXIT_INTR_INFO, held("exitIntrInfo")],
 ]);
@@ -154,8 +164,10 @@ function isHigh(encoding: number): boolean {
 function accessTo(vmcs: Vmcs, encoding: number, verb: string): [Access, VmcsField] {
   const field = vmcsField(encoding);
   const access = field && ACCESS.get(field.encoding);
-  if (access === undefined) {
-    fail(vmcs, `${verb} VMCS field ${hex(encoding)}`, VMXERR_UNSUPPORTED_VMCS_COMPONENT);
+  const exists = access?.feature === undefined || vmcs.capabilities.has(access.feature);
+  if (access === undefined || !exists) {
+    const name = field?.name ?? hex(encoding);
+    fail(vmcs, `${verb} unsupported VMCS field ${name}`, VMXERR_UNSUPPORTED_VMCS_COMPONENT);
   }
   return [access, field!];
 }

@@ -13,8 +13,10 @@ import * as msrs from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import type { Lapic } from "../lapic/mod.ts";
+import { initControls } from "./exec_controls.ts";
 import { handleVmxExit } from "./exits.ts";
 import { VmxHardware } from "./hardware.ts";
+import type { VmxSetup } from "./setup.ts";
 import { Vmcs } from "./vmcs.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -51,8 +53,10 @@ const WINDOWS = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
 export class Vmx implements Backend {
   /** Which vendor. */
   readonly name = "vmx";
+  /** What KVM uses of the processor. */
+  declare readonly setup: VmxSetup;
   /** The VMCS. */
-  readonly vmcs: Vmcs = new Vmcs();
+  declare readonly vmcs: Vmcs;
   /** The hardware that it controls. */
   declare readonly hardware: VmxHardware;
   /** Intel keeps the x2APIC ICR in one piece. */
@@ -71,6 +75,9 @@ export class Vmx implements Backend {
   /** The VMX part of a new vCPU. */
   constructor(vcpu: Vcpu) {
     this.vcpu = vcpu;
+    this.setup = vcpu.vm.vmxSetup!;
+    this.vmcs = new Vmcs(this.setup.capabilities);
+    initControls(this.vmcs, this.setup, { apicvActive: false, vpid: 0 });
     this.hardware = new VmxHardware(vcpu, this.vmcs);
   }
 
@@ -98,11 +105,11 @@ export class Vmx implements Backend {
     const { vmcs } = this;
     vmcs.secondary &= ~(SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES | SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE);
     if (lapic.hardwareEnabled) {
-      vmcs.secondary |= lapic.x2apicMode
-        ? SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE
-        : SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES;
+      const { config, flexpriority } = this.setup;
+      if (lapic.x2apicMode) vmcs.secondary |= config.secondary & SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE;
+      else if (flexpriority.on) vmcs.secondary |= SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES;
     }
-    const virtualized = lapic.hardwareEnabled && lapic.x2apicMode;
+    const virtualized = (vmcs.secondary & SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE) !== 0;
     vmcs.msrBitmap.intercept(X2APIC_TPR, false, !virtualized);
     vmcs.msrBitmap.intercept(X2APIC_TPR, true, !virtualized);
   }
