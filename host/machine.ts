@@ -24,6 +24,11 @@ import { HostScheduler } from "./sched/mod.ts";
 export interface MachineOptions {
   /** Physical CPUs; by default as many as its virtual machines' vCPUs need: 1024. */
   readonly pcpus?: number;
+  /**
+   * Whether the host's own local APICs are in x2APIC mode; true by default. In xAPIC mode IDs have 8 bits: there are at
+   * most 255 CPUs, 255 by default.
+   */
+  readonly x2apicHost?: boolean;
   /** A time slice in cycles, for CPUs that several vCPUs share; 7,500,000 (3 ms at 2.5 GHz) by default. */
   readonly timeSlice?: number;
   /** Who runs next; "timed" by default. */
@@ -52,6 +57,8 @@ export interface RunResult {
 }
 
 const DEFAULT_PCPUS = 1024;
+/** xAPIC IDs are 0 to 254; 255 is everybody. */
+const XAPIC_PCPUS = 255;
 const DEFAULT_SLICE = 7_500_000;
 /** How many exits are granted at a time. */
 const GRANT: number = 1 << 30;
@@ -84,6 +91,8 @@ export class Machine {
   declare readonly scheduler: HostScheduler;
   /** The deviations that are on. */
   declare readonly quirks: ReadonlySet<Quirk>;
+  /** Whether the host's local APICs are in x2APIC mode. */
+  declare readonly x2apicHost: boolean;
   /** The host's memory, where hardware looks at it by address. */
   readonly hostMemory: HostMemory = new HostMemory();
   /** The virtual machines. */
@@ -99,8 +108,15 @@ export class Machine {
     this.#exitLimit = limits.exits;
     this.quirks = checkQuirks(options.quirks ?? []);
     this.engine = new Engine(options.policy ?? "timed", limits, options.seed ?? 0);
+    this.x2apicHost = options.x2apicHost ?? true;
+    const most = this.x2apicHost ? DEFAULT_PCPUS : XAPIC_PCPUS;
+    if (!this.x2apicHost && options.pcpus !== undefined && options.pcpus > most) {
+      throw new RangeError(
+        `Cannot build a machine of ${options.pcpus} physical CPUs in xAPIC mode: allowed are 1 to ${most}`,
+      );
+    }
     this.scheduler = new HostScheduler(this.engine, {
-      pcpus: options.pcpus ?? DEFAULT_PCPUS,
+      pcpus: options.pcpus ?? most,
       slice: options.timeSlice ?? DEFAULT_SLICE,
     });
   }

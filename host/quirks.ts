@@ -56,6 +56,21 @@ export const QUIRKS = {
     effect: "hardware that takes interrupts over does not learn which one is in service: its EOI is lost",
     source: "fixed in v6.19-rc1: Update SVI when activating APICv",
   },
+  "posted-sync-forgets-irr": {
+    effect:
+      "a descriptor that is synchronized again, and was found empty, makes KVM say that nothing is requested: RVI is 0",
+    source: "CVE-2026-46295, from b41f8638b9d3 (v6.16) on, v6.19 has it, fixed by 33fd0ccd2590",
+  },
+  "pid-table-keeps-freed": {
+    effect:
+      "a vCPU whose creation fails late leaves its descriptor in the PID-pointer table, where hardware follows it",
+    source: "fixed by b41f2ca6c060 and 97d65b544f48 (2026)",
+  },
+  "preempted-post-unnoticed": {
+    effect:
+      "a vCPU that is put on a CPU again does not look for what was posted meanwhile: it waits for the next notification",
+    source: "fixed by c112b5f50232",
+  },
 } as const satisfies Record<string, QuirkSpec>;
 
 /** The name of a deviation. */

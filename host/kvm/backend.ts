@@ -28,6 +28,8 @@ export interface Backend {
   readonly hasPreemptionTimer: boolean;
   /** Whether the x2APIC ICR's halves stand at 0x300 and 0x310. */
   readonly x2apicIcrIsSplit: boolean;
+  /** Whether a notification of a posted interrupt is an interrupt to the host as well; a doorbell is nothing to it. */
+  readonly notifiedByInterrupt: boolean;
   /** One past the highest exit number. */
   readonly exitNumbers: number;
 
@@ -48,8 +50,8 @@ export interface Backend {
   loadEoiExitmap(): void;
   /** Hands an interrupt to the hardware of the target, or, where that is not used, to its run loop (deliver_interrupt). */
   deliver(target: Lapic, deliveryMode: number, vector: number, levelTriggered: boolean): void;
-  /** Moves what was posted to the IRR (sync_pir_to_irr). */
-  syncPirToIrr(): Steps | undefined;
+  /** Moves what was posted to the IRR (sync_pir_to_irr); comes to the highest request, -1 for none. */
+  syncPirToIrr(): Steps<number> | undefined;
   /** The thread is on a CPU again (vcpu_load). */
   load(): Steps | undefined;
   /** The thread is about to leave its CPU: to sleep, or preempted (vcpu_put). */

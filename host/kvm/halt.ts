@@ -131,6 +131,7 @@ function wakeable(vcpu: Vcpu): boolean {
 function* pollUntil(vcpu: Vcpu, end: number): Generator<void, boolean, void> {
   const { scheduler } = vcpu.vm;
   vcpu.blocked = true;
+  vcpu.polling = true;
   for (;;) {
     vcpu.woken = false;
     // kvm_vcpu_can_poll
@@ -142,6 +143,7 @@ function* pollUntil(vcpu: Vcpu, end: number): Generator<void, boolean, void> {
     if (vcpu.clock < clock) vcpu.setClock(clock);
   }
   vcpu.blocked = false;
+  vcpu.polling = false;
   return wakeable(vcpu);
 }
 

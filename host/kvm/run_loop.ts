@@ -47,6 +47,7 @@ type Turn = modes.Turn;
 /** Runs a vCPU until its virtual machine is dead. While it is in guest mode its thread takes the turns itself. */
 export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {
   vcpu.trace(TP.kvm_fpu, 1);
+  yield* shared(vcpu, (backend) => backend.load());
   let came = takeTurn(vcpu);
   for (;;) {
     switch (came) {
@@ -222,9 +223,14 @@ function recordExit(vcpu: Vcpu): void {
   vcpu.record(TP.kvm_exit, exitReason, rip, exitInfo1, high(exitInfo1));
 }
 
-/** The host takes the physical interrupts that have arrived. */
+/** The host takes the physical interrupts that have arrived. A notification it counts at most. */
 function serveInterrupts(vcpu: Vcpu): void {
-  if (vcpu.pcpu!.interruptAt > vcpu.time) return;
+  const pcpu = vcpu.pcpu!;
+  if (pcpu.notifiedAt <= vcpu.time) {
+    pcpu.notified();
+    if (vcpu.backend.notifiedByInterrupt) vcpu.time += vcpu.cost.hostInterrupt;
+  }
+  if (pcpu.interruptAt > vcpu.time) return;
   vcpu.time += vcpu.cost.hostInterrupt;
   vcpu.interruptsServed();
 }

@@ -10,7 +10,7 @@ import type { Backend } from "./backend.ts";
 import type { Vcpu } from "./vcpu.ts";
 
 /** In the run loop, where other threads may come between. */
-export function* shared(vcpu: Vcpu, what: (backend: Backend) => Steps | undefined): Steps {
+export function* shared(vcpu: Vcpu, what: (backend: Backend) => Steps<unknown> | undefined): Steps {
   if (!vcpu.vm.enableApicv) return;
   const steps = what(vcpu.backend);
   if (steps === undefined) return;
@@ -18,8 +18,8 @@ export function* shared(vcpu: Vcpu, what: (backend: Backend) => Steps | undefine
   else straight(steps);
 }
 
-/** In plain functions: moves what was posted to the IRR, at once. */
-export function syncPosted(vcpu: Vcpu): void {
+/** In plain functions: moves what was posted to the IRR, at once. Answers with the highest request, -1 for none. */
+export function syncPosted(vcpu: Vcpu): number {
   const steps = vcpu.backend.syncPirToIrr();
-  if (steps !== undefined) straight(steps);
+  return steps === undefined ? vcpu.lapic.highestIrr() : straight(steps);
 }

@@ -115,6 +115,8 @@ export class Vcpu extends Thread {
   ready = false;
   /** It waits for an event: it polls, or sleeps. */
   blocked = false;
+  /** While it waits: it polls, on its CPU. */
+  polling = false;
   /** While it waits: asleep, without a CPU. */
   asleep = false;
   /** While it waits: somebody woke it. */
@@ -310,6 +312,11 @@ export class Vcpu extends Thread {
 
   // Asynchronous exits.
 
+  /** Something is posted to it while it is on a CPU: where it polls for events, it sees that at once. */
+  postedTo(): void {
+    if (this.polling) this.wakeUp();
+  }
+
   /** The pCPU's notification has been taken: what is next comes later. */
   notificationTaken(): void {
     this.#settleAsync();
@@ -344,13 +351,9 @@ export class Vcpu extends Thread {
   /** Every physical interrupt that arrived has been served; the guest does not run. */
   interruptsServed(): void {
     const pcpu = this.pcpu!;
-    pcpu.interruptAt = FAR;
-    if (pcpu.notifiedAt === FAR) {
-      this.processor.setAsync(this.#preemptionAt);
-      return;
-    }
-    if (pcpu.notifiedAt <= this.time) pcpu.notifiedAt = FAR;
-    this.#settleAsync();
+    pcpu.served();
+    if (pcpu.notifiedAt === FAR) this.processor.setAsync(this.#preemptionAt);
+    else this.#settleAsync();
   }
 
   #settleAsync(): number {

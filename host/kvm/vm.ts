@@ -28,6 +28,7 @@ import {
   checkHaltPoll,
   checkKvmQuirks,
   cpuidTable,
+  maxVcpuIds,
   memorySlots,
   vcpuIds,
   type VmOptions,
@@ -79,6 +80,8 @@ export class Vm {
   declare readonly requiredInhibits: number;
   /** Why APICv is not in use, as bits; 0 where it is (apicv_inhibit_reasons). */
   apicvInhibits = 0;
+  /** One past the highest vCPU number that there may be (max_vcpu_ids). */
+  declare readonly maxVcpuIds: number;
   /** The TSC's frequency in kHz. */
   declare readonly tscKhz: number;
   /** Guest memory. */
@@ -153,6 +156,7 @@ export class Vm {
     const profile = options.costs ?? (this.backend === "vmx" ? SKYLAKE_VMX : GENERIC_SVM);
     this.cost = this.engine.explores ? freeTable() : costTable(profile);
     this.tscKhz = profile.tscKhz;
+    this.maxVcpuIds = maxVcpuIds(options);
     this.tracer = new Tracer(options.trace ?? 0);
     this.enforcePvFeatureCpuid = options.enforcePvFeatureCpuid ?? false;
     this.ignoreMsrs = options.ignoreMsrs ?? false;

@@ -36,6 +36,10 @@ export interface VmOptions {
   readonly vcpus?: number;
   /** The vCPUs' numbers, where they are not 0, 1, 2 ...; 0 is the bootstrap processor and must be there. */
   readonly vcpuIds?: readonly number[];
+  /**
+   * KVM_CAP_MAX_VCPU_ID: one past the highest vCPU number that there may ever be; 4096 (KVM_MAX_VCPU_IDS) by default.
+   */
+  readonly maxVcpuIds?: number;
   /** Bytes of memory at address 0; 64 MiB by default. */
   readonly memory?: number;
   /** More memory slots. */
@@ -156,8 +160,18 @@ function offeredFeatures({ features }: VmOptions, semantics: HostSemantics): rea
   return features;
 }
 
+/** One past the highest vCPU number. Throws `RangeError` where KVM_CAP_MAX_VCPU_ID gives EINVAL. */
+export function maxVcpuIds(options: VmOptions): number {
+  const limit = options.maxVcpuIds ?? VCPU_ID_LIMIT;
+  if (!Number.isInteger(limit) || limit < 1 || limit > VCPU_ID_LIMIT) {
+    throw new RangeError(`Cannot limit vCPU IDs to ${limit}: allowed are 1 to ${VCPU_ID_LIMIT}`);
+  }
+  return limit;
+}
+
 /** The vCPUs' numbers. Throws `RangeError` for those that cannot be. */
 export function vcpuIds(options: VmOptions): VcpuId[] {
+  const limit = maxVcpuIds(options);
   const count = options.vcpus ?? options.vcpuIds?.length ?? 1;
   if (!Number.isInteger(count) || count < 1 || count > VCPU_LIMIT) {
     throw new RangeError(`Cannot build a virtual machine of ${count} vCPUs: allowed are 1 to ${VCPU_LIMIT}`);
@@ -169,8 +183,8 @@ export function vcpuIds(options: VmOptions): VcpuId[] {
     );
   }
   for (const id of ids) {
-    if (!Number.isInteger(id) || id < 0 || id >= VCPU_ID_LIMIT) {
-      throw new RangeError(`Cannot create vCPU ${id}: allowed are 0 to ${VCPU_ID_LIMIT - 1}`);
+    if (!Number.isInteger(id) || id < 0 || id >= limit) {
+      throw new RangeError(`Cannot create vCPU ${id}: allowed are 0 to ${limit - 1}`);
     }
   }
   if (new Set(ids).size !== ids.length) throw new RangeError("Cannot create a vCPU twice: vCPU IDs repeat");

@@ -144,6 +144,25 @@ export class Lapic {
     this.irrPending = true; // After the bit, as above.
   }
 
+  /** Hardware has taken a request up. */
+  clearIrr(vector: number): void {
+    const register = vector >>> 5;
+    const left = this.page[IRR + (register << 2)] & ~(1 << (vector & 31));
+    this.page[IRR + (register << 2)] = left;
+    if (left === 0) this.irrRegisters &= ~(1 << register);
+  }
+
+  /** Records requests for the vectors whose bits are set, all of one register. Answers with those that are new. */
+  requestAll(register: number, bits: number): number {
+    const word = IRR + (register << 2);
+    const fresh = bits & ~this.page[word];
+    if (fresh === 0) return 0;
+    this.page[word] |= bits;
+    this.irrRegisters |= 1 << register;
+    this.irrPending = true; // After the bits, as above.
+    return fresh >>> 0;
+  }
+
   /** The highest vector that is requested, -1 for none. */
   highestIrr(): number {
     if (this.irrRegisters === 0) return -1;
@@ -191,10 +210,10 @@ export class Lapic {
     return ppr;
   }
 
+  /** The highest requested vector if its class is above a priority, -1 otherwise (apic_has_interrupt_for_ppr). */
   #above(ppr: number): number {
-    if (this.irrRegisters === 0) return -1;
-    const vector = this.highestIrr();
-    return (vector & 0xf0) <= ppr ? -1 : vector;
+    const vector = this.vcpu.vm.enableApicv ? syncPosted(this.vcpu) : this.highestIrr();
+    return vector === -1 || (vector & 0xf0) <= ppr ? -1 : vector;
   }
 
   /** Recomputes the processor priority; if it fell below a requested vector, that one is to be looked at. */
@@ -218,7 +237,6 @@ export class Lapic {
   /** The vector that can be injected now, -1 for none. */
   injectable(): number {
     if (!this.hardwareEnabled) return -1;
-    if (this.vcpu.vm.enableApicv) syncPosted(this.vcpu);
     return this.#above(this.#computePpr());
   }
 

@@ -11,6 +11,12 @@ import type { Vcpu } from "../kvm/vcpu.ts";
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { FAR } = core;
 
+/** Who sleeps, and is to be woken when something was posted. */
+export interface Sleeper {
+  /** The CPU's wake-up interrupt has come: looks, and wakes. */
+  wakeIfPosted(): void;
+}
+
 /** A physical CPU. */
 export class Pcpu implements Rebased {
   /** Its number. */
@@ -26,12 +32,16 @@ export class Pcpu implements Rebased {
    * it; in the host it means nothing.
    */
   notifiedAt: number = FAR;
-  /** vCPUs that sleep and that a posted interrupt wakes (wakeup_vcpus_on_cpu). */
-  readonly sleepers: Set<Vcpu> = new Set();
+  /** Those that sleep and that a posted interrupt wakes (wakeup_vcpus_on_cpu). */
+  readonly sleepers: Set<Sleeper> = new Set();
   /** Fires at the end of a time slice. */
   declare readonly slice: Timer;
 
   readonly #engine: Engine;
+  /** Fires when the wake-up interrupt arrives; undefined before the first one. */
+  #wakeups: Timer | undefined = undefined;
+  /** The wake-up interrupt has arrived in guest mode, and waits for the exit that it causes. */
+  #wakeupWaits = false;
 
   /** An idle CPU. */
   constructor(engine: Engine, id: number) {
@@ -65,6 +75,7 @@ export class Pcpu implements Rebased {
 
   /** A notification arrives at `time`. */
   notify(time: number): void {
+    this.current?.postedTo();
     if (time >= this.notifiedAt) return;
     this.notifiedAt = time;
     this.current?.interruptDue(time);
@@ -74,6 +85,34 @@ export class Pcpu implements Rebased {
   notified(): void {
     this.notifiedAt = FAR;
     this.current?.notificationTaken();
+  }
+
+  /** The wake-up interrupt arrives at `time`, counted from the epoch: those who sleep here are to be looked after. */
+  wakeup(time: number): void {
+    this.#wakeups ??= new Timer(this.#engine, `pcpu ${this.id} wake-up`, () => this.#wakeupArrived());
+    const clock = this.#engine.epoch + time;
+    if (!this.#wakeups.queued || clock < this.#wakeups.clock) this.#wakeups.arm(clock);
+  }
+
+  /** In guest mode it is a VM exit like any other interrupt's; the host takes it at once. */
+  #wakeupArrived(): void {
+    if (this.current?.processor.guestMode) {
+      this.#wakeupWaits = true;
+      this.interrupt(this.#engine.running!.time);
+    } else {
+      this.#wakeSleepers();
+    }
+  }
+
+  #wakeSleepers(): void {
+    this.#wakeupWaits = false;
+    for (const sleeper of this.sleepers) sleeper.wakeIfPosted();
+  }
+
+  /** The host has taken every interrupt that has arrived. */
+  served(): void {
+    this.interruptAt = FAR;
+    if (this.#wakeupWaits) this.#wakeSleepers();
   }
 
   /** The scheduler wants to run somebody else here, or not any more. */

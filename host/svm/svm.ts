@@ -54,6 +54,8 @@ export class Svm implements Backend {
   readonly hasPreemptionTimer = false;
   /** AMD splits the x2APIC ICR. */
   readonly x2apicIcrIsSplit = true;
+  /** The host hears no doorbells. */
+  readonly notifiedByInterrupt = false;
   /** The nested page fault and AVIC's exits stand apart, from 0x400 on. */
   readonly exitNumbers = 0x404;
   /** The vCPU. */
@@ -105,7 +107,7 @@ export class Svm implements Backend {
   }
 
   /** Moves what was posted to the IRR. */
-  syncPirToIrr(): Steps | undefined {
+  syncPirToIrr(): Steps<number> | undefined {
     return undefined;
   }
 
