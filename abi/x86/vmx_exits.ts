@@ -110,6 +110,8 @@ export const EXIT_REASON_MSR_WRITE = 32;
 export const EXIT_REASON_TPR_BELOW_THRESHOLD = 43;
 /** APIC access. */
 export const EXIT_REASON_APIC_ACCESS = 44;
+/** Virtualized EOI: its vector is in the EOI-exit bitmap. */
+export const EXIT_REASON_EOI_INDUCED = 45;
 /** EPT violation. */
 export const EXIT_REASON_EPT_VIOLATION = 48;
 /** EPT misconfiguration. */
@@ -118,6 +120,8 @@ export const EXIT_REASON_EPT_MISCONFIG = 49;
 export const EXIT_REASON_PREEMPTION_TIMER = 52;
 /** WBINVD. */
 export const EXIT_REASON_WBINVD = 54;
+/** APIC write: behind an instruction that wrote to the virtual-APIC page. */
+export const EXIT_REASON_APIC_WRITE = 56;
 
 /** APIC-access exit qualification bits 15:12: a data read by an instruction (SDM 3C table 28-6). */
 export const APIC_ACCESS_LINEAR_READ = 0 << 12;

@@ -16,6 +16,7 @@ import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { emulatedWrite } from "../lapic/mod.ts";
 import * as tracing from "../trace/mod.ts";
+import { handleApicWrite } from "./apicv.ts";
 import type { Vmcs } from "./vmcs.ts";
 import type { Vmx } from "./vmx.ts";
 
@@ -28,8 +29,10 @@ const {
   CPU_BASED_INTR_WINDOW_EXITING,
   CPU_BASED_NMI_WINDOW_EXITING,
   EXIT_REASON_APIC_ACCESS,
+  EXIT_REASON_APIC_WRITE,
   EXIT_REASON_CPUID,
   EXIT_REASON_CR_ACCESS,
+  EXIT_REASON_EOI_INDUCED,
   EXIT_REASON_EPT_MISCONFIG,
   EXIT_REASON_EPT_VIOLATION,
   EXIT_REASON_EXCEPTION_NMI,
@@ -63,6 +66,10 @@ export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {
       return emulateRdmsr(vcpu);
     case EXIT_REASON_CPUID:
       return emulateCpuid(vcpu);
+    case EXIT_REASON_APIC_WRITE:
+      return handleApicWrite(vcpu, processor.exitInfo1 & 0xff0);
+    case EXIT_REASON_EOI_INDUCED:
+      return vcpu.lapic.eoiAccelerated(processor.exitInfo1 & 0xff);
     case EXIT_REASON_APIC_ACCESS:
       return apicAccess(vcpu, processor.exitInfo1);
     case EXIT_REASON_EPT_VIOLATION:

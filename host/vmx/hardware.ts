@@ -1,6 +1,7 @@
 /**
  * VMX non-root operation: which instruction and event exits, with which reason and qualification (SDM 3C chapters 26
- * and 28), and what the processor does for the guest without an exit: the TPR shadow.
+ * and 28). What the processor does for the guest's APIC without an exit is in virtual_apic.ts and
+ * virtual_interrupts.ts.
  *
  * @module
  */
@@ -10,13 +11,15 @@ import * as cpu from "../cpu/mod.ts";
 import type { Processor, Virtualization } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { checkControls } from "./entry_failed.ts";
+import { accessPageMapped, accessPageMemory } from "./access_page.ts";
 import type { MsrBitmap } from "./msr_bitmap.ts";
+import { processPostedInterrupts } from "./posted_interrupts.ts";
+import { VirtualApic } from "./virtual_apic.ts";
+import { VirtualInterrupts } from "./virtual_interrupts.ts";
 import type { Vmcs } from "./vmcs.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
-  APIC_ACCESS_LINEAR_READ,
-  APIC_ACCESS_LINEAR_WRITE,
   APIC_DEFAULT_BASE,
   APIC_PAGE_SIZE,
   APIC_TASKPRI,
@@ -25,7 +28,6 @@ const {
   CPU_BASED_TPR_SHADOW,
   CR0_WP,
   DB_VECTOR,
-  EXIT_REASON_APIC_ACCESS,
   EXIT_REASON_CPUID,
   EXIT_REASON_CR_ACCESS,
   EXIT_REASON_EPT_MISCONFIG,
@@ -40,26 +42,24 @@ const {
   EXIT_REASON_MSR_WRITE,
   EXIT_REASON_NMI_WINDOW,
   EXIT_REASON_PREEMPTION_TIMER,
-  EXIT_REASON_TPR_BELOW_THRESHOLD,
   EXIT_REASON_TRIPLE_FAULT,
   EXIT_REASON_VMCALL,
   EXIT_REASON_WBINVD,
   FLAG_IF,
-  GP_VECTOR,
   INTR_INFO_VALID,
   INTR_TYPE_EXT_INTR,
   INTR_TYPE_HARD_EXCEPTION,
   INTR_TYPE_NMI,
   NMI_VECTOR,
-  OP_STORE32,
+  PIN_BASED_POSTED_INTR,
   RAX,
-  RDX,
   RFLAGS,
+  SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY,
   SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES,
   SYS_CR0,
   SYS_CR4,
   UD_VECTOR,
-  X2APIC_TPR,
+  X2APIC_MSR_BASE,
 } = abi;
 const { deliverInjectedException, deliverInterrupt, raise } = cpu;
 
@@ -70,6 +70,8 @@ const INTR_TYPE_MASK = 7 << 8;
 const CR0_GUEST_OWNED = (1 << 3) | CR0_WP;
 /** CR4 bits that the guest owns with EPT: PVI, TSD, DE, PGE, PCE, OSFXSR, OSXMMEXCPT. */
 const CR4_GUEST_OWNED = 0x78e;
+/** The x2APIC MSRs: 256 of them. */
+const X2APIC_MSRS = ~0xff;
 /** EPT-violation qualification: a data read; a data write; of a linear address, translated. */
 const EPT_READ = 1 << 0;
 const EPT_WRITE = 1 << 1;
@@ -83,22 +85,34 @@ export class VmxHardware implements Virtualization {
   declare readonly vmcs: Vmcs;
   /** Its MSR bitmap. */
   declare readonly msrBitmap: MsrBitmap;
+  /** Virtual interrupts. */
+  declare readonly virtualInterrupts: VirtualInterrupts;
+  /** The virtualized APIC. */
+  declare readonly virtualApic: VirtualApic;
 
   /** The hardware that `vmcs` controls. */
   constructor(vcpu: Vcpu, vmcs: Vmcs) {
     this.vcpu = vcpu;
     this.vmcs = vmcs;
     this.msrBitmap = vmcs.msrBitmap;
+    this.virtualInterrupts = new VirtualInterrupts(vcpu, vmcs);
+    this.virtualApic = new VirtualApic(vcpu, vmcs, this.virtualInterrupts);
   }
 
-  /**
-   * VM entry: checks controls that were written since the last one, and delivers the event in the entry's interruption
-   * information, whose valid bit the exit will find clear. Mostly there is neither.
-   */
+  /** VM entry: checks and delivers what software has written, mostly nothing; then the virtual APIC has its say. */
   enter(p: Processor): void {
     const { vmcs } = this;
     const info = vmcs.entryIntrInfo;
-    if ((info | vmcs.unchecked) === 0) return;
+    if ((info | vmcs.unchecked) !== 0) this.#checkAndInject(p, info);
+    if ((vmcs.secondary & SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY) !== 0) this.virtualInterrupts.entered();
+  }
+
+  /**
+   * Checks controls that were written since the last entry, and delivers the event in the entry's interruption
+   * information, whose valid bit the exit will find clear.
+   */
+  #checkAndInject(p: Processor, info: number): void {
+    const { vmcs } = this;
     if (vmcs.unchecked !== 0) checkControls(this.vcpu, vmcs);
     if ((info & INTR_INFO_VALID) === 0) return;
     vmcs.entryIntrInfo = 0;
@@ -108,22 +122,35 @@ export class VmxHardware implements Virtualization {
     else deliverInjectedException(p, vector, vmcs.entryErrorCode);
   }
 
-  /** The preemption timer has priority over external interrupts (SDM 3C 26.2). */
+  /** The preemption timer has priority over windows and virtual interrupts, and these over external ones (SDM 3C 26.2). */
   asynchronous(p: Processor): boolean {
     if (this.vcpu.preemptionTimerExpired) return p.leave(EXIT_REASON_PREEMPTION_TIMER);
+    if (this.window(p)) return true;
+    if (this.#notified(p)) return p.perform(processPostedInterrupts(p, this));
     return p.leave(EXIT_REASON_EXTERNAL_INTERRUPT);
   }
 
-  /** NMI-window exits have priority over interrupt-window exits. */
+  /** Whether all that has arrived is the notification vector, which the processor takes by itself; it acknowledges that. */
+  #notified(p: Processor): boolean {
+    if ((this.vmcs.pin & PIN_BASED_POSTED_INTR) === 0) return false;
+    const pcpu = this.vcpu.pcpu!;
+    if (pcpu.interruptAt <= p.thread.time) return false;
+    pcpu.notified();
+    p.stopWaiting();
+    return true;
+  }
+
+  /** NMI-window exits have priority over interrupt-window exits, and over the virtual interrupts that come in their place. */
   window(p: Processor): boolean {
+    if (p.shadow) return false;
     const { primary } = this.vmcs;
-    if ((primary & CPU_BASED_NMI_WINDOW_EXITING) !== 0 && !p.nmiBlocked && !p.shadow) {
+    if ((primary & CPU_BASED_NMI_WINDOW_EXITING) !== 0 && !p.nmiBlocked) {
       return p.leave(EXIT_REASON_NMI_WINDOW);
     }
-    if ((primary & CPU_BASED_INTR_WINDOW_EXITING) !== 0 && (p.regs[RFLAGS] & FLAG_IF) !== 0 && !p.shadow) {
-      return p.leave(EXIT_REASON_INTERRUPT_WINDOW);
-    }
-    return false;
+    if ((p.regs[RFLAGS] & FLAG_IF) === 0) return false;
+    if ((primary & CPU_BASED_INTR_WINDOW_EXITING) !== 0) return p.leave(EXIT_REASON_INTERRUPT_WINDOW);
+    const { virtualInterrupts } = this;
+    return virtualInterrupts.recognized && virtualInterrupts.deliver(p);
   }
 
   /** Exceptions in the bitmap exit, with RIP at the instruction. */
@@ -153,30 +180,16 @@ export class VmxHardware implements Virtualization {
     return false;
   }
 
-  /** MSR accesses exit as the bitmap says; the x2APIC TPR is virtualized when it does not exit. */
+  /** MSR accesses exit as the bitmap says; those of the x2APIC may be virtualized when they do not exit. */
   writeMsr(p: Processor, msr: number): boolean {
     if (this.msrBitmap.exits(msr, true)) return p.leave(EXIT_REASON_MSR_WRITE);
-    return msr === X2APIC_TPR && this.#writeTprMsr(p);
+    return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && this.virtualApic.writeMsr(p, msr);
   }
 
   /** As for writes. */
   readMsr(p: Processor, msr: number): boolean {
     if (this.msrBitmap.exits(msr, false)) return p.leave(EXIT_REASON_MSR_READ);
-    if (msr === X2APIC_TPR) p.virtualValue = this.vcpu.lapic.get(APIC_TASKPRI);
-    return false;
-  }
-
-  /** The reserved bits are checked as on a physical x2APIC (SDM 3C 30.5). */
-  #writeTprMsr(p: Processor): true {
-    if ((p.regs[RAX] & ~0xff) !== 0 || p.regs[RDX] !== 0) {
-      raise(p, GP_VECTOR, 0);
-      return true;
-    }
-    const { pending } = p.context;
-    p.charge(p.cost.msr);
-    p.retire(pending);
-    this.#setVtpr(p, p.regs[RAX]);
-    return true;
+    return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && this.virtualApic.readMsr(p, msr);
   }
 
   /** VMCALL exits at any privilege level; VMMCALL is an invalid opcode here. */
@@ -217,39 +230,19 @@ export class VmxHardware implements Virtualization {
   }
 
   /**
-   * Accesses outside memory. On the APIC-access page, while it is in use, they exit with their offset, except the
-   * TPR's, which the shadow serves. Elsewhere they are EPT violations, and misconfigurations once KVM has marked the
-   * page as MMIO.
+   * Accesses outside memory. The APIC-access page, where EPT maps it, is the virtualized APIC, or a page of memory as
+   * any other. Elsewhere they are EPT violations, and misconfigurations once KVM has marked the page as MMIO.
    */
   unbacked(p: Processor, address: number, bytes: number, write: boolean): boolean {
     const offset = address - APIC_DEFAULT_BASE;
-    const apicPage = offset >= 0 && offset < APIC_PAGE_SIZE;
-    if (apicPage && (this.vmcs.secondary & SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES) !== 0) {
-      if (this.vcpu.vm.behaviour.apicAccessPage) return this.#apicAccess(p, offset, bytes, write);
-      return p.leaveWith(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
+    if (offset >= 0 && offset < APIC_PAGE_SIZE && accessPageMapped(this.vcpu.vm)) {
+      if ((this.vmcs.secondary & SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES) !== 0) {
+        return this.virtualApic.access(p, offset, bytes, write);
+      }
+      if (offset + bytes <= APIC_PAGE_SIZE) return accessPageMemory(this.vcpu.vm, p, offset);
     }
     if (this.vcpu.vm.mmioCached(address)) return p.leaveWith(EXIT_REASON_EPT_MISCONFIG, 0, address);
     return p.leaveWith(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
-  }
-
-  #apicAccess(p: Processor, offset: number, bytes: number, write: boolean): boolean {
-    if (offset === APIC_TASKPRI && bytes === 4) {
-      if (!write) {
-        p.virtualValue = this.vcpu.lapic.get(APIC_TASKPRI);
-        return false;
-      }
-      if (p.context.pending === OP_STORE32) {
-        p.charge(p.cost.store);
-        p.retire(OP_STORE32);
-        this.#setVtpr(p, p.regs[RAX] & 0xff);
-        return true;
-      }
-    }
-    return p.leaveWith(
-      EXIT_REASON_APIC_ACCESS,
-      (write ? APIC_ACCESS_LINEAR_WRITE : APIC_ACCESS_LINEAR_READ) | offset,
-      0,
-    );
   }
 
   /** CR8 is the shadow's class. */
@@ -259,13 +252,6 @@ export class VmxHardware implements Virtualization {
 
   /** MOV to CR8 writes the shadow. */
   writeCr8(p: Processor, value: number): boolean {
-    return this.#setVtpr(p, value << 4);
-  }
-
-  /** TPR virtualization: below the threshold it exits, trap-like (SDM 3C 30.1.2). */
-  #setVtpr(p: Processor, value: number): boolean {
-    this.vcpu.lapic.set(APIC_TASKPRI, value);
-    if (value >>> 4 >= this.vmcs.tprThreshold) return false;
-    return p.leave(EXIT_REASON_TPR_BELOW_THRESHOLD);
+    return this.virtualApic.setTpr(p, value << 4);
   }
 }

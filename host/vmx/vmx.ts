@@ -13,9 +13,19 @@ import * as msrs from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import type { Lapic } from "../lapic/mod.ts";
+import {
+  loadEoiExitmap,
+  refreshApicv,
+  resetVirtualApic,
+  serviceChanged,
+  setVirtualApicMode,
+} from "./apicv.ts";
 import { initControls } from "./exec_controls.ts";
 import { handleVmxExit } from "./exits.ts";
 import { VmxHardware } from "./hardware.ts";
+import { enterDescriptor } from "./ipi_virtualization.ts";
+import { PiWakeup } from "./pi_wakeup.ts";
+import { PostedInterrupts } from "./posted_interrupts.ts";
 import type { VmxSetup } from "./setup.ts";
 import { Vmcs } from "./vmcs.ts";
 
@@ -36,10 +46,7 @@ const {
   INTR_TYPE_NMI,
   NMI_VECTOR,
   RFLAGS,
-  SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES,
-  SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE,
   VMX_EXIT_REASONS,
-  X2APIC_TPR,
 } = abi;
 const { FastPath } = vendor;
 const { fastHalt, fastInvd, fastWrmsr } = fast;
@@ -61,10 +68,16 @@ export class Vmx implements Backend {
   declare readonly hardware: VmxHardware;
   /** Intel keeps the x2APIC ICR in one piece. */
   readonly x2apicIcrIsSplit = false;
+  /** The host has a handler for the notification vector. */
+  readonly notifiedByInterrupt = true;
   /** Basic exit reasons are small numbers. */
   readonly exitNumbers = 0x80;
   /** The vCPU. */
   declare readonly vcpu: Vcpu;
+  /** What was posted to it. */
+  declare readonly posted: PostedInterrupts;
+  /** Where notifications of that go. */
+  readonly #wakeup: PiWakeup;
   /** The entry is to exit at once. */
   #immediateExit = false;
   /** The present exit is that immediate one. */
@@ -79,6 +92,9 @@ export class Vmx implements Backend {
     this.vmcs = new Vmcs(this.setup.capabilities);
     initControls(this.vmcs, this.setup, { apicvActive: false, vpid: 0 });
     this.hardware = new VmxHardware(vcpu, this.vmcs);
+    this.posted = new PostedInterrupts(vcpu);
+    this.#wakeup = new PiWakeup(vcpu, this.posted.descriptor);
+    enterDescriptor(this);
   }
 
   /** The VMX-preemption timer; in explored runs timers are threads instead. */
@@ -92,59 +108,65 @@ export class Vmx implements Backend {
   }
 
   /** RESET, or INIT: nothing is injected, no window is open, the APIC mode's controls are set. */
-  reset(_init: boolean): void {
+  reset(init: boolean): void {
+    if (!init) resetVirtualApic(this);
+    this.posted.discard();
     this.vmcs.entryIntrInfo = 0;
     this.vmcs.tprThreshold = 0;
     this.setWindows(WINDOWS, false);
     this.apicModeChanged();
   }
 
-  /** xAPIC mode uses the APIC-access page, x2APIC mode the virtualized TPR MSR (vmx_set_virtual_apic_mode). */
+  /** The APIC mode's controls. */
   apicModeChanged(): void {
-    const { lapic } = this.vcpu;
-    const { vmcs } = this;
-    vmcs.secondary &= ~(SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES | SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE);
-    if (lapic.hardwareEnabled) {
-      const { config, flexpriority } = this.setup;
-      if (lapic.x2apicMode) vmcs.secondary |= config.secondary & SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE;
-      else if (flexpriority.on) vmcs.secondary |= SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES;
-    }
-    const virtualized = (vmcs.secondary & SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE) !== 0;
-    vmcs.msrBitmap.intercept(X2APIC_TPR, false, !virtualized);
-    vmcs.msrBitmap.intercept(X2APIC_TPR, true, !virtualized);
+    setVirtualApicMode(this);
   }
 
   // Interrupts that hardware delivers.
 
-  /** APICv is to be used, or not any more. */
-  refreshApicv(): void {}
+  /** APICv is to be used, or not any more: the hardware looks for windows alone until the next entry. */
+  refreshApicv(): void {
+    refreshApicv(this);
+    this.setWindows(0, false);
+  }
 
   /** The highest vector in service has changed. */
-  serviceChanged(_highestIsr: number): void {}
+  serviceChanged(highestIsr: number): void {
+    serviceChanged(this, highestIsr);
+  }
 
   /** The vectors whose EOI the I/O APIC must see have changed. */
-  loadEoiExitmap(): void {}
+  loadEoiExitmap(): void {
+    loadEoiExitmap(this);
+  }
 
   /** Hands an interrupt to the target's hardware. */
-  deliver(target: Lapic, _deliveryMode: number, vector: number, _levelTriggered: boolean): void {
+  deliver(target: Lapic, deliveryMode: number, vector: number, levelTriggered: boolean): void {
+    if (target.apicvActive) {
+      target.vcpu.vm.perform(this.posted.post(deliveryMode, vector, levelTriggered));
+      return;
+    }
     target.setIrr(vector);
     target.vcpu.request(REQ_EVENT);
     target.vcpu.kick();
   }
 
-  /** Moves what was posted to the IRR. */
-  syncPirToIrr(): Steps | undefined {
+  /** Moves what was posted to the IRR. Mostly nothing was, and then nobody need come between. */
+  syncPirToIrr(): Steps<number> | undefined {
+    const { posted } = this;
+    if (posted.descriptor.on || this.vcpu.engine.explores) return posted.synchronize();
+    posted.settle(this.vcpu.lapic.highestIrr(), false);
     return undefined;
   }
 
   /** The thread is on a CPU again. */
   load(): Steps | undefined {
-    return undefined;
+    return this.#wakeup.load();
   }
 
-  /** The thread leaves its CPU. */
+  /** The thread leaves its CPU: only hardware that posts by itself need know. */
   put(): Steps | undefined {
-    return undefined;
+    return this.vcpu.vm.enableIpiv ? this.#wakeup.put() : undefined;
   }
 
   /** The vCPU is about to look for events before it sleeps. */
