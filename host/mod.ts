@@ -39,3 +39,32 @@ export * from "./quirks.ts";
 export * from "./sched/mod.ts";
 export * from "./semantics.ts";
 export * from "./trace/mod.ts";
+export {
+  type AllowedSettings,
+  type Decision,
+  type DroppedControl,
+  dumpVmcs,
+  ENTRY_CHECKS,
+  type EntryCheck,
+  type EntryControls,
+  failedEntryChecks,
+  type FeatureControlOptions,
+  initFeatCtl,
+  type MsrBitmap,
+  type ReadsCapabilities,
+  setupVmx,
+  Vmcs,
+  type VmcsConfig,
+  type VmcsConfigOptions,
+  VmEntryFailed,
+  VmInstructionError,
+  VMX_PROCESSORS,
+  VmxCapabilities,
+  type VmxCapabilitiesOptions,
+  type VmxFeatures,
+  type VmxParameters,
+  type VmxProcessor,
+  type VmxSetup,
+  type VmxSetupOptions,
+  VmxUnusable,
+} from "./vmx/mod.ts";

@@ -10,8 +10,7 @@
 
 import * as abi from "../../abi/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
-import { EXCEPTION_BITMAP } from "./hardware.ts";
-import type { Vmcs } from "./vmcs.ts";
+import { EXCEPTION_BITMAP, VmxHardware } from "./hardware.ts";
 
 function digits(value: number | bigint, count: number): string {
   return BigInt.asUintN(4 * count, BigInt(value)).toString(16).padStart(count, "0");
@@ -22,8 +21,15 @@ const hex4 = (value: number): string => digits(value, 4);
 const hex8 = (value: number): string => digits(value, 8);
 const hex16 = (value: number | bigint): string => digits(value, 16);
 
-/** The VMCS of a vCPU, one line a row of fields. */
-export function dumpVmcs(vcpu: Vcpu, vmcs: Vmcs): string {
+/** The VMCS of a vCPU, one line a row of fields. Throws `TypeError` for a vCPU that has none. */
+export function dumpVmcs(vcpu: Vcpu): string {
+  const { backend } = vcpu;
+  if (!(backend.hardware instanceof VmxHardware)) {
+    throw new TypeError(
+      `Cannot dump the VMCS of vcpu ${vcpu.id}: its virtual machine runs on ${backend.name}`,
+    );
+  }
+  const { vmcs } = backend.hardware;
   const { processor } = vcpu;
   const { regs, sys } = processor;
   const has = (word: number, mask: number): boolean => (word & mask) !== 0;

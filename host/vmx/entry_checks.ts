@@ -15,8 +15,10 @@ import type { VmxCapabilities } from "./capabilities.ts";
 import type { Vmcs } from "./vmcs.ts";
 
 /** What is checked. */
-interface Controls {
+export interface EntryControls {
+  /** The VMCS. */
   readonly vmcs: Vmcs;
+  /** The processor that is to enter it. */
   readonly processor: VmxCapabilities;
   /** The task priority on the virtual-APIC page. */
   readonly vtpr: number;
@@ -31,28 +33,28 @@ export interface EntryCheck {
   /** What must hold. */
   readonly rule: string;
   /** Whether it does not. */
-  fails(controls: Controls): boolean;
+  fails(controls: EntryControls): boolean;
 }
 
 /** Secondary controls count as 0 where they are not activated, and so do tertiary ones. */
-function secondary({ vmcs }: Controls): number {
+function secondary({ vmcs }: EntryControls): number {
   return (vmcs.primary & abi.CPU_BASED_ACTIVATE_SECONDARY_CONTROLS) !== 0 ? vmcs.secondary : 0;
 }
 
-function ipiVirtualization({ vmcs }: Controls): boolean {
+function ipiVirtualization({ vmcs }: EntryControls): boolean {
   return (vmcs.primary & abi.CPU_BASED_ACTIVATE_TERTIARY_CONTROLS) !== 0 &&
     (vmcs.tertiary & abi.TERTIARY_EXEC_IPI_VIRT) !== 0;
 }
 
-function primaryHas({ vmcs }: Controls, mask: number): boolean {
+function primaryHas({ vmcs }: EntryControls, mask: number): boolean {
   return (vmcs.primary & mask) !== 0;
 }
 
-function secondaryHas(controls: Controls, mask: number): boolean {
+function secondaryHas(controls: EntryControls, mask: number): boolean {
   return (secondary(controls) & mask) !== 0;
 }
 
-function pinHas({ vmcs }: Controls, mask: number): boolean {
+function pinHas({ vmcs }: EntryControls, mask: number): boolean {
   return (vmcs.pin & mask) !== 0;
 }
 
@@ -75,7 +77,7 @@ const PAGE = 4096;
 const DESCRIPTOR = 64;
 const PID_POINTER = 8;
 
-type Row = readonly [name: string, rule: string, fails: (controls: Controls) => boolean];
+type Row = readonly [name: string, rule: string, fails: (controls: EntryControls) => boolean];
 
 /** The checks of one section of the SDM. */
 function checks(sdm: string, rows: readonly Row[]): EntryCheck[] {
@@ -304,12 +306,12 @@ export const ENTRY_CHECKS: readonly EntryCheck[] = [
 ];
 
 /** The threshold counts with the TPR shadow, as long as no virtual interrupts are delivered. */
-function usesTprThreshold(c: Controls): boolean {
+function usesTprThreshold(c: EntryControls): boolean {
   return primaryHas(c, abi.CPU_BASED_TPR_SHADOW) &&
     !secondaryHas(c, abi.SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY);
 }
 
-function usesEpt(c: Controls): boolean {
+function usesEpt(c: EntryControls): boolean {
   return secondaryHas(c, abi.SECONDARY_EXEC_ENABLE_EPT);
 }
 
