@@ -5,9 +5,11 @@
  */
 
 import { Svm } from "../svm/mod.ts";
+import { createAndFree } from "../vmx/ipi_virtualization.ts";
 import { Vmx } from "../vmx/mod.ts";
 import type { Backend } from "./backend.ts";
 import type { Vcpu } from "./vcpu.ts";
+import type { Vm } from "./vm.ts";
 
 /** A vendor module. */
 export type BackendName = "vmx" | "svm";
@@ -26,4 +28,9 @@ export function backendName(name: string): BackendName {
 /** The vendor module's part of a vCPU. */
 export function createBackend(vcpu: Vcpu, name: BackendName): Backend {
   return name === "vmx" ? new Vmx(vcpu) : new Svm(vcpu);
+}
+
+/** What a vendor module does for a vCPU whose creation fails behind it, and undoes. */
+export function createBackendInVain(vm: Vm, vcpuId: number): void {
+  if (vm.backend === "vmx") createAndFree(vm, vcpuId);
 }

@@ -20,7 +20,7 @@ import { type Acceleration, acceleration } from "./acceleration.ts";
 import { inhibitMask, SVM_INHIBITS, updateApicv, VMX_INHIBITS } from "./apicv.ts";
 import type { VmxProcessor } from "../vmx/processors.ts";
 import { setupVmx, type VmxSetup } from "../vmx/setup.ts";
-import { type BackendName, backendName } from "./backends.ts";
+import { type BackendName, backendName, createBackendInVain } from "./backends.ts";
 import { HALT_POLL_NS_MAX } from "./halt.ts";
 import { ATTENTION_APIC_MAP, REQ_SCAN_IOAPIC, REQ_VM_DEAD } from "./requests.ts";
 import { Vcpu } from "./vcpu.ts";
@@ -39,6 +39,11 @@ export interface UserspaceDevice {
   /** Serves a read (`value` undefined) or a write; undefined leaves it to the default. */
   access(address: number, bytes: number, value: bigint | undefined): bigint | undefined;
 }
+
+/** What KVM_CREATE_VCPU gives. */
+const EEXIST = 17;
+const EINVAL = 22;
+const EMFILE = 24;
 
 /** KVM_EXIT_*: why KVM_RUN came back. */
 const KVM_EXIT_IO = 2;
@@ -200,6 +205,20 @@ export class Vm {
   /** The bootstrap processor. */
   get bootstrap(): Vcpu {
     return this.vcpus.find((vcpu) => vcpu.bootstrap)!;
+  }
+
+  /**
+   * KVM_CREATE_VCPU once more. All vCPUs are made with their virtual machine, so it fails, and what it did is undone.
+   * Answers with the negative error number: EINVAL beyond the highest number, EEXIST for one that is taken, and EMFILE
+   * for any other, as user space has no file descriptor left.
+   */
+  createVcpu(vcpuId: number): number {
+    if (vcpuId >= this.maxVcpuIds) return -EINVAL;
+    const taken = this.vcpus.some((vcpu) => vcpu.vcpuId === vcpuId);
+    // Since 97d65b544f48 that is looked at before anything is made; v6.19 looked last.
+    if (taken && !this.quirk("pid-table-keeps-freed")) return -EEXIST;
+    createBackendInVain(this, vcpuId);
+    return taken ? -EEXIST : -EMFILE;
   }
 
   // Starting.

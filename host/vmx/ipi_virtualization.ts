@@ -16,9 +16,14 @@ import type { Machine } from "../machine.ts";
 import type { HostBlock } from "../memory/mod.ts";
 import type { Pcpu } from "../sched/mod.ts";
 import type { VmxHardware } from "./hardware.ts";
-import type { Vmx } from "./vmx.ts";
-import { PiDescriptor, POSTED_INTR_VECTOR, POSTED_INTR_WAKEUP_VECTOR } from "./posted_descriptor.ts";
+import {
+  PI_DESCRIPTOR_BYTES,
+  PiDescriptor,
+  POSTED_INTR_VECTOR,
+  POSTED_INTR_WAKEUP_VECTOR,
+} from "./posted_descriptor.ts";
 import { apicWriteExit } from "./virtual_apic.ts";
+import type { Vmx } from "./vmx.ts";
 
 const PAGE_BYTES = 4096;
 const ENTRY_BYTES = 8;
@@ -88,6 +93,20 @@ export function enterDescriptor({ vcpu, vmcs, posted }: Vmx): void {
   vmcs.pidPointerTable = table.address;
   vmcs.lastPidPointerIndex = table.lastIndex;
   table.set(vcpu.vcpuId, posted.address);
+}
+
+/**
+ * KVM_CREATE_VCPU that fails behind this module's part: a descriptor has been made and entered, and is freed again
+ * (vmx_vcpu_create, vmx_vcpu_free).
+ */
+export function createAndFree(vm: Vm, vcpuId: number): void {
+  if (!vm.enableIpiv) return;
+  const { hostMemory } = vm.machine;
+  const descriptor = hostMemory.allocate(PI_DESCRIPTOR_BYTES, PI_DESCRIPTOR_BYTES);
+  const table = pidPointerTable(vm);
+  table.set(vcpuId, descriptor.address);
+  hostMemory.free(descriptor);
+  if (!vm.quirk("pid-table-keeps-freed")) table.clear(vcpuId);
 }
 
 /** How a descriptor names a CPU: by its whole x2APIC ID, or by its xAPIC ID in bits 15:8. */

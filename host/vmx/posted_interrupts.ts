@@ -46,11 +46,6 @@ export class PostedInterrupts {
     return this.#block.address;
   }
 
-  /** The vCPU is destroyed. */
-  free(): void {
-    this.#vcpu.machine.hostMemory.free(this.#block);
-  }
-
   /** RESET, INIT, and a new APIC state: what was posted is gone (vmx_apicv_pre_state_restore). */
   discard(): void {
     this.descriptor.clearOn();
