@@ -56,6 +56,12 @@ export const QUIRKS = {
     effect: "hardware that takes interrupts over does not learn which one is in service: its EOI is lost",
     source: "fixed in v6.19-rc1: Update SVI when activating APICv",
   },
+  "apicv-activation-keeps-eoi-exitmap": {
+    effect:
+      "which EOIs exit is not told to hardware that takes interrupts over: the I/O APIC does not see those of lines that were routed meanwhile",
+    source:
+      "v6.19: vmx_load_eoi_exitmap does nothing while APICv is inhibited, and its activation does not make up for it",
+  },
   "posted-sync-forgets-irr": {
     effect:
       "a descriptor that is synchronized again, and was found empty, makes KVM say that nothing is requested: RVI is 0",
@@ -70,6 +76,26 @@ export const QUIRKS = {
     effect:
       "a vCPU that is put on a CPU again does not look for what was posted meanwhile: it waits for the next notification",
     source: "fixed by c112b5f50232",
+  },
+  "avic-kick-x2apic-mask": {
+    effect:
+      "the fast way to an x2APIC's logical targets looks at the cluster's bits instead of the vCPUs': nobody is woken",
+    source: "603ccef42ce9, fixed by da3fb46d226a",
+  },
+  "avic-stale-is-running": {
+    effect:
+      "a processor reads IsRunning of an IPI's target before it writes the IRR: a target that falls asleep is not woken",
+    source:
+      "AMD erratum 1235; where processors have it, KVM's use of IPI virtualization is fixed by 8de4a1c8164e",
+  },
+  "avic-inhibit-race": {
+    effect: "an interrupt for a vCPU that is just giving AVIC up is left to AVIC",
+    source: "fixed by 66fa226c131f",
+  },
+  "avic-cr8-out-of-sync": {
+    effect:
+      "AVIC that is taken up leaves writes of CR8 intercepted and V_TPR as it was: the guest reads an old CR8 for good",
+    source: "CVE-2026-43483, fixed by d02e48830e3f and 87d0f901a9bd",
   },
 } as const satisfies Record<string, QuirkSpec>;
 

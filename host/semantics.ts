@@ -6,6 +6,7 @@
  */
 
 import type { KvmFeature } from "../abi/mod.ts";
+import type { AvicKick } from "./kvm/acceleration.ts";
 
 /** A host's year. */
 export type HostSemantics = "v6.19" | "2022" | "2021" | "2018" | "2012";
@@ -42,6 +43,12 @@ export interface HostBehaviour {
   readonly apicv: boolean;
   /** VMX knows tertiary controls, and IPI virtualization among them. Since the patches of 2021, merged in v6.0. */
   readonly tertiaryControls: boolean;
+  /** What SVM knows of AVIC: AVIC since v4.7 (2016), x2AVIC, and AVIC for guests in x2APIC mode, since v6.0 (2022). */
+  readonly avic: "none" | "avic" | "x2avic";
+  /** How the targets of an incomplete IPI are found: asking every vCPU, until v6.0 (2022). */
+  readonly avicKick: AvicKick;
+  /** An IPI of which AVIC says that a target is invalid is sent by KVM, not dropped. Since v6.3 (2023). */
+  readonly avicInvalidTargets: boolean;
   /** The paravirtual features that this host knows, of those modelled here. */
   readonly features: readonly KvmFeature[];
 }
@@ -61,6 +68,9 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     apicAccessPage: false,
     apicv: true,
     tertiaryControls: true,
+    avic: "x2avic",
+    avicKick: "v6.19",
+    avicInvalidTargets: true,
     features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI", "POLL_CONTROL", "PV_SCHED_YIELD"],
   },
   "2022": {
@@ -76,6 +86,9 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     apicAccessPage: false,
     apicv: true,
     tertiaryControls: false,
+    avic: "x2avic",
+    avicKick: "2022",
+    avicInvalidTargets: false,
     features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI", "POLL_CONTROL", "PV_SCHED_YIELD"],
   },
   "2021": {
@@ -91,6 +104,9 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     apicAccessPage: true,
     apicv: true,
     tertiaryControls: true,
+    avic: "avic",
+    avicKick: "slow",
+    avicInvalidTargets: false,
     features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI", "POLL_CONTROL", "PV_SCHED_YIELD"],
   },
   "2018": {
@@ -106,6 +122,9 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     apicAccessPage: true,
     apicv: true,
     tertiaryControls: false,
+    avic: "avic",
+    avicKick: "slow",
+    avicInvalidTargets: false,
     features: ["NOP_IO_DELAY", "PV_EOI", "PV_UNHALT", "PV_SEND_IPI"],
   },
   "2012": {
@@ -121,6 +140,9 @@ export const HOST_SEMANTICS: Readonly<Record<HostSemantics, HostBehaviour>> = {
     apicAccessPage: true,
     apicv: false,
     tertiaryControls: false,
+    avic: "none",
+    avicKick: "slow",
+    avicInvalidTargets: false,
     features: ["NOP_IO_DELAY", "PV_EOI"],
   },
 };

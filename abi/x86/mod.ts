@@ -6,6 +6,7 @@
  */
 
 export * from "./apic.ts";
+export * from "./avic.ts";
 export * from "./context.ts";
 export * from "./cpu.ts";
 export * from "./exceptions.ts";

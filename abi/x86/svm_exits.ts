@@ -143,6 +143,12 @@ export const SVM_EXIT_VMMCALL = 0x081;
 export const SVM_EXIT_WBINVD = 0x089;
 /** Nested page fault. */
 export const SVM_EXIT_NPF = 0x400;
+/** AVIC could not complete an IPI; behind the instruction (APM 2 15.29.9.1). */
+export const SVM_EXIT_AVIC_INCOMPLETE_IPI = 0x401;
+/** An access to the APIC that AVIC does not carry out; before or behind it (APM 2 15.29.9.2). */
+export const SVM_EXIT_AVIC_UNACCELERATED_ACCESS = 0x402;
+/** VMRUN found the VMCB inconsistent (VMEXIT_INVALID); the low half of -1. */
+export const SVM_EXIT_ERR = 0xffff_ffff;
 
 /** int_ctl bits 3:0: V_TPR. */
 export const V_TPR_MASK = 0x0f;

@@ -15,6 +15,23 @@ import type { BackendName } from "./backends.ts";
  */
 export type Acceleration = "none" | "apicv" | "ipiv" | "avic" | "x2avic";
 
+/**
+ * How KVM finds the vCPUs that it must kick after AVIC has found a target of an IPI not running: asks every vCPU; the
+ * single look-up of the patch of April 2022 as it was posted; today's look-up of every target.
+ */
+export type AvicKick = "slow" | "2022" | "v6.19";
+
+/** The ways to find them. */
+export const AVIC_KICKS: readonly AvicKick[] = ["slow", "2022", "v6.19"];
+
+/** Vouches for a way to find them. Throws `RangeError` naming those that there are. */
+export function avicKick(name: string): AvicKick {
+  if (!AVIC_KICKS.includes(name as AvicKick)) {
+    throw new RangeError(`Cannot kick AVIC's targets by ${name}: allowed are ${AVIC_KICKS.join(", ")}`);
+  }
+  return name as AvicKick;
+}
+
 /** What each vendor's processors can have. */
 export const ACCELERATIONS: Readonly<Record<BackendName, readonly Acceleration[]>> = {
   vmx: ["none", "apicv", "ipiv"],

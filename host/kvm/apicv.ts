@@ -30,6 +30,8 @@ export const APICV_INHIBITS = {
   SEV: { bit: 10, why: "the guest's memory is encrypted" },
   LOGICAL_ID_ALIASED: { bit: 11, why: "local APICs disagree about logical IDs" },
   PHYSICAL_ID_TOO_BIG: { bit: 12, why: "a vCPU's number is above what the tables hold" },
+  // Gone since v6.0; its number there was 5.
+  X2APIC: { bit: 13, why: "the guest may use x2APIC mode, which this host's KVM cannot accelerate" },
 } as const;
 
 /** A reason why APICv is not in use. */
@@ -60,6 +62,7 @@ export const SVM_INHIBITS: number = inhibitMask([
   "SEV",
   "LOGICAL_ID_ALIASED",
   "PHYSICAL_ID_TOO_BIG",
+  "X2APIC",
 ]);
 
 /** The reasons in a mask. */

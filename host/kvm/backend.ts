@@ -33,6 +33,9 @@ export interface Backend {
   /** One past the highest exit number. */
   readonly exitNumbers: number;
 
+  /** Bits 63:32 of what the present exit tells first: a number may not hold all 64. */
+  readonly exitInfo1High: number;
+
   /** The name that kvm_exit prints for an exit number. */
   exitName(reason: number): string;
   /** RESET, or INIT. */

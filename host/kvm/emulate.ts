@@ -258,7 +258,7 @@ function fixHypercall(vcpu: Vcpu): void {
 }
 
 /** Fetches and decodes the pending instruction. */
-function startEmulation(vcpu: Vcpu): void {
+export function startEmulation(vcpu: Vcpu): void {
   const { processor, stats } = vcpu;
   vcpu.charge(vcpu.cost.emulate);
   stats.insn_emulation++;

@@ -220,7 +220,7 @@ function recordEntry(vcpu: Vcpu): void {
 
 function recordExit(vcpu: Vcpu): void {
   const { exitReason, rip, exitInfo1 } = vcpu.processor;
-  vcpu.record(TP.kvm_exit, exitReason, rip, exitInfo1, high(exitInfo1));
+  vcpu.record(TP.kvm_exit, exitReason, rip, exitInfo1, vcpu.backend.exitInfo1High);
 }
 
 /** The host takes the physical interrupts that have arrived. A notification it counts at most. */

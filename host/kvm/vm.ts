@@ -16,7 +16,7 @@ import { HostFailure, type KvmQuirk, type Quirk } from "../quirks.ts";
 import type { HostScheduler } from "../sched/mod.ts";
 import { HOST_SEMANTICS, type HostBehaviour, type HostSemantics, hostSemantics } from "../semantics.ts";
 import { NOBODY, TP, TRACEPOINTS, Tracer } from "../trace/mod.ts";
-import { type Acceleration, acceleration } from "./acceleration.ts";
+import { type Acceleration, acceleration, type AvicKick, avicKick } from "./acceleration.ts";
 import { inhibitMask, SVM_INHIBITS, updateApicv, VMX_INHIBITS } from "./apicv.ts";
 import type { VmxProcessor } from "../vmx/processors.ts";
 import { setupVmx, type VmxSetup } from "../vmx/setup.ts";
@@ -81,6 +81,8 @@ export class Vm {
   declare readonly enableApicv: boolean;
   /** Whether hardware may deliver IPIs without an exit (enable_ipiv). */
   declare readonly enableIpiv: boolean;
+  /** How the vCPUs that an incomplete IPI of AVIC's means are found. */
+  declare readonly avicKick: AvicKick;
   /** The reasons that count for this vendor (required_apicv_inhibits). */
   declare readonly requiredInhibits: number;
   /** Why APICv is not in use, as bits; 0 where it is (apicv_inhibit_reasons). */
@@ -154,8 +156,9 @@ export class Vm {
     this.behaviour = HOST_SEMANTICS[this.semantics];
     this.acceleration = acceleration(options.acceleration ?? "none", this.backend);
     this.vmxSetup = this.backend === "vmx" ? vmxSetup(this.acceleration, this.behaviour, options) : undefined;
-    this.enableApicv = this.vmxSetup?.apicv.on ?? (this.acceleration !== "none" && (options.apicv ?? true));
+    this.enableApicv = this.vmxSetup?.apicv.on ?? this.#usesAvic(options.apicv ?? true);
     this.enableIpiv = this.vmxSetup?.ipiv.on ?? (this.enableApicv && (options.ipiv ?? true));
+    this.avicKick = avicKick(options.avicKick ?? this.behaviour.avicKick);
     if (!this.enableApicv) this.apicvInhibits = inhibitMask(["DISABLED"]);
     this.requiredInhibits = this.backend === "vmx" ? VMX_INHIBITS : SVM_INHIBITS;
     const profile = options.costs ?? (this.backend === "vmx" ? SKYLAKE_VMX : GENERIC_SVM);
@@ -190,6 +193,17 @@ export class Vm {
       vcpu.attention &= ~ATTENTION_APIC_MAP;
       updateApicv(vcpu);
     }
+  }
+
+  /** Whether there is AVIC, and KVM knows and wants it (avic_hardware_setup). */
+  #usesAvic(wanted: boolean): boolean {
+    return wanted && this.acceleration !== "none" && this.behaviour.avic !== "none";
+  }
+
+  /** The vCPU of a number (kvm_get_vcpu_by_id): mostly it is its place as well. */
+  vcpuById(id: number): Vcpu | undefined {
+    const vcpu = this.vcpus[id];
+    return vcpu?.vcpuId === id ? vcpu : this.vcpus.find(({ vcpuId }) => vcpuId === id);
   }
 
   /** A vCPU's thread has its number. */

@@ -19,7 +19,7 @@ import type { CostProfile } from "../cost/mod.ts";
 import type { SlotOptions } from "../memory/mod.ts";
 import { KVM_QUIRKS, type KvmQuirk } from "../quirks.ts";
 import { HOST_SEMANTICS, type HostSemantics } from "../semantics.ts";
-import type { Acceleration } from "./acceleration.ts";
+import type { Acceleration, AvicKick } from "./acceleration.ts";
 import type { BackendName } from "./backends.ts";
 import { type CpuidEntry, CpuidTable, cpuModel } from "./cpuid.ts";
 
@@ -55,6 +55,9 @@ export interface VmOptions {
   readonly apicv?: boolean;
   /** enable_ipiv: whether hardware may deliver IPIs without an exit where it can; true by default. */
   readonly ipiv?: boolean;
+
+  /** How AVIC's sleeping targets are found; as the host of that year finds them by default. */
+  readonly avicKick?: AvicKick;
 
   /** Whether CPUID offers x2APIC mode; true by default. */
   readonly x2apic?: boolean;

@@ -49,6 +49,18 @@ export function writePage(lapic: Lapic, address: number, bytes: number, value: n
   return "done";
 }
 
+/**
+ * Hardware has written a register's value to the page, and leaves it to KVM to do what the register does
+ * (kvm_apic_write_nodecode). Nobody can raise a fault for it any more.
+ */
+export function writeNodecode(lapic: Lapic, offset: number): void {
+  if (!lapic.x2apicMode || offset !== APIC_ICR) {
+    emulatedWrite(lapic, offset, lapic.get(offset));
+  } else if (!writeX2apicIcr(lapic, lapic.get(APIC_ICR), x2apicIcrHigh(lapic))) {
+    lapic.vcpu.vm.hostFailure("WARN: hardware has let an x2APIC ICR with reserved bits pass");
+  }
+}
+
 /** The halves of a 64-bit MSR value. */
 export class MsrValue {
   /** Bits 31:0. */

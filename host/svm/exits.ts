@@ -7,6 +7,7 @@
 import * as abi from "../../abi/mod.ts";
 import { high, low } from "../../abi/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
+import { setApicvInhibit } from "../kvm/apicv.ts";
 import { emulateCpuid } from "../kvm/cpuid.ts";
 import {
   emulateInvalidOpcode,
@@ -20,12 +21,18 @@ import { emulateHypercall } from "../kvm/hypercall.ts";
 import { emulateRdmsr } from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
+import type { Vm } from "../kvm/vm.ts";
 import * as tracing from "../trace/mod.ts";
+import { handleIncompleteIpi, handleUnacceleratedAccess } from "./avic/exits.ts";
 import type { Svm } from "./svm.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
+  APIC_DEFAULT_BASE,
+  APIC_PAGE_SIZE,
   DB_VECTOR,
+  SVM_EXIT_AVIC_INCOMPLETE_IPI,
+  SVM_EXIT_AVIC_UNACCELERATED_ACCESS,
   SVM_EXIT_CPUID,
   SVM_EXIT_CR0_SEL_WRITE,
   SVM_EXIT_EXCP_BASE,
@@ -64,10 +71,15 @@ export function handleSvmExit(vcpu: Vcpu, svm: Svm): void {
     case SVM_EXIT_CPUID:
       return emulateCpuid(vcpu);
     case SVM_EXIT_VINTR:
-      svm.clearVintr();
-      vcpu.stats.irq_window_exits++;
       vcpu.request(REQ_EVENT);
+      svm.clearVintr();
+      setApicvInhibit(vcpu.vm, "IRQWIN", false);
+      vcpu.stats.irq_window_exits++;
       return;
+    case SVM_EXIT_AVIC_INCOMPLETE_IPI:
+      return handleIncompleteIpi(vcpu, svm);
+    case SVM_EXIT_AVIC_UNACCELERATED_ACCESS:
+      return handleUnacceleratedAccess(vcpu, svm);
     case SVM_EXIT_IRET:
       return svm.iretIntercepted();
     case SVM_EXIT_WRITE_CR8:
@@ -107,6 +119,11 @@ function nestedPageFault(vcpu: Vcpu): void {
   const { exitInfo1, exitInfo2 } = vcpu.processor;
   vcpu.charge(vcpu.cost.mmu);
   vcpu.trace(TP.kvm_page_fault, low(exitInfo2), high(exitInfo2), low(exitInfo1));
-  vcpu.vm.cacheMmio(exitInfo2);
+  if (!isAccessPage(vcpu.vm, exitInfo2)) vcpu.vm.cacheMmio(exitInfo2);
   emulateMemoryAccess(vcpu);
+}
+
+/** AVIC has KVM keep a page behind the APIC's: while it is not mapped there, KVM does not mark it as MMIO either. */
+function isAccessPage({ enableApicv }: Vm, address: number): boolean {
+  return enableApicv && address >= APIC_DEFAULT_BASE && address < APIC_DEFAULT_BASE + APIC_PAGE_SIZE;
 }

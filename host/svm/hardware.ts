@@ -9,6 +9,8 @@ import * as abi from "../../abi/mod.ts";
 import * as cpu from "../cpu/mod.ts";
 import type { Processor, Virtualization } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
+import { AvicHardware } from "./avic/hardware.ts";
+import { checkAvic } from "./entry_failed.ts";
 import * as control from "./vmcb.ts";
 import type { Vmcb } from "./vmcb.ts";
 
@@ -18,13 +20,6 @@ const {
   CR0_NW,
   DB_VECTOR,
   FLAG_IF,
-  IA32_CSTAR,
-  IA32_FMASK,
-  IA32_FS_BASE,
-  IA32_GS_BASE,
-  IA32_KERNEL_GS_BASE,
-  IA32_LSTAR,
-  IA32_STAR,
   NMI_VECTOR,
   RAX,
   RFLAGS,
@@ -51,22 +46,15 @@ const {
   V_INTR_PRIO_SHIFT,
   V_IRQ_MASK,
   V_TPR_MASK,
+  X2APIC_MSR_BASE,
 } = abi;
 const { deliverInjectedException, deliverInterrupt, raise } = cpu;
 const { EVTINJ_TYPE_INTR, EVTINJ_TYPE_MASK, EVTINJ_TYPE_NMI, EVTINJ_VALID } = control;
 
 /** Exceptions that KVM intercepts with nested paging: #DB, #UD, #AC, #MC. */
 const EXCEPTION_INTERCEPTS = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
-/** MSRs that pass through (direct_access_msrs). */
-const PASS_THROUGH: ReadonlySet<number> = new Set<number>([
-  IA32_STAR,
-  IA32_LSTAR,
-  IA32_CSTAR,
-  IA32_FMASK,
-  IA32_FS_BASE,
-  IA32_GS_BASE,
-  IA32_KERNEL_GS_BASE,
-]);
+/** The x2APIC MSRs: 256 of them. */
+const X2APIC_MSRS = ~0xff;
 /** CR0 bits that a selective intercept lets through: TS and MP. */
 const CR0_SELECTIVE = (1 << 3) | (1 << 1);
 /** Nested page fault error code: the final translation of a guest address, by a user-level access. */
@@ -93,20 +81,25 @@ export class SvmHardware implements Virtualization {
   declare readonly vcpu: Vcpu;
   /** What controls it. */
   declare readonly vmcb: Vmcb;
+  /** Its AVIC. */
+  declare readonly avic: AvicHardware;
   #stepFrom = 0;
 
   /** The hardware that `vmcb` controls. */
   constructor(vcpu: Vcpu, vmcb: Vmcb) {
     this.vcpu = vcpu;
     this.vmcb = vmcb;
+    this.avic = new AvicHardware(vcpu, vmcb);
   }
 
-  /** VMRUN: delivers the event in EVENTINJ. */
+  /** VMRUN: delivers the event in EVENTINJ. With AVIC, looks for virtual interrupts, which come after it. */
   enter(p: Processor): void {
     const { vmcb } = this;
+    if (vmcb.avicDirty) checkAvic(this.vcpu, vmcb);
     const event = vmcb.eventInj;
     this.#stepFrom = p.instructions;
-    p.requestWindow(vmcb.interceptVintr || vmcb.singleStep);
+    if (vmcb.avic) this.avic.entered(p);
+    else p.requestWindow(vmcb.interceptVintr || vmcb.singleStep);
     if ((event & EVTINJ_VALID) === 0) return;
     vmcb.eventInj = 0;
     const vector = event & 0xff;
@@ -115,15 +108,20 @@ export class SvmHardware implements Virtualization {
     else deliverInjectedException(p, vector, vmcb.eventInjError);
   }
 
-  /** A physical interrupt exits. */
+  /** A physical interrupt exits. A doorbell makes AVIC look; without it, it means nothing. */
   asynchronous(p: Processor): boolean {
-    return p.leave(SVM_EXIT_INTR);
+    const pcpu = this.vcpu.pcpu!;
+    if (pcpu.interruptAt <= p.thread.time) return p.leave(SVM_EXIT_INTR);
+    pcpu.notified();
+    if (this.vmcb.avic) this.avic.evaluate(p);
+    return false;
   }
 
-  /** A single step ends in #DB; a virtual interrupt that could be taken exits. */
+  /** A single step ends in #DB; a virtual interrupt that could be taken exits. AVIC's are delivered, and it knows no V_IRQ. */
   window(p: Processor): boolean {
     const vmcb = this.vmcb;
     if (vmcb.singleStep && p.instructions > this.#stepFrom) return p.leave(SVM_EXIT_EXCP_BASE + DB_VECTOR);
+    if (vmcb.avic) return this.avic.deliver(p);
     if (!vmcb.interceptVintr || (vmcb.intCtl & V_IRQ_MASK) === 0) return false;
     if ((p.regs[RFLAGS] & FLAG_IF) === 0 || p.shadow) return false;
     const priority = (vmcb.intCtl >>> V_INTR_PRIO_SHIFT) & 0xf;
@@ -157,14 +155,16 @@ export class SvmHardware implements Virtualization {
     return false;
   }
 
-  /** MSR accesses exit unless they pass through; EXITINFO1 is 1 for a write. */
+  /** MSR accesses exit unless they pass through; EXITINFO1 is 1 for a write. What passes of an x2APIC is AVIC's. */
   writeMsr(p: Processor, msr: number): boolean {
-    return !PASS_THROUGH.has(msr) && p.leaveWith(SVM_EXIT_MSR, 1, 0);
+    if (!this.vmcb.msrPermissions.has(msr)) return p.leaveWith(SVM_EXIT_MSR, 1, 0);
+    return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && this.avic.writeMsr(p, msr);
   }
 
   /** As for writes. */
   readMsr(p: Processor, msr: number): boolean {
-    return !PASS_THROUGH.has(msr) && p.leaveWith(SVM_EXIT_MSR, 0, 0);
+    if (!this.vmcb.msrPermissions.has(msr)) return p.leaveWith(SVM_EXIT_MSR, 0, 0);
+    return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && this.avic.readMsr(p, msr);
   }
 
   /** VMMCALL exits; VMCALL is an invalid opcode here. */
@@ -216,8 +216,14 @@ export class SvmHardware implements Virtualization {
     return this.vmcb.interceptIret ? p.leave(SVM_EXIT_IRET) : false;
   }
 
-  /** Accesses outside memory, the APIC's page among them, are nested page faults. */
-  unbacked(p: Processor, address: number, _bytes: number, write: boolean): boolean {
+  /**
+   * Accesses outside memory are nested page faults, and so are those to the APIC's page while it is not mapped: KVM maps
+   * it while nothing inhibits AVIC (that it does so at the first access is left out here, as for all memory).
+   */
+  unbacked(p: Processor, address: number, bytes: number, write: boolean): boolean {
+    if (this.vmcb.avic && this.vcpu.vm.apicvInhibits === 0 && this.avic.claims(address)) {
+      return this.avic.access(p, address, bytes, write);
+    }
     const marked = this.vcpu.vm.mmioCached(address) ? NPF_RESERVED : 0;
     return p.leaveWith(SVM_EXIT_NPF, NPF_FINAL + marked + (write ? NPF_WRITE : 0), address);
   }
@@ -227,9 +233,10 @@ export class SvmHardware implements Virtualization {
     return this.vmcb.intCtl & V_TPR_MASK;
   }
 
-  /** MOV to CR8 writes V_TPR. */
-  writeCr8(_p: Processor, value: number): boolean {
+  /** MOV to CR8 writes V_TPR; with AVIC the page follows. */
+  writeCr8(p: Processor, value: number): boolean {
     this.vmcb.intCtl = (this.vmcb.intCtl & ~V_TPR_MASK) | value;
+    if (this.vmcb.avic) this.avic.cr8Written(p, value);
     return false;
   }
 }

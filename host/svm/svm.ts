@@ -6,14 +6,18 @@
  */
 
 import * as abi from "../../abi/mod.ts";
+import { high } from "../../abi/mod.ts";
 import * as vendor from "../kvm/backend.ts";
 import type { Steps } from "../core/mod.ts";
+import { setApicvInhibit } from "../kvm/apicv.ts";
 import type { Backend } from "../kvm/backend.ts";
 import * as fast from "../kvm/fast_path.ts";
 import * as msrs from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import type { Lapic } from "../lapic/mod.ts";
+import { Avic } from "./avic/avic.ts";
+import { deliverInterrupt } from "./avic/deliver.ts";
 import { handleSvmExit } from "./exits.ts";
 import { SvmHardware } from "./hardware.ts";
 import * as control from "./vmcb.ts";
@@ -24,6 +28,7 @@ const {
   FLAG_IF,
   NMI_VECTOR,
   RFLAGS,
+  SVM_EXIT_AVIC_INCOMPLETE_IPI,
   SVM_EXIT_HLT,
   SVM_EXIT_INTR,
   SVM_EXIT_INVD,
@@ -60,6 +65,8 @@ export class Svm implements Backend {
   readonly exitNumbers = 0x404;
   /** The vCPU. */
   declare readonly vcpu: Vcpu;
+  /** KVM's part of AVIC; undefined where it is not used, and before the vCPU's first reset. */
+  avic: Avic | undefined = undefined;
   #nmiMasked = false;
   /** The entry was to deliver an event. */
   #injected = false;
@@ -73,62 +80,77 @@ export class Svm implements Backend {
     this.hardware = new SvmHardware(vcpu, this.vmcb);
   }
 
+  /** Of an incomplete IPI, the ICR's high half. */
+  get exitInfo1High(): number {
+    const { exitReason, exitInfo1 } = this.vcpu.processor;
+    return exitReason === SVM_EXIT_AVIC_INCOMPLETE_IPI ? this.vmcb.incompleteIcrHigh : high(exitInfo1);
+  }
+
   /** The name that kvm_exit prints. */
   exitName(reason: number): string {
     return SVM_EXIT_REASONS.get(reason) ?? `0x${reason.toString(16)}`;
   }
 
-  /** RESET, or INIT. */
+  /** RESET, or INIT. The first RESET is at the end of the vCPU's creation. */
   reset(_init: boolean): void {
     Object.assign(this.vmcb, new Vmcb());
     this.#nmiMasked = false;
     this.#awaitingIret = false;
+    if (this.vcpu.vm.enableApicv) this.avic ??= new Avic(this.vcpu, this.vmcb);
+    this.avic?.reset();
   }
 
-  /** Without AVIC nothing follows from the APIC's mode. */
-  apicModeChanged(): void {}
+  /** The APIC's mode is AVIC's too. */
+  apicModeChanged(): void {
+    this.avic?.modeChanged();
+  }
 
   // Interrupts that hardware delivers.
 
-  /** APICv is to be used, or not any more. */
-  refreshApicv(): void {}
+  /** AVIC is to be used, or not any more. */
+  refreshApicv(): void {
+    this.avic?.refresh();
+  }
 
-  /** The highest vector in service has changed. */
+  /** AVIC finds the highest vector in service in the page. */
   serviceChanged(_highestIsr: number): void {}
 
-  /** The vectors whose EOI the I/O APIC must see have changed. */
+  /** Which EOIs exit, the TMR in the page says. */
   loadEoiExitmap(): void {}
 
   /** Hands an interrupt to the target's hardware. */
-  deliver(target: Lapic, _deliveryMode: number, vector: number, _levelTriggered: boolean): void {
-    target.setIrr(vector);
-    target.vcpu.request(REQ_EVENT);
-    target.vcpu.kick();
+  deliver(target: Lapic, deliveryMode: number, vector: number, levelTriggered: boolean): void {
+    target.vcpu.vm.perform(deliverInterrupt(target, { deliveryMode, vector, levelTriggered }));
   }
 
-  /** Moves what was posted to the IRR. */
+  /** Nothing is posted elsewhere; but other processors set requests in the page, which KVM has not counted. */
   syncPirToIrr(): Steps<number> | undefined {
+    if (this.vcpu.lapic.apicvActive) this.vcpu.lapic.findIrr();
     return undefined;
   }
 
   /** The thread is on a CPU again. */
   load(): Steps | undefined {
-    return undefined;
+    return this.#activeAvic?.load();
   }
 
   /** The thread leaves its CPU. */
   put(): Steps | undefined {
-    return undefined;
+    return this.#activeAvic?.put();
   }
 
-  /** The vCPU is about to look for events before it sleeps. */
+  /** The vCPU is about to look for events before it sleeps: whoever finds it not running now will wake it. */
   blocking(): Steps | undefined {
-    return undefined;
+    return this.#activeAvic?.put();
   }
 
   /** It goes on. */
   unblocking(): Steps | undefined {
-    return undefined;
+    return this.#activeAvic?.load();
+  }
+
+  get #activeAvic(): Avic | undefined {
+    return this.vcpu.lapic.apicvActive ? this.avic : undefined;
   }
 
   /** The host sends itself a reschedule interrupt, which ends the guest's stay at once. */
@@ -136,8 +158,9 @@ export class Svm implements Backend {
     this.vcpu.pcpu!.interrupt(this.vcpu.time);
   }
 
-  /** V_TPR gets the task priority's class (sync_lapic_to_cr8). */
+  /** V_TPR gets the task priority's class (sync_lapic_to_cr8), with AVIC as without: it may have been KVM that wrote it. */
   prepareEntry(): void {
+    if (this.vmcb.avic && this.vcpu.vm.quirk("avic-cr8-out-of-sync")) return;
     this.vmcb.intCtl = (this.vmcb.intCtl & ~V_TPR_MASK) | this.vcpu.lapic.cr8;
   }
 
@@ -236,8 +259,12 @@ export class Svm implements Backend {
     this.vmcb.eventInj = 0;
   }
 
-  /** A virtual interrupt of the highest priority, whose delivery is intercepted (svm_set_vintr). */
+  /**
+   * A virtual interrupt of the highest priority, whose delivery is intercepted (svm_set_vintr). AVIC knows no such thing:
+   * until then the whole virtual machine does without.
+   */
   enableInterruptWindow(): void {
+    setApicvInhibit(this.vcpu.vm, "IRQWIN", true);
     this.vmcb.interceptVintr = true;
     this.vmcb.intCtl |= V_IRQ_MASK | V_INTR_PRIO_MASK;
   }

@@ -5,17 +5,38 @@
  */
 
 import { V_INTR_MASKING_MASK } from "../../abi/mod.ts";
+import { DIRECT_ACCESS_MSRS } from "./msr_permissions.ts";
 
 /** A virtual machine control block. */
 export class Vmcb {
-  /** Virtual interrupt control: V_TPR, V_IRQ, V_INTR_PRIO, V_INTR_MASKING. */
+  /** Virtual interrupt control (0x60): V_TPR, V_IRQ, V_INTR_PRIO, V_INTR_MASKING. AVIC's bits are below, by themselves. */
   intCtl: number = V_INTR_MASKING_MASK;
+  /** Virtual interrupt control bit 31: AVIC. */
+  avic = false;
+  /** Virtual interrupt control bit 30: AVIC in x2APIC mode. */
+  x2avic = false;
+  /** AVIC APIC_BAR (0x98): the guest-physical address of the APIC's page. Not used in x2APIC mode. */
+  avicApicBar = 0;
+  /** AVIC APIC_BACKING_PAGE (0xe0): where the APIC's registers are. */
+  avicBackingPage = 0;
+  /** AVIC LOGICAL_TABLE (0xf0). Not used in x2APIC mode. */
+  avicLogicalTable = 0;
+  /** AVIC PHYSICAL_TABLE (0xf8), bits 51:12. */
+  avicPhysicalTable = 0;
+  /** AVIC PHYSICAL_TABLE (0xf8), bits 11:0: AVIC_PHYSICAL_MAX_INDEX. */
+  avicMaxIndex = 0;
+  /** VMCB clean bit 11, the other way round: AVIC's fields were written since the last VMRUN. */
+  avicDirty = false;
+  /** MSR permission map: those that do not exit. */
+  msrPermissions: ReadonlySet<number> = DIRECT_ACCESS_MSRS;
   /** Intercept of MOV to CR8: on until KVM first looks at an enabled APIC (init_vmcb). */
   interceptCr8Write = true;
   /** Intercept of a virtual interrupt. */
   interceptVintr = false;
   /** Intercept of IRET. */
   interceptIret = false;
+  /** EXITINFO1 bits 63:32 of an incomplete IPI: a number would not hold all 64. */
+  incompleteIcrHigh = 0;
   /** EVENTINJ: type, vector, valid bits. */
   eventInj = 0;
   /** EVENTINJ's error code. */

@@ -132,7 +132,7 @@ export const KVM_EVENTS = {
     later: true,
   },
   kvm_avic_unaccelerated_access: {
-    args: [["vcpu", "dec"], ["offset", "apic-register"], ["rw", "bool"], ["ft", "bool"], ["vec", "dec"]],
+    args: [["vcpu", "dec"], ["offset", "apic-register"], ["ft", "bool"], ["rw", "bool"], ["vec", "dec"]],
     fires: "each AVIC unaccelerated-access exit",
     later: true,
   },

@@ -5,6 +5,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
+import { high } from "../../abi/mod.ts";
 import * as vendor from "../kvm/backend.ts";
 import type { Steps } from "../core/mod.ts";
 import type { Backend } from "../kvm/backend.ts";
@@ -100,6 +101,11 @@ export class Vmx implements Backend {
   /** The VMX-preemption timer; in explored runs timers are threads instead. */
   get hasPreemptionTimer(): boolean {
     return !this.vcpu.engine.explores;
+  }
+
+  /** Qualifications are numbers. */
+  get exitInfo1High(): number {
+    return high(this.vcpu.processor.exitInfo1);
   }
 
   /** The name that kvm_exit prints. */
