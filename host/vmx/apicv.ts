@@ -56,6 +56,8 @@ export function refreshApicv(vmx: Vmx): void {
   vmcs.tertiaryHigh = highOf(tertiary);
   vmx.hardware.virtualInterrupts.recognized = false;
   updateX2apicMsrBitmap(vmx);
+  // Scans since APICv was last in use have left the exits alone.
+  if (active && !vcpu.vm.quirk("apicv-activation-keeps-eoi-exitmap")) loadEoiExitmap(vmx);
 }
 
 /**

@@ -2,7 +2,8 @@ import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import { CPU_BASED_INTR_WINDOW_EXITING, EXIT_REASON_EOI_INDUCED, FLAG_IF, RFLAGS } from "../../../abi/mod.ts";
-import type { Vm, VmxHardware } from "../../../host/mod.ts";
+import type { Vm } from "../../../host/mod.ts";
+import type { VmxHardware } from "../../../host/vmx/mod.ts";
 import { still, vectors } from "../../support/apic.ts";
 
 /** What happens to a virtual APIC: software writes state, or hardware does one of the things that the SDM lists. */
