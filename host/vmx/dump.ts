@@ -26,7 +26,7 @@ export function dumpVmcs(vcpu: Vcpu): string {
   const { backend } = vcpu;
   if (!(backend.hardware instanceof VmxHardware)) {
     throw new TypeError(
-      `Cannot dump the VMCS of vcpu ${vcpu.id}: its virtual machine runs on ${backend.name}`,
+      `Cannot dump the VMCS of vcpu ${vcpu.vcpuId}: its virtual machine runs on ${backend.name}`,
     );
   }
   const { vmcs } = backend.hardware;
@@ -46,7 +46,7 @@ export function dumpVmcs(vcpu: Vcpu): string {
   const status = (vmcs.svi << 8) | vmcs.rvi;
 
   const lines = [
-    `VMCS of vcpu ${vcpu.id}, last attempted VM-entry on CPU ${vcpu.pcpu?.id ?? -1}`,
+    `VMCS of vcpu ${vcpu.vcpuId}, last attempted VM-entry on CPU ${vcpu.pcpu?.id ?? -1}`,
     "*** Guest State ***",
     `CR0: actual=0x${word64(sys, abi.SYS_CR0)}`,
     `CR4: actual=0x${word64(sys, abi.SYS_CR4)}`,

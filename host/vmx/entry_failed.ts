@@ -20,7 +20,7 @@ export function checkControls(vcpu: Vcpu, vmcs: Vmcs): void {
   }
   vmcs.vmInstructionError = VMXERR_ENTRY_INVALID_CONTROL_FIELD;
   vcpu.vm.entryFailed(vcpu);
-  throw new VmEntryFailed(vcpu.id, failed, dumpVmcs(vcpu));
+  throw new VmEntryFailed(vcpu.vcpuId, failed, dumpVmcs(vcpu));
 }
 
 /** VM entry failed: the controls are invalid, and the virtual machine is dead. */
