@@ -127,13 +127,15 @@ export class Engine {
   }
 
   #put(thread: Thread): void {
-    const { running } = this;
     const { time, id } = thread;
-    this.#queue.put(id, time);
-    if (running === undefined || running === thread) {
+    if (thread === this.running) {
+      // It goes on, as far as that depends on it.
+      this.#queue.remove(id);
+      this.#queue.running = id;
       this.horizon = LONG_AGO;
       return;
     }
+    this.#queue.put(id, time);
     if (time < this.horizon) this.horizon = time;
   }
 
@@ -150,7 +152,7 @@ export class Engine {
 
   /** Whether a thread can be chosen. */
   isQueued(id: number): boolean {
-    return this.#queue.places[id] >= 0;
+    return this.#queue.has(id);
   }
 
   /** Ends the run after the present step. */
@@ -161,15 +163,16 @@ export class Engine {
 
   /** One more step. */
   countStep(): void {
-    if (this.#left === 0) this.#grant();
-    this.#left--;
+    if (--this.#left < 0) this.#grant();
   }
 
+  /** Grants more steps, of which the present one is the first. */
   #grant(): void {
+    this.#left = 0;
     const more = Math.min(Math.floor(this.#stepLimit) - this.#granted, GRANT);
     if (more <= 0) throw new LimitExceeded("steps", this.#stepLimit);
     this.#granted += more;
-    this.#left = more;
+    this.#left = more - 1;
   }
 
   /** Runs until nothing can run, somebody stops it, or every thread is past `deadline` (in explored runs, a tick). */
@@ -182,30 +185,22 @@ export class Engine {
     const queue = this.#queue;
     const last = Math.min(deadline, this.#cycleLimit);
     let bound = Math.min(this.timeOf(last) + 1, NEAR);
-    while (queue.size > 0) {
-      if (queue.heap[0] < bound) {
-        this.#runFirst(bound);
-        if (this.#stopping) return "stopped";
+    for (;;) {
+      if (queue.firstTime < bound) {
+        const id = queue.running >= 0 ? queue.exchange(this.running!.time) : queue.runFirst();
+        this.running = this.#threads[id];
+      } else if (queue.running < 0 || this.running!.time >= bound) {
+        const earliest = this.#earliest();
+        if (earliest === Infinity) return "idle";
+        if (earliest > last) return this.#late(deadline);
+        this.#rebase(earliest);
+        bound = Math.min(this.timeOf(last) + 1, NEAR);
         continue;
       }
-      if (this.#earliest() > last) return this.#late(deadline);
-      this.#rebase(this.#earliest());
-      bound = Math.min(this.timeOf(last) + 1, NEAR);
+      this.horizon = queue.firstTime < bound ? queue.firstTime : bound;
+      this.running!.burst();
+      if (this.#stopping) return "stopped";
     }
-    return "idle";
-  }
-
-  /** Runs the first thread until another one may be first, at most to `bound`. */
-  #runFirst(bound: number): void {
-    const queue = this.#queue;
-    const id = queue.heap[1];
-    const thread = this.#threads[id];
-    this.running = thread;
-    this.horizon = queue.horizon(bound);
-    thread.burst();
-    // Its time has only gone on, unless it has been put elsewhere or taken out meanwhile.
-    if (queue.heap[1] === id && queue.size > 0) queue.down(0, id, thread.time);
-    else if (queue.places[id] >= 0) queue.put(id, thread.time);
   }
 
   #late(deadline: number): RunEnd {
@@ -216,11 +211,12 @@ export class Engine {
   #explore(explorer: Explorer, deadline: number): RunEnd {
     const queue = this.#queue;
     const last = Math.min(deadline, this.#cycleLimit);
-    const candidates: number[] = [];
-    while (queue.size > 0) {
+    for (;;) {
+      // Whoever ran can be chosen like the others.
+      if (queue.running >= 0) queue.goBack(this.running!.time);
+      const candidates = queue.all();
+      if (candidates.length === 0) return "idle";
       if (this.#tick >= last) return this.#late(deadline);
-      candidates.length = 0;
-      for (let place = 0; place < queue.size; place++) candidates.push(queue.heap[2 * place + 1]);
       candidates.sort((a, b) => a - b);
       const pick = explorer.pick(candidates, this.#recorded.length);
       if (pick < 0) return "schedule-end";
@@ -238,13 +234,12 @@ export class Engine {
       thread.step();
       if (this.#stopping) return "stopped";
     }
-    return "idle";
   }
 
-  /** The earliest clock of a queued thread. */
+  /** The earliest clock of a thread that can run; Infinity where there is none. */
   #earliest(): number {
     let earliest = Infinity;
-    for (const id of this.#queue.ids()) earliest = Math.min(earliest, this.#threads[id].clock);
+    for (const id of this.#queue.all()) earliest = Math.min(earliest, this.#threads[id].clock);
     return earliest;
   }
 
@@ -254,8 +249,6 @@ export class Engine {
     for (const other of this.#rebased) other.rebase(by);
     for (const thread of this.#threads) thread.rebase(by);
     const queue = this.#queue;
-    const queued = queue.ids();
-    for (const id of queued) queue.remove(id);
-    for (const id of queued) queue.put(id, this.#threads[id].time);
+    for (const id of queue.all()) queue.put(id, this.#threads[id].time);
   }
 }

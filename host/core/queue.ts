@@ -1,121 +1,204 @@
 /**
- * The threads that can run, ordered by time, ties by thread number: a binary heap on typed arrays.
+ * The threads that can run, ordered by time, ties by thread number. The thread that runs and the first of the others
+ * stand outside, in fields; the rest is a binary heap on typed arrays. So a switch between two threads is an exchange of
+ * fields, and among many it is one way down the heap.
  *
  * @module
  */
 
-/** A heap of thread numbers under (time, number). */
+/** A time after every other: where there is no thread. */
+const NEVER = 0x7fff_ffff;
+
+/** Thread numbers under (time, number). */
 export class ThreadQueue {
-  /** Threads in the heap. */
-  size = 0;
+  /** The thread that runs, while it can go on: in no order with the others. -1 for none. */
+  running: number = -1;
+  /** The first of the others, -1 for none. */
+  first: number = -1;
+  /** Its time; where there is none, one after every other. */
+  firstTime: number = NEVER;
+
+  /** Threads in the heap: all but those two. */
+  #size = 0;
   /**
-   * Heap order, two words a thread: the time, as it was when the thread was put there, and the number. The first pair
-   * runs next.
+   * Times in heap order, as they were when the threads were put there. The root is at 1. Behind the last one is NEVER:
+   * whoever looks for children finds two.
    */
-  heap: Int32Array = new Int32Array(128);
-  /** By thread number: where in the heap its pair is, -1 when it is not there. */
-  places: Int32Array = new Int32Array(64).fill(-1);
+  #times: Int32Array = new Int32Array(130).fill(NEVER);
+  /** The numbers of the threads whose times those are. */
+  #ids: Int32Array = new Int32Array(130);
+  /** By thread number: its place in the heap, 0 outside. */
+  #places: Int32Array = new Int32Array(64);
 
   /** Makes room for thread numbers below `count`. */
   reserve(count: number): void {
-    if (count <= this.places.length) return;
+    if (count <= this.#places.length) return;
     const capacity = 2 * count;
-    this.heap = grown(this.heap, new Int32Array(2 * capacity));
-    this.places = grown(this.places, new Int32Array(capacity).fill(-1));
+    this.#times = grown(this.#times, new Int32Array(2 * capacity + 2).fill(NEVER));
+    this.#ids = grown(this.#ids, new Int32Array(2 * capacity + 2));
+    this.#places = grown(this.#places, new Int32Array(capacity));
   }
 
-  /** The threads in the heap, in heap order. */
-  ids(): number[] {
-    return Array.from({ length: this.size }, (_, k) => this.heap[2 * k + 1]);
+  /** Whether a thread is in it. */
+  has(id: number): boolean {
+    return id === this.running || id === this.first || this.#places[id] > 0;
   }
 
-  /** Puts a thread into the heap, or moves it there, under a time. */
+  /** The threads in it, in no order. */
+  all(): number[] {
+    return [this.running, this.first, ...this.#ids.subarray(1, this.#size + 1)].filter((id) => id >= 0);
+  }
+
+  /** Puts a thread in, or moves it, under a time. The one that runs stays where it is. */
   put(id: number, time: number): void {
-    const place = this.places[id];
-    if (place < 0) this.#up(2 * this.size++, id, time);
-    else if (time >= this.heap[place]) this.down(place, id, time);
+    if (id === this.running) return;
+    const place = this.#places[id];
+    if (id === this.first) this.#setFirst(id, time);
+    else if (before(time, id, this.firstTime, this.first)) this.#putFirst(id, time);
+    else if (place === 0) this.#up(++this.#size, id, time);
+    else if (time >= this.#times[place]) this.#down(place, id, time);
     else this.#up(place, id, time);
+  }
+
+  /** A thread becomes the first. Who was it before goes into the heap, where nobody comes before that one. */
+  #putFirst(id: number, time: number): void {
+    const { first, firstTime } = this;
+    this.first = id;
+    this.firstTime = time;
+    const place = this.#places[id];
+    this.#places[id] = 0;
+    if (first >= 0) this.#up(place === 0 ? ++this.#size : place, first, firstTime);
+  }
+
+  /** The place of the first is free, and `id` may have it if the heap's root is not before it. */
+  #setFirst(id: number, time: number): void {
+    const root = this.#times[1];
+    if (root < time || (root === time && this.#ids[1] < id)) {
+      const first = this.#ids[1];
+      this.#places[first] = 0;
+      this.#down(1, id, time);
+      this.first = first;
+      this.firstTime = root;
+    } else {
+      this.first = id;
+      this.firstTime = time;
+    }
   }
 
   /** Takes a thread out; nothing happens if it is not in. */
   remove(id: number): void {
-    const place = this.places[id];
-    if (place < 0) return;
-    this.places[id] = -1;
-    const last = 2 * --this.size;
-    if (place === last) return;
-    // The last one fills the gap.
-    const time = this.heap[last];
-    const moved = this.heap[last + 1];
-    const above = parentOf(place);
-    if (
-      place > 0 && (time < this.heap[above] || (time === this.heap[above] && moved < this.heap[above + 1]))
-    ) {
-      this.#up(place, moved, time);
-    } else this.down(place, moved, time);
+    if (id === this.running) this.running = -1;
+    else if (id === this.first) this.#removeFirst();
+    else this.#removeAt(this.#places[id]);
   }
 
-  /** Until when the first thread is surely first: the time of the second, at most `end`. */
-  horizon(end: number): number {
-    const { heap, size } = this;
-    if (size > 1 && heap[2] < end) end = heap[2];
-    if (size > 2 && heap[4] < end) end = heap[4];
-    return end;
+  #removeFirst(): void {
+    if (this.#size === 0) {
+      this.first = -1;
+      this.firstTime = NEVER;
+    } else {
+      this.first = this.#ids[1];
+      this.firstTime = this.#times[1];
+      this.#removeAt(1);
+    }
+  }
+
+  #removeAt(place: number): void {
+    if (place === 0) return;
+    const times = this.#times;
+    const ids = this.#ids;
+    this.#places[ids[place]] = 0;
+    const last = this.#size--;
+    const time = times[last];
+    times[last] = NEVER;
+    if (place === last) return;
+    // The last one fills the gap.
+    const above = place >> 1;
+    if (place > 1 && before(time, ids[last], times[above], ids[above])) this.#up(place, ids[last], time);
+    else this.#down(place, ids[last], time);
+  }
+
+  /**
+   * The one that runs, now at `time`, makes room for the first if that comes before it. Answers with the one that runs
+   * then. Both are there.
+   */
+  exchange(time: number): number {
+    const { running, first } = this;
+    if (before(time, running, this.firstTime, first)) return running;
+    this.running = first;
+    this.#setFirst(running, time);
+    return first;
+  }
+
+  /** The first runs, where nobody does. Answers with it. */
+  runFirst(): number {
+    const { first } = this;
+    this.#removeFirst();
+    this.running = first;
+    return first;
+  }
+
+  /** The one that runs, now at `time`, stands among the others again. */
+  goBack(time: number): void {
+    const { running } = this;
+    this.running = -1;
+    this.put(running, time);
   }
 
   #up(place: number, id: number, time: number): void {
-    const { heap, places } = this;
+    const times = this.#times;
+    const ids = this.#ids;
+    const places = this.#places;
     place |= 0; // To V8, small integers from here on.
     id |= 0;
     time |= 0;
-    while (place > 0) {
-      const parent = parentOf(place);
-      const parentTime = heap[parent];
-      const parentId = heap[parent + 1];
-      if (time > parentTime || (time === parentTime && id > parentId)) break;
-      heap[place] = parentTime;
-      heap[place + 1] = parentId;
+    while (place > 1) {
+      const parent = place >> 1;
+      const parentTime = times[parent];
+      const parentId = ids[parent];
+      if (before(parentTime, parentId, time, id)) break;
+      times[place] = parentTime;
+      ids[place] = parentId;
       places[parentId] = place;
       place = parent;
     }
-    heap[place] = time;
-    heap[place + 1] = id;
+    times[place] = time;
+    ids[place] = id;
     places[id] = place;
   }
 
   /** Puts a thread into a place whose own thread is gone or has become later, or below it. */
-  down(place: number, id: number, time: number): void {
-    const { heap, places } = this;
-    const end = this.size << 1;
+  #down(place: number, id: number, time: number): void {
+    const times = this.#times;
+    const ids = this.#ids;
+    const places = this.#places;
     place |= 0;
     id |= 0;
     time |= 0;
     for (;;) {
-      let child = (place << 1) + 2;
-      if (child >= end) break;
-      let childTime = heap[child];
-      if (child + 2 < end) {
-        const right = heap[child + 2];
-        if (right < childTime || (right === childTime && heap[child + 3] < heap[child + 1])) {
-          child += 2;
-          childTime = right;
-        }
+      let child = place << 1;
+      let childTime = times[child];
+      const right = times[child | 1];
+      if (right <= childTime && (right < childTime || ids[child | 1] < ids[child])) {
+        child |= 1;
+        childTime = right;
       }
-      const childId = heap[child + 1];
-      if (time < childTime || (time === childTime && id < childId)) break;
-      heap[place] = childTime;
-      heap[place + 1] = childId;
+      if (time <= childTime && (time < childTime || id < ids[child])) break;
+      const childId = ids[child];
+      times[place] = childTime;
+      ids[place] = childId;
       places[childId] = place;
       place = child;
     }
-    heap[place] = time;
-    heap[place + 1] = id;
+    times[place] = time;
+    ids[place] = id;
     places[id] = place;
   }
 }
 
-function parentOf(place: number): number {
-  return ((place >> 1) - 1) & -2;
+/** Whether a thread comes before another one. */
+function before(time: number, id: number, otherTime: number, otherId: number): boolean {
+  return time < otherTime || (time === otherTime && id < otherId);
 }
 
 function grown(from: Int32Array, to: Int32Array): Int32Array {

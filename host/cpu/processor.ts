@@ -368,8 +368,8 @@ export class Processor {
    * The same as {@linkcode step}, sooner: what guests execute most is looked for first, and aligned accesses to flat
    * memory take a short way.
    */
-  quickStep(): void {
-    if (this.thread.time >= this.eventAt && this.#event()) return;
+  quickStep(time: number): void {
+    if (time >= this.eventAt && this.#event()) return;
     const op = this.context.pending || this.fetch();
     if (op === OP_WRMSR) writeMsr(this, op);
     else if (op === OP_WORK) work(this);

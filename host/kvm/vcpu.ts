@@ -230,8 +230,12 @@ export class Vcpu extends Thread {
     // What is loaded again after a call needs no look at what it is; what was kept across it does.
     do {
       this.engine.countStep();
-      if (this.processor.guestMode) this.processor.quickStep();
-      else if (this.phase !== Phase.Exited || !this.#turns()) this.#goOn();
+      if (this.processor.guestMode) {
+        this.processor.quickStep(this.time);
+        if (this.processor.guestMode || this.time >= this.engine.horizon) continue;
+        this.engine.countStep(); // It has exited, and nobody comes between that and the turn.
+      }
+      if (this.phase !== Phase.Exited || !this.#turns()) this.#goOn();
     } while (this.time < this.engine.horizon);
   }
 

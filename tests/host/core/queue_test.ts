@@ -18,24 +18,19 @@ class SortedList {
   get order(): (readonly [id: number, time: number])[] {
     return [...this.#times].sort(([a, x], [b, y]) => x - y || a - b);
   }
-
-  /** The time of the second one: until then the first is surely first. */
-  horizon(end: number): number {
-    return Math.min(end, ...this.order.slice(1).map(([, time]) => time));
-  }
 }
 
 /** The first one, and its time. */
 function first(queue: ThreadQueue): [id: number, time: number] {
-  return [queue.heap[1], queue.heap[0]];
+  return [queue.first, queue.firstTime];
 }
 
-/** Empties a queue from the front. */
+/** Empties a queue in which nobody runs, from the front. */
 function drain(queue: ThreadQueue): [id: number, time: number][] {
   const order: [number, number][] = [];
-  while (queue.size > 0) {
+  while (queue.first >= 0) {
     order.push(first(queue));
-    queue.remove(queue.heap[1]);
+    queue.remove(queue.first);
   }
   return order;
 }
@@ -64,33 +59,50 @@ describe("the queue of threads", () => {
           list.put(id, time);
         }
         const { order } = list;
-        assertEquals(queue.size, order.length);
-        if (order.length === 0) continue;
-        assertEquals(first(queue), [...order[0]]);
-        for (const end of [-2, 2, 0x3fff_ffff]) assertEquals(queue.horizon(end), list.horizon(end));
+        assertEquals(new Set(queue.all()), new Set(order.map(([id]) => id)));
+        assertEquals(first(queue), order.length > 0 ? [...order[0]] : [-1, 0x7fff_ffff]);
       }
       assertEquals(drain(queue), list.order.map((entry) => [...entry]));
     }));
   });
 
-  it("lets the first one become later", () => {
+  it("exchanges the one that runs for the first, as soon as that comes before it", () => {
     fc.assert(fc.property(fc.array(fc.tuple(id, time)), fc.array(fc.nat(3)), (entries, delays) => {
       const queue = new ThreadQueue();
       queue.reserve(THREADS);
       const list = new SortedList();
-      for (const [id, time] of [[7, 0] as const, ...entries]) {
+      for (const [id, time] of [[7, 0] as const, [8, 1] as const, ...entries]) {
         queue.put(id, time);
         list.put(id, time);
       }
+      let now = list.order[0][1];
+      assertEquals(queue.runFirst(), list.order[0][0]);
       for (const delay of delays) {
-        const [id, time] = list.order[0];
-        queue.down(0, id, time + delay);
-        list.put(id, time + delay);
-        assertEquals(first(queue), [...list.order[0]]);
+        list.put(queue.running, now + delay);
+        const running = queue.exchange(now + delay);
+        const [first, time] = list.order[0];
+        assertEquals([running, queue.running], [first, first]);
+        now = time;
       }
-      assertEquals(new Set(queue.ids()), new Set(list.order.map(([id]) => id)));
+      queue.goBack(now);
+      assertEquals(new Set(queue.all()), new Set(list.order.map(([id]) => id)));
       assertEquals(drain(queue), list.order.map((entry) => [...entry]));
     }));
+  });
+
+  it("leaves the one that runs alone until it is removed or goes back", () => {
+    const queue = new ThreadQueue();
+    queue.put(3, 10);
+    queue.put(5, 5);
+    assertEquals(queue.runFirst(), 5);
+    queue.put(5, 20);
+    assertEquals([queue.running, first(queue)], [5, [3, 10]]);
+    queue.goBack(20);
+    assertEquals([queue.running, queue.all()], [-1, [3, 5]]);
+    assertEquals(queue.runFirst(), 3);
+    queue.remove(3);
+    assertEquals([queue.running, queue.has(3)], [-1, false]);
+    assertEquals(drain(queue), [[5, 20]]);
   });
 
   it("knows who is in it", () => {
@@ -100,7 +112,7 @@ describe("the queue of threads", () => {
     queue.remove(4); // Was never there.
     queue.remove(3);
     queue.remove(3); // Is not there any more.
-    assertEquals([queue.places[3] >= 0, queue.places[4] >= 0, queue.places[5] >= 0], [false, false, true]);
+    assertEquals([queue.has(3), queue.has(4), queue.has(5)], [false, false, true]);
     assertEquals(drain(queue), [[5, 5]]);
   });
 
