@@ -8,7 +8,7 @@ export * from "./core/mod.ts";
 export * from "./cost/mod.ts";
 export { GuestError, NotModelled } from "./cpu/errors.ts";
 export type { Dealt, Processor, Virtualization } from "./cpu/mod.ts";
-export { type Acceleration, ACCELERATIONS } from "./kvm/acceleration.ts";
+export { type Acceleration, ACCELERATIONS, AVIC_KICKS, type AvicKick } from "./kvm/acceleration.ts";
 export { APICV_INHIBITS, type ApicvInhibit } from "./kvm/apicv.ts";
 export type { Backend, FastPath } from "./kvm/backend.ts";
 export { type BackendName, BACKENDS } from "./kvm/backends.ts";
@@ -38,6 +38,7 @@ export type { PvEoi, PvEoiState } from "./pv/pv_eoi.ts";
 export * from "./quirks.ts";
 export * from "./sched/mod.ts";
 export * from "./semantics.ts";
+export { AVIC_RULES, type AvicRule, type Vmcb, VmrunFailed } from "./svm/mod.ts";
 export * from "./trace/mod.ts";
 export {
   type AllowedSettings,
