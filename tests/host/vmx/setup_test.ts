@@ -11,6 +11,7 @@ import {
   VmxUnusable,
 } from "../../../host/mod.ts";
 import { initControls, sanitizeForEvmcs } from "../../../host/vmx/mod.ts";
+import { enableX2apic, Rig } from "../../support/guests.ts";
 
 const APICV_SECONDARY = abi.SECONDARY_EXEC_APIC_REGISTER_VIRT | abi.SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY;
 
@@ -215,6 +216,21 @@ describe("KVM's decisions about interrupts", () => {
       of("2018").ipiv.why,
       'KVM does not use "IPI virtualization": KVM of that year knows no tertiary controls (they came in v6.0)',
     );
+  });
+});
+
+describe("a host's year", () => {
+  it("decides whether the task priority of an x2APIC exits: KVM virtualizes that mode since v3.9", () => {
+    const writes = (hostSemantics: HostSemantics): number => {
+      const rig = new Rig({ vm: { hostSemantics } });
+      rig.finish(function* (cpu) {
+        yield* enableX2apic(cpu);
+        for (let i = 0; i < 5; i++) yield cpu.wrmsr(abi.X2APIC_TPR, 0x20);
+      });
+      return rig.vm.exits().MSR_WRITE;
+    };
+    assertEquals(writes("2012") - writes("2018"), 5);
+    assertEquals(writes("v6.19"), writes("2018"));
   });
 });
 
