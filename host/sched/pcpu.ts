@@ -7,9 +7,11 @@
 import * as core from "../core/mod.ts";
 import { type Engine, type Rebased, rebased, Timer } from "../core/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
+import * as tracing from "../trace/mod.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { FAR } = core;
+const { TP } = tracing;
 
 /** Who sleeps, and is to be woken when something was posted. */
 export interface Sleeper {
@@ -38,6 +40,8 @@ export class Pcpu implements Rebased {
   declare readonly slice: Timer;
 
   readonly #engine: Engine;
+  /** How often the vCPU had entered guest mode when it began to run here. */
+  #entries = 0;
   /** Fires when the wake-up interrupt arrives; undefined before the first one. */
   #wakeups: Timer | undefined = undefined;
   /** The wake-up interrupt has arrived in guest mode, and waits for the exit that it causes. */
@@ -60,6 +64,7 @@ export class Pcpu implements Rebased {
   /** A vCPU begins to run here: what has arrived the host has served, and what is on its way will meet the vCPU. */
   run(vcpu: Vcpu): void {
     this.current = vcpu;
+    this.#entries = vcpu.counts[TP.kvm_entry];
     vcpu.pcpu = this;
     if (this.interruptAt <= vcpu.time) this.interruptAt = FAR;
     if (this.notifiedAt <= vcpu.time) this.notifiedAt = FAR;
@@ -123,6 +128,11 @@ export class Pcpu implements Rebased {
 
   #sliceEnded(): void {
     if (this.current === undefined) return;
+    if (this.#engine.explores && this.current.counts[TP.kvm_entry] === this.#entries) {
+      // Drawn before the vCPU has got anywhere: no slice is that short, and with such slices nobody ever would.
+      this.slice.arm(this.slice.clock + 1);
+      return;
+    }
     this.reschedule(true);
     this.interrupt(this.#engine.running!.time);
   }
