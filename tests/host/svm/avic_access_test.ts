@@ -1,0 +1,563 @@
+import { assert, assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { encodeMsi } from "../../../abi/mod.ts";
+import { type Acceleration, MsiSource, type Vm, type VmOptions } from "../../../host/mod.ts";
+import { X2AVIC_MSRS } from "../../../host/svm/mod.ts";
+import { type ApicMode, type Asking, completes, enter, read, vectors, write } from "../../support/apic.ts";
+import { svm } from "../../support/avic.ts";
+import { chain, count, events, eventsOf, type Exit, exits, mark, tracingRig } from "../../support/events.ts";
+import { DATA } from "../../support/guests.ts";
+import { route } from "../../support/ioapic.ts";
+
+const PAGE = 0xfee0_0000;
+const AVIC: VmOptions = { backend: "svm", acceleration: "avic" };
+const X2AVIC: VmOptions = { backend: "svm", acceleration: "x2avic" };
+const WRITE = 1n << 32n;
+
+/** Registers by what APM volume 2, table 15-22 says of them. Whatever is not named here is plain memory. */
+const FAULTING_READS = new Set([0x090, 0x390]);
+const BANKS = Array.from({ length: 24 }, (_, i) => 0x100 + 16 * i);
+const FAULTING_WRITES = new Set([0x030, 0x090, 0x0a0, 0x390, ...BANKS]);
+const TRAPPING_WRITES = new Set([
+  0x020,
+  0x0c0,
+  0x0d0,
+  0x0e0,
+  0x0f0,
+  0x280,
+  0x320,
+  0x330,
+  0x340,
+  0x350,
+  0x360,
+  0x370,
+  0x380,
+  0x3e0,
+]);
+
+/** What a guest may write to a register of an xAPIC without any consequence. */
+function harmless(vm: Vm, offset: number): number {
+  if (offset === 0x300) return 0x4_0041; // A self-IPI, while interrupts are off.
+  if (offset === 0x0f0) return 0x1ff;
+  if (offset >= 0x320 && offset <= 0x370) return 0x1_0000;
+  return offset < 0x400 ? vm.bootstrap.lapic.get(offset) : 0;
+}
+
+const unaccelerated = (offset: number, write: boolean): Exit[] => [
+  ["avic_unaccelerated_access", BigInt(offset) | (write ? WRITE : 0n)],
+];
+
+describe("an access to the xAPIC's page", () => {
+  it("is carried out, exits before, or exits behind, as the manual's table says of each register", () => {
+    const rig = tracingRig({ vm: AVIC });
+    const { vm } = rig;
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, "xapic");
+      for (let offset = 0; offset < 0x1000; offset += 16) {
+        const faults = offset >= 0x400;
+        let from = mark(vm);
+        yield cpu.load32(PAGE + offset);
+        const readFaults = faults || FAULTING_READS.has(offset);
+        assertEquals(
+          exits(vm, from),
+          readFaults ? unaccelerated(offset, false) : [],
+          `read ${offset.toString(16)}`,
+        );
+        // Before the instruction: KVM emulates it.
+        assertEquals(eventsOf(vm, "kvm_emulate_insn", from).length, readFaults ? 1 : 0);
+
+        from = mark(vm);
+        yield cpu.store32(PAGE + offset, harmless(vm, offset));
+        const writeFaults = faults || FAULTING_WRITES.has(offset);
+        const traps = TRAPPING_WRITES.has(offset);
+        assertEquals(
+          exits(vm, from),
+          writeFaults || traps ? unaccelerated(offset, true) : [],
+          `write ${offset.toString(16)}`,
+        );
+        assertEquals(eventsOf(vm, "kvm_emulate_insn", from).length, writeFaults ? 1 : 0);
+        // Either way KVM writes the register, whatever it is, but for the remote-read register.
+        assertEquals(
+          eventsOf(vm, "kvm_apic", from).map(({ args }) => [args[0], args[1]]),
+          (traps && offset !== 0x0c0) || writeFaults ? [[1, offset]] : [],
+        );
+        const [told] = eventsOf(vm, "kvm_avic_unaccelerated_access", from);
+        if (traps || writeFaults) assertEquals([...told.args], [0, offset, traps ? 1 : 0, 1, 0]);
+      }
+    });
+  });
+
+  it("traps behind the instruction: the value is in the page, and is written again with the register's own bits", () => {
+    const rig = tracingRig({ vm: AVIC });
+    const { vm } = rig;
+    const { lapic } = vm.bootstrap;
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, "xapic");
+      yield* write(cpu, "xapic", 0x0d0, 0x01ab_cdef);
+      assertEquals(lapic.get(0x0d0), 0x0100_0000);
+      yield* write(cpu, "xapic", 0x330, 0xffff_ffff);
+      assertEquals(lapic.get(0x330), 0x0001_17ff);
+      const from = mark(vm);
+      yield* write(cpu, "xapic", 0x380, 1_000_000); // The timer runs.
+      assert(lapic.timer.periodNs > 0);
+      // The exit comes when RIP is behind the instruction already.
+      const [exit] = eventsOf(vm, "kvm_exit", from);
+      const [entry] = eventsOf(vm, "kvm_entry", from);
+      assertEquals(exit.args[1], entry.args[0]);
+    });
+  });
+
+  it("faults before the instruction: KVM enters behind it", () => {
+    const rig = tracingRig({ vm: AVIC });
+    rig.finish(function* (cpu) {
+      const from = mark(rig.vm);
+      yield* read(cpu, "xapic", 0x390);
+      const [exit] = eventsOf(rig.vm, "kvm_exit", from);
+      const [entry] = eventsOf(rig.vm, "kvm_entry", from);
+      assert(entry.args[0] > exit.args[1]);
+    });
+  });
+
+  it("reads single bytes of a register, and changes a register in one instruction", () => {
+    const rig = tracingRig({ vm: AVIC });
+    const { vm } = rig;
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, "xapic");
+      const from = mark(vm);
+      yield cpu.load8(PAGE + 0x030);
+      assertEquals(cpu.eax & 0xff, 0x14);
+      yield cpu.load8(PAGE + 0x032);
+      assertEquals(cpu.eax & 0xff, 5); // Maximum LVT entry
+      yield cpu.load16(PAGE + 0x032);
+      assertEquals(cpu.eax & 0xffff, 5);
+      yield cpu.xchg32(PAGE + 0x080, 0x50);
+      assertEquals(cpu.eax, 0);
+      assertEquals(vm.bootstrap.lapic.get(0x080), 0x50);
+      assertEquals(exits(vm, from), []);
+      // What the manual does not define, software decides: KVM ignores it.
+      yield cpu.store16(PAGE + 0x080, 0xff);
+      yield cpu.store32(PAGE + 0x084, 0xff);
+      assertEquals(exits(vm, from), [...unaccelerated(0x080, true), ...unaccelerated(0x080, true)]);
+      assertEquals(vm.bootstrap.lapic.get(0x080), 0x50);
+    });
+  });
+
+  it("is a nested page fault while something inhibits AVIC, and KVM does not mark the page as MMIO", () => {
+    const rig = tracingRig({ vm: AVIC });
+    const { vm } = rig;
+    rig.finish(function* (cpu) {
+      yield* write(cpu, "xapic", 0x020, 5 << 24); // APIC_ID_MODIFIED
+      const from = mark(vm);
+      yield* read(cpu, "xapic", 0x030);
+      yield* read(cpu, "xapic", 0x030);
+      const fault: Exit = ["npf", 0x1_0000_0004n];
+      assertEquals(exits(vm, from), [fault, fault]);
+    });
+  });
+});
+
+/** #GP without an exit of AVIC's or for an MSR: the processor's own. */
+type Outcome = "done" | "#GP" | "msr" | "fault" | "trap";
+
+function* outcome(vm: Vm, op: number): Asking<Outcome> {
+  const from = mark(vm);
+  const done = yield* completes(op);
+  const seen = exits(vm, from);
+  if (seen.length === 0) return done ? "done" : "#GP";
+  assertEquals(seen.length, 1);
+  if (seen[0][0] === "msr") return "msr";
+  assertEquals(seen[0][0], "avic_unaccelerated_access");
+  return eventsOf(vm, "kvm_emulate_insn", from).length === 1 ? "fault" : "trap";
+}
+
+describe("an access to an x2APIC MSR with x2AVIC", () => {
+  const passes = new Set(X2AVIC_MSRS);
+  /** Registers that an x2APIC can read and write, but for banks (SDM 3A table 11-6, without CMCI's LVT entry). */
+  const READABLE = new Set([
+    ...[0x802, 0x803, 0x808, 0x80a, 0x80d, 0x80f, 0x810, 0x818, 0x820, 0x828, 0x830],
+    ...[0x832, 0x833, 0x834, 0x835, 0x836, 0x837, 0x838, 0x839, 0x83e],
+  ]);
+  const WRITABLE = new Set([
+    ...[0x808, 0x80b, 0x80f, 0x828, 0x830, 0x832, 0x833, 0x834, 0x835, 0x836, 0x837, 0x838, 0x83e],
+  ]);
+
+  it("exits for the MSR unless KVM lets it pass: neither the timer's LVT entry nor most of the banks do", () => {
+    const denied = Array.from({ length: 64 }, (_, i) => 0x800 + i).filter((msr) => !passes.has(msr));
+    const banks = (first: number) => Array.from({ length: 7 }, (_, i) => first + 1 + i);
+    assertEquals(
+      denied,
+      [0x800, 0x801, 0x804, 0x805, 0x806, 0x807]
+        .concat(banks(0x810), banks(0x818), banks(0x820))
+        .concat([0x829, 0x82a, 0x82b, 0x82c, 0x82d, 0x82e, 0x82f, 0x832, 0x83a, 0x83b, 0x83c, 0x83d, 0x83f]),
+    );
+  });
+
+  it("is then checked as on an x2APIC, and only then carried out, trapped or faulted", () => {
+    const rig = tracingRig({ vm: X2AVIC });
+    const { vm } = rig;
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, "x2apic");
+      for (let msr = 0x800; msr < 0x840; msr++) {
+        const what = `MSR ${msr.toString(16)}`;
+        const offset = (msr - 0x800) * 16;
+        const got = yield* outcome(vm, cpu.rdmsr(msr));
+        const expected = !passes.has(msr)
+          ? "msr"
+          : !READABLE.has(msr)
+          ? "#GP"
+          : FAULTING_READS.has(offset)
+          ? "fault"
+          : "done";
+        assertEquals(got, expected, `read of ${what}`);
+        // ICR: a self-IPI, while interrupts are off.
+        const value = msr === 0x830 ? 0x4_0041 : harmless(vm, offset);
+        const wrote = yield* outcome(vm, cpu.wrmsr(msr, value));
+        const follows = !passes.has(msr)
+          ? "msr"
+          : !WRITABLE.has(msr)
+          ? "#GP"
+          : TRAPPING_WRITES.has(offset)
+          ? "trap"
+          : "done";
+        assertEquals(wrote, follows, `write of ${what}`);
+      }
+    });
+  });
+
+  it("raises #GP for reserved bits without an exit", () => {
+    const rig = tracingRig({ vm: X2AVIC });
+    const { vm } = rig;
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, "x2apic");
+      const from = mark(vm);
+      const refused: [msr: number, low: number, high: number][] = [
+        [0x808, 0x100, 0],
+        [0x808, 0, 1],
+        [0x80b, 1, 0],
+        [0x80b, 0, 1],
+        [0x80f, 0x1ff, 1],
+        [0x828, 1, 0],
+        [0x838, 0, 1],
+        ...[13, 16, 17, 20, 31].map((bit): [number, number, number] => [0x830, (0x41 | 1 << bit) >>> 0, 0]),
+      ];
+      for (const [msr, low, high] of refused) {
+        assertEquals(
+          yield* completes(cpu.wrmsr(msr, low, high)),
+          false,
+          `${msr.toString(16)} ${low} ${high}`,
+        );
+      }
+      assertEquals(exits(vm, from), []);
+    });
+  });
+
+  it("keeps the ICR in two halves, and reads them as one", () => {
+    const rig = tracingRig({ vm: X2AVIC });
+    const { vm } = rig;
+    const { lapic } = vm.bootstrap;
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, "x2apic");
+      yield cpu.wrmsr(0x830, 0x4041, 0);
+      const from = mark(vm);
+      yield cpu.rdmsr(0x830);
+      assertEquals([cpu.eax, cpu.edx], [0x4041, 0]);
+      assertEquals(exits(vm, from), []);
+      yield cpu.wrmsr(0x830, 0x4500, 0x0001_0002); // INIT to nobody: KVM sends it.
+      assertEquals([lapic.get(0x300), lapic.get(0x304), lapic.get(0x310)], [0x4500, 0, 0x0001_0002]);
+      yield cpu.rdmsr(0x830);
+      assertEquals([cpu.eax, cpu.edx], [0x4500, 0x0001_0002]);
+    });
+  });
+
+  it("differs between vendors in the ICR's busy bit: AMD's hardware refuses it, KVM clears it", () => {
+    for (const [acceleration, done] of [["x2avic", false], ["avic", true], ["none", true]] as const) {
+      const rig = tracingRig({ vm: { backend: "svm", acceleration } });
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, "x2apic");
+        assertEquals(yield* completes(cpu.wrmsr(0x830, 0x5041, 99)), done, acceleration);
+      });
+    }
+    const intel = tracingRig({ vm: { backend: "vmx" } });
+    intel.finish(function* (cpu) {
+      yield* enter(cpu, "x2apic");
+      assertEquals(yield* completes(cpu.wrmsr(0x830, 0x5041, 99)), true);
+    });
+  });
+
+  it("exits always where hardware has no x2AVIC: KVM emulates, and hardware delivers all the same", () => {
+    const rig = tracingRig({ vm: AVIC });
+    const { vm } = rig;
+    let taken = 0;
+    rig.on(0x41, function* (cpu) {
+      taken++;
+      yield* write(cpu, "x2apic", 0x0b0, 0);
+    });
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, "x2apic");
+      yield cpu.sti();
+      const from = mark(vm);
+      assertEquals(yield* outcome(vm, cpu.rdmsr(0x802)), "msr");
+      yield cpu.wrmsr(0x830, 0x4_4041);
+      yield cpu.pushf();
+      assertEquals(taken, 1);
+      assertEquals(exits(vm, from).map(([name]) => name), ["msr", "msr", "msr"]);
+      assertEquals(eventsOf(vm, "kvm_inj_virq", from), []);
+    });
+    assertEquals(vm.bootstrap.lapic.apicvActive, true);
+  });
+});
+
+const MODES: readonly [Acceleration, ApicMode][] = [["avic", "xapic"], ["x2avic", "x2apic"]];
+for (const [acceleration, mode] of MODES) {
+  const options: VmOptions = { backend: "svm", acceleration };
+  describe(`the end of an interrupt (${acceleration}, ${mode})`, () => {
+    it("of an edge leaves no trace, and lets the next one in", () => {
+      const rig = tracingRig({ vm: options });
+      const { vm } = rig;
+      const order: number[] = [];
+      let from = 0;
+      for (const vector of [0x31, 0x41, 0x51]) {
+        rig.on(vector, function* (cpu) {
+          order.push(vector);
+          assertEquals(vectors(vm.bootstrap.lapic, 0x100), [vector]);
+          yield* write(cpu, mode, 0x0b0, 0);
+        });
+      }
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, mode);
+        for (const vector of [0x31, 0x51, 0x41]) yield* write(cpu, mode, 0x300, 0x4_4000 | vector);
+        from = mark(vm);
+        yield cpu.sti();
+        yield cpu.pushf();
+        yield cpu.pushf();
+        assertEquals(order, [0x51, 0x41, 0x31]);
+        assertEquals(events(vm, from), []);
+      });
+      assertEquals(count(vm, "kvm_eoi"), 0);
+    });
+
+    it("of a level is told to the I/O APIC: hardware leaves the vector in service, and KVM ends it", () => {
+      const rig = tracingRig({ vm: options });
+      const { vm } = rig;
+      let seen: string[] = [];
+      rig.on(0x55, function* (cpu) {
+        vm.routing.setLevel(4, false);
+        assertEquals(vm.ioapic.low[4] & 0x4000, 0x4000); // Remote IRR
+        const from = mark(vm);
+        yield* write(cpu, mode, 0x0b0, 0);
+        const [exit] = exits(vm, from);
+        assertEquals(exit, unaccelerated(0x0b0, true)[0]);
+        const [told] = eventsOf(vm, "kvm_avic_unaccelerated_access", from);
+        assertEquals([...told.args], [0, 0x0b0, 1, 1, 0x55]);
+        seen = chain(vm, from);
+        assertEquals(vm.ioapic.low[4] & 0x4000, 0);
+        assertEquals(vectors(vm.bootstrap.lapic, 0x100), []);
+      });
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, mode);
+        yield* route(cpu, 4, { vector: 0x55, level: true, destination: 0 });
+        yield cpu.sti();
+        vm.routing.setLevel(4, true);
+        yield cpu.cpuid(0);
+        yield cpu.pushf();
+      });
+      assertEquals(seen, [
+        "kvm_exit",
+        "kvm_avic_unaccelerated_access",
+        "kvm_apic",
+        "kvm_eoi",
+        "kvm_ack_irq",
+        "kvm_entry",
+      ]);
+    });
+
+    it("where nothing is in service does nothing", () => {
+      const rig = tracingRig({ vm: options });
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, mode);
+        const from = mark(rig.vm);
+        yield* write(cpu, mode, 0x0b0, 0);
+        assertEquals(events(rig.vm, from), []);
+      });
+    });
+  });
+
+  describe(`the task priority (${acceleration}, ${mode})`, () => {
+    it("holds back what is not above it, and lets it in when it falls, without an exit", () => {
+      const rig = tracingRig({ vm: options });
+      const { vm } = rig;
+      const { lapic } = vm.bootstrap;
+      let taken = 0;
+      rig.on(0x52, function* (cpu) {
+        taken++;
+        yield* write(cpu, mode, 0x0b0, 0);
+      });
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, mode);
+        yield cpu.sti();
+        const from = mark(vm);
+        yield* write(cpu, mode, 0x080, 0x50); // The same class.
+        yield* write(cpu, mode, 0x300, 0x4_4052);
+        yield cpu.pushf();
+        assertEquals([taken, vectors(lapic, 0x200)], [0, [0x52]]);
+        yield* write(cpu, mode, 0x080, 0x4f);
+        yield cpu.pushf();
+        assertEquals([taken, vectors(lapic, 0x200)], [1, []]);
+        assertEquals(events(vm, from), []);
+      });
+    });
+
+    it("is the same in CR8, V_TPR and the page, whoever writes it", () => {
+      const rig = tracingRig({ vm: options });
+      const { vm } = rig;
+      const { lapic } = vm.bootstrap;
+      const { vmcb } = svm(vm.bootstrap);
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, mode);
+        const from = mark(vm);
+        yield* write(cpu, mode, 0x080, 0x35);
+        yield cpu.movFromCr8();
+        assertEquals([cpu.eax, vmcb.intCtl & 0xf, lapic.get(0x080)], [3, 3, 0x35]);
+        yield cpu.movToCr8(9);
+        assertEquals([yield* read(cpu, mode, 0x080), vmcb.intCtl & 0xf], [0x90, 9]);
+        assertEquals(yield* read(cpu, mode, 0x0a0), 0x90); // PPR
+        assertEquals(exits(vm, from), []);
+        yield cpu.cpuid(0);
+        yield cpu.movFromCr8();
+        assertEquals([cpu.eax, lapic.get(0x080)], [9, 0x90]);
+      });
+    });
+
+    it("holds back by CR8 too, whose lowering delivers", () => {
+      const rig = tracingRig({ vm: options });
+      let taken = 0;
+      rig.on(0x52, function* (cpu) {
+        taken++;
+        yield* write(cpu, mode, 0x0b0, 0);
+      });
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, mode);
+        yield cpu.sti();
+        yield cpu.movToCr8(5);
+        yield* write(cpu, mode, 0x300, 0x4_4052);
+        yield cpu.pushf();
+        assertEquals(taken, 0);
+        yield cpu.movToCr8(4);
+        yield cpu.pushf();
+        assertEquals(taken, 1);
+      });
+    });
+  });
+
+  describe(`virtual interrupts (${acceleration}, ${mode})`, () => {
+    it("wait for RFLAGS.IF and the end of the shadow, and come by themselves then", () => {
+      const rig = tracingRig({ vm: options });
+      const { vm } = rig;
+      const order: string[] = [];
+      rig.on(0x41, function* (cpu) {
+        order.push("handler");
+        yield* write(cpu, mode, 0x0b0, 0);
+      });
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, mode);
+        yield* write(cpu, mode, 0x300, 0x4_4041);
+        const from = mark(vm);
+        for (let i = 0; i < 3; i++) yield cpu.pushf();
+        order.push("sti");
+        yield cpu.sti();
+        order.push("shadow");
+        yield cpu.pushf();
+        order.push("behind");
+        assertEquals(order, ["sti", "shadow", "handler", "behind"]);
+        assertEquals(events(vm, from), []);
+      });
+    });
+
+    it("interrupt a computation, and a spinning loop, which go on behind them", () => {
+      const rig = tracingRig({ vm: options });
+      const { vm } = rig;
+      let taken = 0;
+      rig.on(0x41, function* (cpu) {
+        taken++;
+        yield cpu.work(100_000);
+        if (taken === 2) yield cpu.store32(DATA, 1);
+        yield* write(cpu, mode, 0x0b0, 0);
+      });
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, mode);
+        yield cpu.sti();
+        const from = mark(vm);
+        // The IPI to oneself, by one's own number, comes back as a doorbell: in the middle of what follows.
+        yield* write(cpu, mode, 0x300, 0x4041);
+        const start = vm.bootstrap.clock;
+        yield cpu.work(1_000_000);
+        assertEquals(taken, 1);
+        const passed = vm.bootstrap.clock - start;
+        assert(passed >= 1_100_000 && passed < 1_110_000, `${passed} cycles`);
+        yield* write(cpu, mode, 0x300, 0x4041);
+        yield cpu.pauseWhile(DATA, 0);
+        assertEquals(taken, 2);
+        assertEquals(events(vm, from), []);
+      });
+    });
+
+    it("that software requests without ringing wait for the next evaluation", () => {
+      const rig = tracingRig({ vm: options });
+      const { vm } = rig;
+      let taken = 0;
+      rig.on(0x41, function* (cpu) {
+        taken++;
+        yield* write(cpu, mode, 0x0b0, 0);
+      });
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, mode);
+        yield cpu.sti();
+        yield cpu.pushf();
+        vm.bootstrap.lapic.setIrr(0x41);
+        for (let i = 0; i < 5; i++) yield cpu.pushf();
+        assertEquals(taken, 0);
+        yield* write(cpu, mode, 0x080, 0); // One of the evaluation points.
+        yield cpu.pushf();
+        assertEquals(taken, 1);
+        vm.bootstrap.lapic.setIrr(0x41);
+        yield cpu.pushf();
+        assertEquals(taken, 1);
+        yield cpu.cpuid(0); // VMRUN is another.
+        yield cpu.pushf();
+        assertEquals(taken, 2);
+      });
+    });
+
+    it("come from a device to a guest that runs without an exit: KVM rings the doorbell", () => {
+      const rig = tracingRig({ vm: options });
+      const { vm } = rig;
+      let from = 0;
+      rig.on(0x41, function* (cpu) {
+        yield* write(cpu, mode, 0x0b0, 0);
+        yield cpu.store32(DATA, 1);
+      });
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, mode);
+        yield cpu.sti();
+        new MsiSource(vm, {
+          message: encodeMsi({ vector: 0x41 }, "xapic"),
+          count: 1,
+          start: vm.bootstrap.clock + 10_000,
+          interval: () => 0,
+        });
+        from = mark(vm);
+        yield cpu.pauseWhile(DATA, 0);
+        assertEquals(chain(vm, from), [
+          "kvm_msi_set_irq",
+          "kvm_apic_accept_irq",
+          "kvm_apicv_accept_irq",
+          "kvm_avic_doorbell",
+        ]);
+        const [accepted] = eventsOf(vm, "kvm_apicv_accept_irq", from);
+        assertEquals([...accepted.args.slice(0, 4)], [0, 0, 0, 0x41]);
+        const [rung] = eventsOf(vm, "kvm_avic_doorbell", from);
+        assertEquals([...rung.args.slice(0, 2)], [0, vm.bootstrap.pcpu!.id]);
+      });
+    });
+  });
+}
