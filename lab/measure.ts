@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Vm } from "../host/mod.ts";
+import { TP, type Vm } from "../host/mod.ts";
 
 /** What happened, by the names of tracepoints and exits. What did not happen is left out. */
 export interface Counts {
@@ -19,18 +19,21 @@ export class Stopwatch {
   readonly #vm: Vm;
   #start: Counts;
   #clock: number;
+  #vcpuExits: readonly number[];
 
   /** A stopwatch that starts now. */
   constructor(vm: Vm) {
     this.#vm = vm;
     this.#start = read(vm);
     this.#clock = vm.engine.now;
+    this.#vcpuExits = vcpuExits(vm);
   }
 
   /** Starts again. */
   restart(): void {
     this.#start = read(this.#vm);
     this.#clock = this.#vm.engine.now;
+    this.#vcpuExits = vcpuExits(this.#vm);
   }
 
   /** What happened since the start, and the cycles that the running thread spent. */
@@ -42,6 +45,15 @@ export class Stopwatch {
       cycles: this.#vm.engine.now - this.#clock,
     };
   }
+
+  /** How often the vCPU of an index has exited since the start. */
+  exitsOf(index: number): number {
+    return vcpuExits(this.#vm)[index] - this.#vcpuExits[index];
+  }
+}
+
+function vcpuExits(vm: Vm): number[] {
+  return vm.vcpus.map(({ counts }) => counts[TP.kvm_exit]);
 }
 
 function read(vm: Vm): Counts {

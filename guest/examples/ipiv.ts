@@ -31,6 +31,8 @@ import {
 
 /** The vector that asks for a function call (IPI_VECTOR). */
 export const IPI_VECTOR: number = FIRST_EXTERNAL_VECTOR;
+/** The processor that asks. */
+export const SENDER = 0;
 /** The processor that is asked. */
 export const TARGET = 1;
 
@@ -66,7 +68,7 @@ const WARM_UP = 4;
 /** A stretch of computation that outlasts any run. */
 const LONG = 2 ** 40;
 
-/** Links the guest. Throws `RangeError` for options that cannot be. */
+/** Links the guest. Its target goes on when the test has ended. Throws `RangeError` for options that cannot be. */
 export function ipiRoundTrip(options: RoundTripOptions): Kernel {
   const { times, begin, end } = options;
   const kernel: Kernel = new Kernel({

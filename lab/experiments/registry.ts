@@ -5,11 +5,18 @@
  */
 
 import type { Experiment } from "./experiment.ts";
+import { avicKickExperiment } from "./avic_kick.ts";
+import { ipivExperiment } from "./ipiv.ts";
 import { pvEoiExperiment } from "./pv_eoi.ts";
 import { pvIpiExperiment } from "./pv_ipi.ts";
 
 /** Every experiment. */
-export const EXPERIMENTS: readonly Experiment[] = [pvEoiExperiment, pvIpiExperiment];
+export const EXPERIMENTS: readonly Experiment[] = [
+  pvEoiExperiment,
+  pvIpiExperiment,
+  ipivExperiment,
+  avicKickExperiment,
+];
 
 /** The experiment of a name. Throws `RangeError` naming those that there are. */
 export function experimentNamed(name: string): Experiment {

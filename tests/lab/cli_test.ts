@@ -95,10 +95,16 @@ describe("the command line refuses, in one line that names what is allowed,", ()
   });
 
   it("experiments that there are not", () => {
-    assertEquals(refused("run"), "Cannot run without an experiment's name: allowed are pv-eoi, pv-ipi");
+    assertEquals(
+      refused("run"),
+      "Cannot run without an experiment's name: allowed are pv-eoi, pv-ipi, ipiv, avic-kick",
+    );
     assertEquals(refused("run", "--json"), refused("run"));
     for (const name of ["pv-tlb", "__proto__", "PV-EOI", ""]) {
-      assertEquals(refused("run", name), `Cannot run experiment ${name}: allowed are pv-eoi, pv-ipi`);
+      assertEquals(
+        refused("run", name),
+        `Cannot run experiment ${name}: allowed are pv-eoi, pv-ipi, ipiv, avic-kick`,
+      );
     }
   });
 
@@ -198,6 +204,7 @@ describe("the command line refuses, in one line that names what is allowed,", ()
         "run",
         "list",
         "pv-eoi",
+        "avic-kick",
         "--vcpus",
         "--seed",
         "--json",
@@ -211,7 +218,7 @@ describe("the command line refuses, in one line that names what is allowed,", ()
     );
     fc.assert(fc.property(fc.array(word, { maxLength: 6 }), (words) => {
       // Nothing that runs: what would is looked at above.
-      const runs = words[0] === "run" && (words[1] === "pv-eoi" || words[1] === "pv-ipi");
+      const runs = words[0] === "run" && EXPERIMENTS.some(({ name }) => name === words[1]);
       const { err, code } = command(runs ? [...words, "--nothing"] : words, 80);
       assertEquals(code === 0 || code === 2, true);
       assertEquals(err.split(/[\r\n]/).length, 1);

@@ -2,9 +2,10 @@ import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import eoi from "../../lab/published/pv_eoi_2012.json" with { type: "json" };
 import ipi from "../../lab/published/pv_ipi_2018.json" with { type: "json" };
+import ipiv from "../../lab/published/ipiv_2021.json" with { type: "json" };
 import { ROWS_OF_2012 } from "../../lab/mod.ts";
 
-// Excerpts of the two sources, as they print them.
+// Excerpts of the sources, as they print them.
 
 /** [PATCHv4 1/5] kvm_para: guest side for eoi avoidance, 16 May 2012: "Before" and "After". */
 const BEFORE = `
@@ -74,6 +75,31 @@ Normal IPI: 219454441, 249583458 ns
 Broadcast IPI: 0, 7806540019 ns => 154% performance boost
 Broadcast lock: 0, 9143618799 ns`;
 
+/** [PATCH 0/6] IPI virtualization support for VM, 16 July 2021: "Cycles of IPI". */
+const IPIV = `
+1 6106 4816 4265 3768
+2 6244 4656 4404 3546
+3 6165 4658 4233 3474
+4 5992 4710 4363 3430
+5 6083 4741 4215 3551
+6 6238 4904 4304 3547
+7 6164 4617 4263 3709
+8 5984 4763 4518 3779
+9 5931 4712 4645 3667
+10 5955 4530 4332 3724
+11 5897 4673 4283 3569
+12 6140 4794 4178 3598
+13 6183 4728 4363 3628
+14 5991 4994 4509 3842
+15 5866 4665 4520 3739
+16 6032 4654 4229 3701
+17 6050 4653 4185 3726
+18 6004 4792 4319 3746
+19 5961 4626 4196 3392
+20 6194 4576 4433 3760
+Average cycles 6059 4713.1 4337.85 3644.8
+%Reduction -22.21% -15.98%`;
+
 function number(text: string): number {
   return Number(text.replaceAll(",", ""));
 }
@@ -141,8 +167,23 @@ describe("the published figures are those of their source", () => {
     assertEquals(Math.floor(100 * boost("x2apic-physical")), 154);
   });
 
+  it("2021, with averages and reductions that follow from its rows", () => {
+    const lines = IPIV.trim().split("\n");
+    const rows = lines.slice(0, 20).map((line) => line.split(" ").slice(1).map(Number));
+    assertEquals(ipiv.rows, rows);
+    assertEquals(ipiv.columns, ["xapic/apicv", "xapic/ipiv", "x2apic/apicv", "x2apic/ipiv"]);
+    assertEquals(ipiv.averages, lines[20].split(" ").slice(2).map(Number));
+    const averages = ipiv.columns.map((_, n) => rows.reduce((sum, row) => sum + row[n], 0) / 20);
+    assertEquals(ipiv.averages, averages);
+    const percent = (without: number, by: number): string => `${(100 * (by / without - 1)).toFixed(2)}%`;
+    const { xapic, x2apic } = ipiv.reductions;
+    const reductions = [percent(averages[0], averages[1]), percent(averages[2], averages[3])];
+    assertEquals(reductions, lines[21].split(" ").slice(1));
+    assertEquals([`${xapic}%`, `${x2apic}%`], reductions);
+  });
+
   it("each has its source, and says what may be compared with it", () => {
-    for (const file of [eoi, ipi]) {
+    for (const file of [eoi, ipi, ipiv]) {
       for (const text of [file.title, file.source, file.note, file.tolerance.why]) {
         assertEquals(text.length > 20, true);
       }
