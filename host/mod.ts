@@ -13,6 +13,7 @@ export { APICV_INHIBITS, type ApicvInhibit } from "./kvm/apicv.ts";
 export type { Backend, FastPath } from "./kvm/backend.ts";
 export { type BackendName, BACKENDS } from "./kvm/backends.ts";
 export { type CpuidEntry, type CpuidLeaf, CpuidTable } from "./kvm/cpuid.ts";
+export type { Explanation } from "./kvm/explain.ts";
 export type { HaltPolling } from "./kvm/halt.ts";
 export { MpState, type Phase, type Turn, VcpuMode } from "./kvm/modes.ts";
 export type { MsrState } from "./kvm/msr_state.ts";

@@ -28,7 +28,7 @@ export interface HostBehaviour {
   readonly haltFastPath: boolean;
   /** KVM_HC_SEND_IPI looks at its map and bounds before it uses them. Fixed in stable after 4.20. */
   readonly sendIpiChecked: boolean;
-  /** A vCPU that halts may be polled for first. Since v3.20 (2015). */
+  /** A vCPU that halts may be polled for first. Since v4.0 (2015). */
   readonly haltPolling: boolean;
   /** KVM_HC_CLOCK_PAIRING exists. Since v4.11 (2017). */
   readonly clockPairing: boolean;

@@ -21,6 +21,7 @@ import { inhibitMask, SVM_INHIBITS, updateApicv, VMX_INHIBITS } from "./apicv.ts
 import type { VmxProcessor } from "../vmx/processors.ts";
 import { setupVmx, type VmxSetup } from "../vmx/setup.ts";
 import { type BackendName, backendName, createBackendInVain } from "./backends.ts";
+import { explain, type Explanation } from "./explain.ts";
 import { HALT_POLL_NS_MAX } from "./halt.ts";
 import { ATTENTION_APIC_MAP, REQ_SCAN_IOAPIC, REQ_VM_DEAD } from "./requests.ts";
 import { Vcpu } from "./vcpu.ts";
@@ -446,5 +447,35 @@ export class Vm {
       }
     }
     return exits;
+  }
+
+  /**
+   * Why each accelerated path and each paravirtual feature is, or is not, in use at this moment.
+   *
+   * @example PV EOI has nothing to do where hardware ends interrupts
+   * ```ts
+   * import { Kernel, Machine } from "@exitless/exitless";
+   * import { assertEquals } from "@std/assert";
+   *
+   * const kernel = new Kernel({
+   *   *main(cpu) {
+   *     yield cpu.work(1000);
+   *   },
+   * });
+   * const vm = new Machine().createVm({ acceleration: "apicv" });
+   * vm.load(kernel.text);
+   * vm.start(kernel.entry);
+   * vm.machine.run();
+   * const pvEoi = vm.explain().find(({ path }) => path === "PV EOI");
+   * assertEquals(pvEoi, {
+   *   path: "PV EOI",
+   *   inUse: false,
+   *   why: "APICv ends interrupts: it is never armed",
+   *   vcpus: [0],
+   * });
+   * ```
+   */
+  explain(): Explanation[] {
+    return explain(this);
   }
 }
