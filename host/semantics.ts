@@ -45,7 +45,7 @@ export interface HostBehaviour {
   readonly tertiaryControls: boolean;
   /** What SVM knows of AVIC: AVIC since v4.7 (2016), x2AVIC, and AVIC for guests in x2APIC mode, since v6.0 (2022). */
   readonly avic: "none" | "avic" | "x2avic";
-  /** How the targets of an incomplete IPI are found: asking every vCPU, until v6.0 (2022). */
+  /** How the targets of an incomplete IPI are found: asking every vCPU, until v5.19 (2022). */
   readonly avicKick: AvicKick;
   /** An IPI of which AVIC says that a target is invalid is sent by KVM, not dropped. Since v6.3 (2023). */
   readonly avicInvalidTargets: boolean;

@@ -172,7 +172,7 @@ function avicKick(vcpu: Vcpu): Verdict {
   if (avicKick === "slow") {
     return no(
       behaviour.avicKick === "slow"
-        ? `KVM of ${vcpu.vm.semantics} asks every vCPU: looking targets up came in v6.0`
+        ? `KVM of ${vcpu.vm.semantics} asks every vCPU: looking targets up came in v5.19`
         : "it is told to ask every vCPU",
     );
   }

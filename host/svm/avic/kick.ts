@@ -76,7 +76,7 @@ function* kick({ lapic }: Vcpu, { low }: SentIpi): Steps {
 /** The slow way: asks every vCPU, in the order of their indices. */
 function* everyMatch({ source, low, high, index }: SentIpi): Generator<Vcpu, void, void> {
   const { vm, lapic } = source;
-  // The tracepoint came with v6.0.
+  // The tracepoint came with v5.19, right behind the patch.
   if (vm.behaviour.avicKick === "v6.19") source.trace(TP.kvm_avic_kick_vcpu_slowpath, high, low, index);
   for (const vcpu of vm.vcpus) {
     source.charge(vm.cost.slowMatch);
