@@ -18,6 +18,8 @@ export { PidPointerTable, pidPointerTable } from "./ipi_virtualization.ts";
 export { type PiControl, PiDescriptor } from "./posted_descriptor.ts";
 export { PostedInterrupts } from "./posted_interrupts.ts";
 export { VMX_PROCESSORS, type VmxProcessor } from "./processors.ts";
+export { VirtualApic } from "./virtual_apic.ts";
+export { VirtualInterrupts } from "./virtual_interrupts.ts";
 export { senduipi, type UittEntry } from "./senduipi.ts";
 export * from "./setup.ts";
 export * from "./vmcs.ts";

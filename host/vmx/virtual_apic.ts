@@ -153,8 +153,8 @@ export class VirtualApic {
       const type = write ? APIC_ACCESS_LINEAR_WRITE : APIC_ACCESS_LINEAR_READ;
       return p.leaveWith(EXIT_REASON_APIC_ACCESS, type | offset, 0);
     }
-    if (this.#interrupts.enabled) p.charge(p.cost.virtualApic);
     if (write) return this.#write(p, offset, bytes);
+    if (this.#interrupts.enabled) p.charge(p.cost.virtualApic);
     p.virtualValue = this.#value(offset, bytes);
     return false;
   }
@@ -209,6 +209,7 @@ export class VirtualApic {
       case APIC_ICR:
         return this.#icrWritten(p, page[APIC_ICR >>> 2], page[APIC_ICR2 >>> 2] >>> 24);
     }
+    p.charge(p.cost.virtualApic);
     if ((offset & ~3) !== APIC_ICR2) return apicWriteExit(p, offset);
     page[APIC_ICR2 >>> 2] &= 0xff00_0000;
     p.retire(p.context.pending);
@@ -315,6 +316,7 @@ export class VirtualApic {
     if (this.#interrupts.enabled && (low & SELF_IPI_BITS) === APIC_DEST_SELF && vector >= 16) {
       return this.#selfIpi(p, vector);
     }
+    p.charge(p.cost.virtualApic);
     if (!this.#virtualizesIpis) return apicWriteExit(p, APIC_ICR);
     return this.#unicast(p, low, destination);
   }
