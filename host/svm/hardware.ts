@@ -95,10 +95,10 @@ export class SvmHardware implements Virtualization {
   /** VMRUN: delivers the event in EVENTINJ. With AVIC, looks for virtual interrupts, which come after it. */
   enter(p: Processor): void {
     const { vmcb } = this;
-    if (vmcb.avicDirty) checkAvic(this.vcpu, vmcb);
+    if (vmcb.avicDirty) this.#loadAvic();
     const event = vmcb.eventInj;
     this.#stepFrom = p.instructions;
-    if (vmcb.avic) this.avic.entered(p);
+    if (vmcb.avic) this.avic.evaluate(p);
     else p.requestWindow(vmcb.interceptVintr || vmcb.singleStep);
     if ((event & EVTINJ_VALID) === 0) return;
     vmcb.eventInj = 0;
@@ -106,6 +106,12 @@ export class SvmHardware implements Virtualization {
     if ((event & EVTINJ_TYPE_MASK) === EVTINJ_TYPE_INTR) deliverInterrupt(p, vector, false);
     else if ((event & EVTINJ_TYPE_MASK) === EVTINJ_TYPE_NMI) deliverInterrupt(p, NMI_VECTOR, true);
     else deliverInjectedException(p, vector, vmcb.eventInjError);
+  }
+
+  #loadAvic(): void {
+    const { vcpu, vmcb, avic } = this;
+    checkAvic(vcpu, vmcb);
+    if (vmcb.avic) avic.loadPointers();
   }
 
   /** A physical interrupt exits. A doorbell makes AVIC look; without it, it means nothing. */

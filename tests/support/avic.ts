@@ -10,7 +10,7 @@ import { updateApicv } from "../../host/kvm/apicv.ts";
 import { emulatedWrite } from "../../host/lapic/mod.ts";
 import { FAR, type MachineOptions, straight, type Vcpu, type Vm, type VmOptions } from "../../host/mod.ts";
 import { handleIncompleteIpi } from "../../host/svm/avic/exits.ts";
-import { sendIpi } from "../../host/svm/avic/ipi.ts";
+import { sendDirected, sendIpi } from "../../host/svm/avic/ipi.ts";
 import type { Svm } from "../../host/svm/mod.ts";
 import { type ApicMode, rebuildMap, setUp, still, vectors } from "./apic.ts";
 
@@ -127,17 +127,23 @@ function sleep(vcpu: Vcpu): void {
 
 function* nothing(): Generator<void, void, void> {}
 
+/** The ways in which hardware sends: a step an access, and what most IPIs take in timed runs. */
+export type Way = "steps" | "directed";
+
 /** The first vCPU writes its ICR, and KVM handles what that comes to. */
-export function sendFrom(vm: Vm, low: number, high: number): Sent {
+export function sendFrom(vm: Vm, low: number, high: number, way: Way = "steps"): Sent {
   const { bootstrap: sender, scheduler } = vm;
   const { hardware, vmcb } = svm(sender);
   const { processor, lapic } = sender;
   const vector = low & 0xff;
   processor.guestMode = true;
-  hardware.avic.entered(processor);
+  hardware.avic.loadPointers();
+  hardware.avic.evaluate(processor);
   lapic.set(0x310, high);
   lapic.set(0x300, low);
-  straight(sendIpi(hardware.avic, processor, low, high));
+  if (way === "steps" || !sendDirected(hardware.avic, processor, low, high)) {
+    straight(sendIpi(hardware.avic, processor, low, high));
+  }
   const byHardware = requestedAt(vm, vector);
   const rung = scheduler.pcpus.flatMap(({ notifiedAt, current }) =>
     notifiedAt < FAR && current !== undefined ? [current.vcpuId as number] : []

@@ -17,7 +17,7 @@ import type { Vcpu } from "../../kvm/vcpu.ts";
 import * as vectors from "../../lapic/vectors.ts";
 import type { ApicPage } from "../../lapic/vectors.ts";
 import type { Vmcb } from "../vmcb.ts";
-import { sendIpi } from "./ipi.ts";
+import { sendDirected, sendIpi } from "./ipi.ts";
 import { accessClass, refusesRead, refusesWrite } from "./registers.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -51,6 +51,8 @@ const { clearVector, highestVector, setVector, testVector } = vectors;
 const TPR = APIC_TASKPRI >>> 2;
 const PPR = APIC_PROCPRI >>> 2;
 
+const NO_PAGE = new Uint32Array(0);
+
 /** AVIC of one processor. */
 export class AvicHardware {
   /** The vCPU that it runs. */
@@ -58,7 +60,11 @@ export class AvicHardware {
   /** What controls it. */
   declare readonly vmcb: Vmcb;
   /** The backing page. */
-  page: ApicPage = new Uint32Array(0);
+  page: ApicPage = NO_PAGE;
+  /** The physical APIC ID table. */
+  physical: Uint32Array = NO_PAGE;
+  /** The logical APIC ID table; of no use in x2APIC mode. */
+  logical: Uint32Array = NO_PAGE;
   /** A virtual interrupt is delivered as soon as the guest takes interrupts. */
   pending = false;
 
@@ -70,13 +76,16 @@ export class AvicHardware {
 
   // Virtual interrupts.
 
-  /** VMRUN with AVIC. */
-  entered(p: Processor): void {
-    this.page = this.vcpu.machine.hostMemory.at(this.vmcb.avicBackingPage);
-    this.evaluate(p);
+  /** VMRUN finds new pointers in the VMCB. */
+  loadPointers(): void {
+    const { vmcb } = this;
+    const { hostMemory } = this.vcpu.machine;
+    this.page = hostMemory.at(vmcb.avicBackingPage);
+    this.physical = hostMemory.at(vmcb.avicPhysicalTable);
+    this.logical = vmcb.x2avic ? NO_PAGE : hostMemory.at(vmcb.avicLogicalTable);
   }
 
-  /** Looks whether a virtual interrupt is to be delivered; what was pending before may not be any more. */
+  /** At VMRUN, and at the other points: looks whether a virtual interrupt is to be delivered; what was pending before may not be any more. */
   evaluate(p: Processor): void {
     const { page, vmcb } = this;
     const requested = Math.max(0, highestVector(page, APIC_IRR));
@@ -218,6 +227,7 @@ export class AvicHardware {
         return this.#endOfInterrupt(p);
       case APIC_ICR:
         page[APIC_ICR >>> 2] = value;
+        if (!p.engine.explores && sendDirected(this, p, value, page[APIC_ICR2 >>> 2])) return true;
         return p.perform(sendIpi(this, p, value, page[APIC_ICR2 >>> 2]));
     }
     page[offset >>> 2] = value;

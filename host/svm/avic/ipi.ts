@@ -26,6 +26,7 @@ const {
   APIC_DEST_SELF,
   APIC_DFR,
   APIC_ID,
+  APIC_INT_ASSERT,
   APIC_INT_LEVELTRIG,
   APIC_IRR,
   APIC_MODE_MASK,
@@ -89,13 +90,39 @@ export function* sendIpi(avic: AvicHardware, p: Processor, low: number, high: nu
   else incomplete(avic, p, low, high, asleep);
 }
 
+/** What the low half of an ICR may say that {@linkcode sendDirected} sends. */
+const DIRECTED = APIC_VECTOR_MASK | APIC_INT_ASSERT;
+
+/**
+ * The same as {@linkcode sendIpi}, sooner, of what most IPIs are: a fixed edge to one physical ID that has an entry. false
+ * leaves it to that. Nobody can come between its accesses.
+ */
+export function sendDirected(avic: AvicHardware, p: Processor, low: number, high: number): boolean {
+  const { vmcb, physical, vcpu } = avic;
+  const vector = low & APIC_VECTOR_MASK;
+  if ((low & ~DIRECTED) !== 0 || vector < 16) return false;
+  const id = vmcb.x2avic ? high : high >>> 24;
+  if (id > vmcb.avicMaxIndex || (id === APIC_BROADCAST && !vmcb.x2avic)) return false;
+  if (!physicalValid(physical, id)) return false;
+  const page = vcpu.machine.hostMemory.find(physicalPage(physical, id));
+  if (page === undefined) return false;
+  p.charge(p.cost.postIpi);
+  setVector(page.words, APIC_IRR, vector);
+  const hostId = physicalDoorbell(physical, id);
+  if (hostId < 0) {
+    incomplete(avic, p, low, high, { failure: AVIC_IPI_TARGET_NOT_RUNNING, index: id });
+  } else {
+    ringDoorbell(avic, p, hostId);
+    p.skipInstruction();
+  }
+  return true;
+}
+
 /**
  * Requests a vector in a target's page, and only then looks whether it is running: whoever clears IsRunning looks for
  * requests after that. Answers with the CPU to ring, -1 where it is not running.
  */
-function* request(avic: AvicHardware, { id, page }: Target, vector: number): Steps<number> {
-  const { vcpu, vmcb } = avic;
-  const physical = vcpu.machine.hostMemory.at(vmcb.avicPhysicalTable);
+function* request({ vcpu, physical }: AvicHardware, { id, page }: Target, vector: number): Steps<number> {
   if (vcpu.vm.quirk("avic-stale-is-running")) {
     const hostId = physicalDoorbell(physical, id);
     yield;
@@ -131,10 +158,9 @@ function findTargets(avic: AvicHardware, low: number, high: number): Target[] | 
 
 /** Every valid entry of the physical table; the others are skipped. */
 function broadcast(avic: AvicHardware, low: number): Target[] | Failure {
-  const { vcpu, vmcb, page } = avic;
+  const { vmcb, page, physical } = avic;
   const own = page[APIC_ID >>> 2] >>> (vmcb.x2avic ? 0 : 24);
   const spared = (low & APIC_SHORT_MASK) === APIC_DEST_ALLBUT ? own : -1;
-  const physical = vcpu.machine.hostMemory.at(vmcb.avicPhysicalTable);
   const ids: [id: number, index: number][] = [];
   for (let id = 0; id <= vmcb.avicMaxIndex && 2 * id < physical.length; id++) {
     if (id !== spared && physicalValid(physical, id)) ids.push([id, id]);
@@ -152,8 +178,7 @@ function* x2apicIds(destination: number): Generator<readonly [id: number, index:
 
 /** A logical xAPIC destination: each of its bits is an entry of the logical table. */
 function logical(avic: AvicHardware, destination: number): Target[] | Failure {
-  const { vcpu, vmcb, page } = avic;
-  const table = vcpu.machine.hostMemory.at(vmcb.avicLogicalTable);
+  const { page, logical: table } = avic;
   const flat = page[APIC_DFR >>> 2] >>> 28 === DFR_MODEL;
   const ids: [id: number, index: number][] = [];
   for (let bit = 0; bit < (flat ? 8 : 4); bit++) {
@@ -170,11 +195,10 @@ function logical(avic: AvicHardware, destination: number): Target[] | Failure {
 
 /** Those with these physical IDs, each of which must have a valid entry and a page. */
 function directed(
-  { vcpu, vmcb }: AvicHardware,
+  { vcpu, vmcb, physical }: AvicHardware,
   ids: Iterable<readonly [id: number, index: number]>,
 ): Target[] | Failure {
   const { hostMemory } = vcpu.machine;
-  const physical = hostMemory.at(vmcb.avicPhysicalTable);
   const targets: Target[] = [];
   for (const [id, index] of ids) {
     const known = id <= vmcb.avicMaxIndex && 2 * id < physical.length && physicalValid(physical, id);

@@ -142,6 +142,29 @@ describe("every target whose IRR hardware has set is woken", () => {
   }
 });
 
+describe("an IPI that takes the short way to its one target", () => {
+  for (const [mode, scene] of [["xapic", xapicScene], ["x2apic", x2apicScene]] as const) {
+    it(`comes to what it does step by step, for any ICR, any IDs and any sleepers (${mode})`, () => {
+      let short = 0;
+      fc.assert(
+        fc.property(anyCase(scene), (c) => {
+          const [slow, fast] = (["steps", "directed"] as const).map((way) => {
+            const vm = stage(c.scene);
+            const sent = sendFrom(vm, c.low, c.high, way);
+            const { bootstrap } = vm;
+            const rings = vm.scheduler.pcpus.map(({ notifiedAt }) => notifiedAt);
+            return { sent, rings, clock: bootstrap.clock, instructions: bootstrap.processor.instructions };
+          });
+          assertEquals(fast, slow);
+          if ((c.low & 0xc_8f00) === 0 && fast.sent.byHardware.length === 1) short++;
+        }),
+        { numRuns: 300, seed: 2 },
+      );
+      assertGreater(short, 10);
+    });
+  }
+});
+
 /** Who was meant, requested, and sleeps on. */
 function forgotten(scene: Scene, sent: Sent): number[] {
   return scene.ids.filter((id, place) =>
