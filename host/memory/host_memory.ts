@@ -18,13 +18,15 @@ export interface HostBlock {
 /** Where the first block is: above what a guest's addresses could be taken for. */
 const FIRST = 0x10_0000_0000;
 const LINE = 64;
+const LINE_SHIFT = 6;
 
 /** Memory of the host that hardware reaches by address. */
 export class HostMemory {
-  readonly #blocks = new Map<number, HostBlock>();
+  /** By the line that a block begins with: addresses are too big for small integers, and slow as a map's keys. */
+  readonly #lines: (HostBlock | undefined)[] = [];
   #next = FIRST;
 
-  /** A zeroed block of `bytes` bytes, aligned to `alignment`, a power of two. */
+  /** A zeroed block of `bytes` bytes, aligned to `alignment`, a power of two, and a line at least. */
   allocate(bytes: number, alignment: number = LINE): HostBlock {
     const address = Math.ceil(this.#next / alignment) * alignment;
     return this.#place(address, new Uint32Array(bytes / 4));
@@ -38,27 +40,38 @@ export class HostMemory {
   /** Puts words at an address. */
   #place(address: number, words: Uint32Array): HostBlock {
     const block = { address, words };
-    this.#blocks.set(address, block);
-    this.#next = address + Math.max(LINE, words.byteLength);
+    this.#next = address + Math.ceil(words.byteLength / LINE) * LINE;
+    while (this.#lines.length <= lineOf(address)) this.#lines.push(undefined);
+    this.#lines[lineOf(address)] = block;
     return block;
   }
 
   /** Frees a block: nobody may use its address any more. */
   free(block: HostBlock): void {
-    this.#blocks.delete(block.address);
+    this.#lines[lineOf(block.address)] = undefined;
   }
 
   /** The block at an address; undefined where there is none, or none any more. */
   find(address: number): HostBlock | undefined {
-    return this.#blocks.get(address);
+    const line = lineOf(address);
+    if (line >= this.#lines.length) return undefined;
+    const block = this.#lines[line];
+    return block !== undefined && block.address === address ? block : undefined;
   }
 
   /** What hardware finds at an address that a control structure names. Throws where no block begins there. */
   at(address: number): Uint32Array {
-    const block = this.#blocks.get(address);
-    if (block === undefined) {
-      throw new Error(`Cannot reach the host's memory at ${hex(address)}: nothing is there`);
-    }
+    const block = this.find(address);
+    if (block === undefined) throw nothingAt(address);
     return block.words;
   }
+}
+
+/** The number of the line that an address is in. One that is beyond this memory is taken for some line, but is no block's. */
+function lineOf(address: number): number {
+  return (address - FIRST) >>> LINE_SHIFT;
+}
+
+function nothingAt(address: number): Error {
+  return new Error(`Cannot reach the host's memory at ${hex(address)}: nothing is there`);
 }
