@@ -142,6 +142,8 @@ export class VmxCapabilities {
   readonly vpid: number;
   readonly #features: ReadonlySet<string>;
   readonly #trueControls: boolean;
+  /** The first address that is too big: a power, which hardware that follows pointers would have to raise again and again. */
+  readonly #addressEnd: number;
 
   /**
    * A processor with these features: a list of names, as a "vmx flags" line of /proc/cpuinfo has it, with those that
@@ -152,6 +154,7 @@ export class VmxCapabilities {
     this.#features = completeFeatures(features);
     this.features = VMX_FEATURES.filter(({ name }) => this.#features.has(name)).map(({ name }) => name);
     this.physicalAddressBits = addressBits(options.physicalAddressBits ?? 46);
+    this.#addressEnd = 2 ** this.physicalAddressBits;
     this.#trueControls = options.trueControls ?? true;
     this.ept = this.#eptCapabilities();
     this.vpid = this.#vpidCapabilities();
@@ -225,7 +228,7 @@ export class VmxCapabilities {
 
   /** Whether an address has bits that this processor's physical addresses have not. */
   beyond(address: number): boolean {
-    return address >= 2 ** this.physicalAddressBits;
+    return address >= this.#addressEnd;
   }
 
   #trueHalves(word: HalfWord): bigint | undefined {

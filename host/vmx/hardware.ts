@@ -13,7 +13,7 @@ import type { Vcpu } from "../kvm/vcpu.ts";
 import { checkControls } from "./entry_failed.ts";
 import { accessPageMapped, accessPageMemory } from "./access_page.ts";
 import type { MsrBitmap } from "./msr_bitmap.ts";
-import { processPostedInterrupts } from "./posted_interrupts.ts";
+import { processAtOnce, processPostedInterrupts } from "./posted_interrupts.ts";
 import { VirtualApic } from "./virtual_apic.ts";
 import { VirtualInterrupts } from "./virtual_interrupts.ts";
 import type { Vmcs } from "./vmcs.ts";
@@ -126,8 +126,10 @@ export class VmxHardware implements Virtualization {
   asynchronous(p: Processor): boolean {
     if (this.vcpu.preemptionTimerExpired) return p.leave(EXIT_REASON_PREEMPTION_TIMER);
     if (this.window(p)) return true;
-    if (this.#notified(p)) return p.perform(processPostedInterrupts(p, this));
-    return p.leave(EXIT_REASON_EXTERNAL_INTERRUPT);
+    if (!this.#notified(p)) return p.leave(EXIT_REASON_EXTERNAL_INTERRUPT);
+    if (p.engine.explores) return p.perform(processPostedInterrupts(p, this));
+    processAtOnce(p, this);
+    return true;
   }
 
   /** Whether all that has arrived is the notification vector, which the processor takes by itself; it acknowledges that. */

@@ -62,6 +62,15 @@ export class PostedInterrupts {
     vm.traceRunning(TP.kvm_apicv_accept_irq, vcpuId, deliveryMode, levelTriggered ? 1 : 0, vector);
   }
 
+  /** The same in one piece, as {@linkcode processAtOnce}. */
+  postAtOnce(deliveryMode: number, vector: number, levelTriggered: boolean): void {
+    const { vm, vcpuId } = this.#vcpu;
+    const { descriptor } = this;
+    vm.chargeRunning(vm.cost.post);
+    if (!descriptor.testAndSetPir(vector) && !descriptor.testAndSetOn()) this.#triggerAtOnce();
+    vm.traceRunning(TP.kvm_apicv_accept_irq, vcpuId, deliveryMode, levelTriggered ? 1 : 0, vector);
+  }
+
   /** Whoever posted before has seen to it that the target looks: then nothing more is to be done. */
   *#postAndTrigger(vector: number): Steps {
     const { descriptor } = this;
@@ -79,9 +88,23 @@ export class PostedInterrupts {
       if (vcpu.blocked) vcpu.wakeUp();
       return;
     }
-    const running = vcpu.engine.running!;
-    if (running === vcpu) return; // It posts to itself between exit and entry, and synchronizes before the latter.
+    if (vcpu.engine.running === vcpu) return; // Between exit and entry: it synchronizes before the latter.
     yield;
+    this.#notify();
+  }
+
+  #triggerAtOnce(): void {
+    const vcpu = this.#vcpu;
+    if (vcpu.mode !== VcpuMode.InGuest) {
+      if (vcpu.blocked) vcpu.wakeUp();
+    } else if (vcpu.engine.running !== vcpu) {
+      this.#notify();
+    }
+  }
+
+  #notify(): void {
+    const vcpu = this.#vcpu;
+    const running = vcpu.engine.running!;
     // It may have left its CPU meanwhile: then it looks before it sleeps or enters, and the notification means nothing.
     const pcpu = vcpu.pcpu ?? vcpu.lastPcpu!;
     running.time += vcpu.cost.kick;
@@ -158,6 +181,22 @@ export function* processPostedInterrupts(p: Processor, hardware: VmxHardware): S
   for (let quadword = 0; quadword < PIR_QUADWORDS; quadword++) {
     yield;
     highest = Math.max(highest, takeOver(vcpu.lapic, descriptor, quadword));
+  }
+  hardware.virtualInterrupts.posted(highest);
+}
+
+/** The same in one piece: timed runs, in which nobody comes between two accesses, need no generator. */
+export function processAtOnce(p: Processor, hardware: VmxHardware): void {
+  const { vmcs, vcpu } = hardware;
+  const descriptor = new PiDescriptor(vcpu.machine.hostMemory.at(vmcs.postedIntrDesc));
+  p.charge(p.cost.postedProcessing);
+  descriptor.clearOn();
+  let highest = -1;
+  for (let register = 0; register < REGISTERS; register++) {
+    const posted = descriptor.takeWord(register);
+    if (posted === 0) continue;
+    vcpu.lapic.requestAll(register, posted);
+    highest = highestIn(register, posted);
   }
   hardware.virtualInterrupts.posted(highest);
 }

@@ -10,7 +10,7 @@ import * as abi from "../../abi/mod.ts";
 import * as cpu from "../cpu/mod.ts";
 import type { Processor } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
-import { ipiVirtualization } from "./ipi_virtualization.ts";
+import { ipiAtOnce, ipiVirtualization } from "./ipi_virtualization.ts";
 import type { VirtualInterrupts } from "./virtual_interrupts.ts";
 import type { Vmcs } from "./vmcs.ts";
 
@@ -258,7 +258,7 @@ export class VirtualApic {
         if (!this.#store(p, APIC_SELF_IPI, high === 0 && low <= 0xff)) return true;
         return low < 16 ? apicWriteExit(p, APIC_SELF_IPI) : this.#selfIpi(p, low);
       case X2APIC_ICR:
-        if (!this.#virtualizesIpis) return false;
+        if (!this.#virtualizesIpis()) return false;
         if (!this.#store(p, APIC_ICR, (low & X2APIC_ICR_RESERVED) === 0)) return true;
         return this.#unicast(p, low, high);
       default:
@@ -317,11 +317,11 @@ export class VirtualApic {
       return this.#selfIpi(p, vector);
     }
     p.charge(p.cost.virtualApic);
-    if (!this.#virtualizesIpis) return apicWriteExit(p, APIC_ICR);
+    if (!this.#virtualizesIpis()) return apicWriteExit(p, APIC_ICR);
     return this.#unicast(p, low, destination);
   }
 
-  get #virtualizesIpis(): boolean {
+  #virtualizesIpis(): boolean {
     const { primary, tertiary } = this.#vmcs;
     return (primary & CPU_BASED_ACTIVATE_TERTIARY_CONTROLS) !== 0 &&
       (tertiary & TERTIARY_EXEC_IPI_VIRT) !== 0;
@@ -330,7 +330,9 @@ export class VirtualApic {
   /** IPI virtualization does one fixed edge to one physical destination. */
   #unicast(p: Processor, low: number, destination: number): true {
     if ((low & UNICAST_BITS) !== 0) return apicWriteExit(p, APIC_ICR);
-    return p.perform(ipiVirtualization(p, low, destination));
+    if (p.engine.explores) return p.perform(ipiVirtualization(p, low, destination));
+    ipiAtOnce(p, low, destination);
+    return true;
   }
 }
 

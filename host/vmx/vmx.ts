@@ -149,7 +149,9 @@ export class Vmx implements Backend {
   /** Hands an interrupt to the target's hardware. */
   deliver(target: Lapic, deliveryMode: number, vector: number, levelTriggered: boolean): void {
     if (target.apicvActive) {
-      target.vcpu.vm.perform(this.posted.post(deliveryMode, vector, levelTriggered));
+      const { vm } = target.vcpu;
+      if (vm.engine.explores) vm.perform(this.posted.post(deliveryMode, vector, levelTriggered));
+      else this.posted.postAtOnce(deliveryMode, vector, levelTriggered);
       return;
     }
     target.setIrr(vector);

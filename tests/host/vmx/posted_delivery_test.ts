@@ -3,7 +3,7 @@ import { describe, it } from "@std/testing/bdd";
 import { type Steps, straight, VcpuMode, type Vm } from "../../../host/mod.ts";
 import { ipiVirtualization } from "../../../host/vmx/ipi_virtualization.ts";
 import { request, setUp, still, vectors } from "../../support/apic.ts";
-import { put, shown, type State, STATES, wakeupUnderWay } from "../../support/posted.ts";
+import { put, shown, type State, STATES, vmx, wakeupUnderWay } from "../../support/posted.ts";
 
 /** Who posts: KVM on the sender's CPU, or the sender's hardware. */
 const KINDS = ["KVM", "hardware"] as const;
@@ -105,8 +105,7 @@ describe("an interrupt that is posted", () => {
           seen.push(`${shown(target)}${pcpu.notifiedAt < 1e6 ? " told" : ""}`);
         }
       };
-      vm.perform = walk;
-      if (kind === "KVM") post(vm, kind, 0x41);
+      if (kind === "KVM") walk(vmx(target).posted.post(0, 0x41, false));
       else walk(ipiVirtualization(vm.bootstrap.processor, 0x41, 1));
       assertEquals([...new Set(seen)], [
         ...kind === "KVM" ? [] : ["nv=f2 ndst=1"], // Hardware reads the table first.
