@@ -37,6 +37,7 @@ export class Avic {
   /** The host's CPU, and whether it has the vCPU: what the table would say if hardware might see it. */
   #hostId = NOWHERE;
   #running = false;
+  #created = false;
 
   /** The AVIC of a vCPU that is being created (avic_init_vcpu): its page is reachable from now on. */
   constructor(vcpu: Vcpu, vmcb: Vmcb) {
@@ -67,6 +68,9 @@ export class Avic {
     vmcb.avicPhysicalTable = this.#tables.physical.address;
     vmcb.avicLogicalTable = this.#tables.logical.address;
     vmcb.avicApicBar = APIC_DEFAULT_BASE; // Elsewhere it is inhibited.
+    // A new APIC is taken for one that uses AVIC, until the first KVM_RUN looks.
+    if (!this.#created) vmcb.interceptCr8Write = false;
+    this.#created = true;
     if (!this.vcpu.lapic.apicvActive) return;
     this.logicalIds.restore();
     this.#activate();

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertGreater } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import type { X86Cpu } from "../../../abi/mod.ts";
 import { setApicvInhibit } from "../../../host/kvm/apicv.ts";
 import {
   type Acceleration,
@@ -8,7 +9,17 @@ import {
   VcpuMode,
   type VmOptions,
 } from "../../../host/mod.ts";
-import { type ApicMode, bringUp, enter, send, tryingRig, until, vectors, write } from "../../support/apic.ts";
+import {
+  type ApicMode,
+  type Asking,
+  bringUp,
+  enter,
+  send,
+  tryingRig,
+  until,
+  vectors,
+  write,
+} from "../../support/apic.ts";
 import { physicalEntry } from "../../support/avic.ts";
 import { DATA } from "../../support/guests.ts";
 import { Script } from "../../support/threads.ts";
@@ -156,6 +167,64 @@ describe("an IPI to a vCPU that is about to sleep", () => {
     assertGreater(target.stats.halt_successful_poll, 2);
     assertEquals(vm.exits().avic_incomplete_ipi - 2, 8 - polled); // Two of them are INIT and the start-up.
   });
+});
+
+describe("IPIs round a ring of vCPUs that share CPUs", () => {
+  /** Each vCPU waits for the one before it, and halts meanwhile; there are fewer CPUs than vCPUs. */
+  function ring({ acceleration, mode, policy, options }: Play, pcpus: number): End {
+    const vcpus = 4;
+    const rig = tryingRig({
+      vm: { backend: "svm", acceleration, vcpus, haltPollNs: 0, ...options },
+      machine: { policy, pcpus, timeSlice: 20_000, limits: { steps: 100_000 } },
+    });
+    const { vm } = rig;
+    const index = (cpu: X86Cpu) => vm.vcpus.findIndex(({ processor }) => processor.context === cpu);
+    const taken = (id: number) => DATA + 0x100 + 4 * id;
+    rig.on(0x41, function* (cpu) {
+      yield cpu.xadd32(taken(index(cpu)), 1);
+      yield* write(cpu, mode, 0x0b0, 0);
+    });
+    function* turns(cpu: X86Cpu): Asking<void> {
+      const me = index(cpu);
+      for (let round = 1; round <= ROUNDS; round++) {
+        for (;;) {
+          yield cpu.cli();
+          yield cpu.load32(taken(me));
+          if (cpu.eax === round) break;
+          yield cpu.sti();
+          yield cpu.hlt();
+        }
+        if (me === 0 && round === ROUNDS) break;
+        yield* send(cpu, mode, { low: 0x4041, high: dest(mode, (me + 1) % vcpus) });
+      }
+    }
+    rig.aps(function* (cpu) {
+      yield* enter(cpu, mode);
+      yield cpu.xadd32(ALIVE, 1);
+      yield* turns(cpu);
+    });
+    return rig.run(function* (cpu) {
+      yield* enter(cpu, mode);
+      yield* bringUp(cpu, mode, vcpus - 1);
+      yield* until(cpu, ALIVE, vcpus - 1);
+      yield* send(cpu, mode, { low: 0x4_4041, high: 0 });
+      yield* turns(cpu);
+    }, Infinity).end;
+  }
+
+  for (const [acceleration, mode] of MODES) {
+    for (const pcpus of [1, 2]) {
+      it(`are never lost, whoever is preempted (${acceleration}, ${mode}, ${pcpus} CPUs)`, () => {
+        for (let random = 0; random < 40; random++) {
+          for (const ipiv of [true, false]) {
+            const play: Play = { acceleration, mode, policy: { random }, options: { ipiv } };
+            assertEquals(ring(play, pcpus), "finished", `schedule ${random}`);
+          }
+        }
+        assertEquals(ring({ acceleration, mode, policy: "timed" }, pcpus), "finished");
+      });
+    }
+  }
 });
 
 /**
