@@ -88,6 +88,10 @@ describe("the PID-pointer table", () => {
     assertEquals(seen, [[], ...Array(7).fill(EXITS), []]);
   });
 
+  it("has its last entry at the limit", () => {
+    assertEquals(sends(ipiv({ maxVcpuIds: 2 }), [1, 2]), [[], EXITS]);
+  });
+
   it("is looked up with all 32 bits of an x2APIC ID", () => {
     assertEquals(sends(ipiv(), [0x1_0001, 0x8000_0001, 1]), [EXITS, EXITS, []]);
   });
