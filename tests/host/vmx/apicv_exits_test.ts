@@ -2,7 +2,17 @@ import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { APIC_DEFAULT_BASE, APIC_REGISTERS, type X86Cpu } from "../../../abi/mod.ts";
 import type { Acceleration } from "../../../host/mod.ts";
-import { APIC_MODES, type ApicMode, type Asking, completes, enter, read, write } from "../../support/apic.ts";
+import type { Vmx } from "../../../host/vmx/mod.ts";
+import {
+  APIC_MODES,
+  type ApicMode,
+  type Asking,
+  completes,
+  enter,
+  read,
+  still,
+  write,
+} from "../../support/apic.ts";
 import { type Exit, exits, type exitsOf, lines, mark, tracingRig } from "../../support/events.ts";
 
 const APIC = APIC_DEFAULT_BASE;
@@ -330,6 +340,35 @@ describe("VMX: an access to the local APIC", () => {
 });
 
 describe("VMX: a virtualized APIC", () => {
+  it("is where the VMCS says, a page for each vCPU; the access page is one for all", () => {
+    const vm = still({ acceleration: "apicv", vcpus: 2 });
+    const other = vm.machine.createVm({ acceleration: "apicv" });
+    const [a, b, c] = [...vm.vcpus, ...other.vcpus].map((vcpu) => (vcpu.backend as Vmx).vmcs);
+    for (const [i, { virtualApicPage }] of [a, b, c].entries()) {
+      const { lapic } = [...vm.vcpus, ...other.vcpus][i];
+      assertEquals(virtualApicPage % 4096, 0);
+      assertEquals(vm.machine.hostMemory.at(virtualApicPage) === lapic.page, true);
+    }
+    assertEquals(a.apicAccessPage, b.apicAccessPage);
+    assertEquals(new Set([a, b, c].flatMap((v) => [v.virtualApicPage, v.apicAccessPage])).size, 5);
+    assertEquals(vm.machine.hostMemory.at(a.apicAccessPage).byteLength, 4096);
+  });
+
+  it("has nothing requested and nothing in service behind RESET, and INIT leaves the exits of EOIs as they are", () => {
+    const vm = still({ acceleration: "apicv" });
+    const { vmcs } = vm.bootstrap.backend as Vmx;
+    for (const init of [true, false]) {
+      vm.bootstrap.lapic.setIrr(0x52);
+      vmcs.rvi = 0x52;
+      vmcs.svi = 0x31;
+      vmcs.eoiExitBitmap[2] = 1;
+      vm.bootstrap.reset(init);
+      // After INIT, RVI is what the next synchronization finds: nothing.
+      for (const _ of vm.bootstrap.backend.syncPirToIrr() ?? []) { /* Straight through. */ }
+      assertEquals([vmcs.rvi, vmcs.svi, vmcs.eoiExitBitmap[2]], [0, 0, init ? 1 : 0]);
+    }
+  });
+
   /** Registers, and what is written to them before all are read. */
   const VALUES: readonly (readonly [offset: number, value: number])[] = [
     [0x080, 0x35],
