@@ -17,7 +17,7 @@ import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import type { Lapic } from "../lapic/mod.ts";
 import { Avic } from "./avic/avic.ts";
-import { deliverInterrupt } from "./avic/deliver.ts";
+import * as delivery from "./avic/deliver.ts";
 import { handleSvmExit } from "./exits.ts";
 import { SvmHardware } from "./hardware.ts";
 import * as control from "./vmcb.ts";
@@ -41,6 +41,7 @@ const {
 const { FastPath } = vendor;
 const { fastHalt, fastInvd, fastWrmsr } = fast;
 const { emulateWrmsr } = msrs;
+const { deliverAtOnce, deliverInterrupt } = delivery;
 const { REQ_EVENT } = requests;
 const { EVTINJ_TYPE_EXEPT, EVTINJ_TYPE_INTR, EVTINJ_TYPE_NMI, EVTINJ_VALID, EVTINJ_VALID_ERR } = control;
 type FastPath = vendor.FastPath;
@@ -120,7 +121,9 @@ export class Svm implements Backend {
 
   /** Hands an interrupt to the target's hardware. */
   deliver(target: Lapic, deliveryMode: number, vector: number, levelTriggered: boolean): void {
-    target.vcpu.vm.perform(deliverInterrupt(target, { deliveryMode, vector, levelTriggered }));
+    const { vm } = target.vcpu;
+    if (vm.engine.explores) vm.perform(deliverInterrupt(target, { deliveryMode, vector, levelTriggered }));
+    else deliverAtOnce(target, deliveryMode, vector, levelTriggered);
   }
 
   /** Nothing is posted elsewhere; but other processors set requests in the page, which KVM has not counted. */

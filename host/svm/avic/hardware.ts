@@ -17,8 +17,8 @@ import type { Vcpu } from "../../kvm/vcpu.ts";
 import * as vectors from "../../lapic/vectors.ts";
 import type { ApicPage } from "../../lapic/vectors.ts";
 import type { Vmcb } from "../vmcb.ts";
-import { sendDirected, sendIpi } from "./ipi.ts";
-import { accessClass, refusesRead, refusesWrite } from "./registers.ts";
+import * as ipi from "./ipi.ts";
+import * as registers from "./registers.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
@@ -46,6 +46,8 @@ const {
 } = abi;
 const { ACCESS, deliverInterrupt, emulateOperand, raise } = cpu;
 const { clearVector, highestVector, setVector, testVector } = vectors;
+const { sendDirected, sendIpi } = ipi;
+const { accessClass, refusesRead, refusesWrite } = registers;
 
 /** The words of the task and the processor priority. */
 const TPR = APIC_TASKPRI >>> 2;

@@ -13,10 +13,10 @@
 import * as abi from "../../../abi/mod.ts";
 import type { Steps } from "../../core/mod.ts";
 import type { Processor } from "../../cpu/mod.ts";
-import { setVector } from "../../lapic/vectors.ts";
+import * as vectors from "../../lapic/vectors.ts";
 import type { AvicHardware } from "./hardware.ts";
 import { logicalIndex } from "./logical_ids.ts";
-import { physicalDoorbell, physicalPage, physicalValid } from "./tables.ts";
+import * as tables from "./tables.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
@@ -43,6 +43,8 @@ const {
   SVM_EXIT_AVIC_INCOMPLETE_IPI,
   X2APIC_BROADCAST,
 } = abi;
+const { setVector } = vectors;
+const { physicalDoorbell, physicalPage, physicalValid } = tables;
 
 /** DFR bits 31:28: all ones are the flat model. */
 const DFR_MODEL = 0xf;

@@ -5,7 +5,10 @@
  * @module
  */
 
-import {
+import * as abi from "../../../abi/mod.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
   APIC_ARBPRI,
   APIC_DFR,
   APIC_EOI,
@@ -24,6 +27,7 @@ import {
   APIC_LVTPC,
   APIC_LVTT,
   APIC_LVTTHMR,
+  APIC_PAGE_SIZE,
   APIC_PROCPRI,
   APIC_RRD,
   APIC_SELF_IPI,
@@ -35,7 +39,7 @@ import {
   APIC_TMR,
   apicRegister,
   X2APIC_ICR_RESERVED,
-} from "../../../abi/mod.ts";
+} = abi;
 
 /** What becomes of an access. */
 export type AccessClass =
@@ -93,18 +97,32 @@ const TABLE: readonly Row[] = [
   row(APIC_TDCR, "allow", "trap"),
 ];
 
-const BY_OFFSET: ReadonlyMap<number, Row> = new Map(
-  TABLE.flatMap((entry) =>
-    Array.from({ length: entry.count }, (_, i) => [entry.offset + 16 * i, entry] as const)
-  ),
-);
+/** By register: guests write some of them all the time. */
+const READS: readonly AccessClass[] = byRegister(({ read }) => read);
+const WRITES: readonly AccessClass[] = byRegister(({ write }) => write);
+const X2APIC_READS: readonly boolean[] = x2apicHas("r");
+const X2APIC_WRITES: readonly boolean[] = x2apicHas("w");
 
-/** What becomes of an access to the register at an offset, a multiple of 16. What the table does not name is memory. */
+/** What the table does not name is memory. */
+function byRegister(access: (entry: Row) => AccessClass): AccessClass[] {
+  const classes: AccessClass[] = registers((offset) => offset >= REGISTERS_END ? "fault" : "allow");
+  for (const entry of TABLE) {
+    classes.fill(access(entry), entry.offset >>> 4, (entry.offset >>> 4) + entry.count);
+  }
+  return classes;
+}
+
+function x2apicHas(access: "r" | "w"): boolean[] {
+  return registers((offset) => apicRegister(offset)?.x2apic.includes(access) === true);
+}
+
+function registers<T>(at: (offset: number) => T): T[] {
+  return Array.from({ length: APIC_PAGE_SIZE / 16 }, (_, register) => at(16 * register));
+}
+
+/** What becomes of an access to the register at an offset, a multiple of 16. */
 export function accessClass(offset: number, write: boolean): AccessClass {
-  if (offset >= REGISTERS_END) return "fault";
-  const entry = BY_OFFSET.get(offset);
-  if (entry === undefined) return "allow";
-  return write ? entry.write : entry.read;
+  return write ? WRITES[offset >>> 4] : READS[offset >>> 4];
 }
 
 /**
@@ -112,7 +130,7 @@ export function accessClass(offset: number, write: boolean): AccessClass {
  * are made (KVM's comment in kvm_x2apic_icr_write knows of the ICR's, busy bit included): all of them, here.
  */
 export function refusesWrite(offset: number, low: number, high: number): boolean {
-  if (apicRegister(offset)?.x2apic.includes("w") !== true) return true;
+  if (!X2APIC_WRITES[offset >>> 4]) return true;
   if (offset === APIC_ICR) return (low & (X2APIC_ICR_RESERVED | APIC_ICR_BUSY)) !== 0;
   if (high !== 0) return true;
   switch (offset) {
@@ -129,5 +147,5 @@ export function refusesWrite(offset: number, low: number, high: number): boolean
 
 /** Whether x2AVIC refuses RDMSR: a register that an x2APIC does not have, or that cannot be read. */
 export function refusesRead(offset: number): boolean {
-  return apicRegister(offset)?.x2apic.includes("r") !== true;
+  return !X2APIC_READS[offset >>> 4];
 }
