@@ -1,20 +1,15 @@
 /**
- * The command line: `exitless list`, `exitless run EXPERIMENT`.
+ * The command line: `exitless list`, `exitless run EXPERIMENT`, `exitless explain`.
  *
  * Exit codes: 0, or 2 where the command makes no sense; then one line on standard error says what is allowed.
  *
  * @module
  */
 
-import { parseArgs, type ParseArgsConfig } from "node:util";
-import {
-  allowed,
-  type Experiment,
-  experimentOptions,
-  type OptionSpec,
-  type Watcher,
-} from "./experiments/experiment.ts";
+import { explainExperiment, explainMachine, explainReport, MACHINE_OPTIONS } from "./explain.ts";
+import { allowed, type Experiment, experimentOptions, type Watcher } from "./experiments/experiment.ts";
 import { experimentNamed, EXPERIMENTS } from "./experiments/registry.ts";
+import { type Flags, type OptionSpecs, readFlags } from "./flags.ts";
 import { wrapped } from "./report/table.ts";
 import { fileBytes, TRACE_RECORDS, traceText } from "./report/trace_text.ts";
 
@@ -40,14 +35,21 @@ export interface CommandResult {
 
 const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
 
-  exitless list                      the experiments and their options
-  exitless run EXPERIMENT [options]  runs one and prints its tables
+  exitless list                          the experiments and their options
+  exitless run EXPERIMENT [options]      runs one and prints its tables
+  exitless explain EXPERIMENT [options]  which accelerated paths and PV features
+                                         its machines use, and why not others
+  exitless explain [options]             the same of a machine of your own
 
   --backend vmx|svm   Intel's or AMD's virtualization
   --vcpus N           vCPUs
   --seed S            what random data is drawn from (0)
   --json              prints one JSON object in place of the tables
-  --trace FILE        KVM's trace events as text, compressed if it ends in .gz`;
+  --trace FILE        KVM's trace events as text, compressed if it ends in .gz
+
+A machine of your own:
+
+${optionLines(MACHINE_OPTIONS, 80)}`;
 
 /** Runs a command line. `columns` is the width of the terminal. */
 export function command(args: readonly string[], columns: number): CommandResult {
@@ -75,26 +77,37 @@ function dispatch(args: readonly string[], columns: number): Output {
       return { out: list(columns) };
     case "run":
       return run(rest, columns);
+    case "explain":
+      return explain(rest, columns);
     case "help":
     case "--help":
     case "-h":
       return { out: USAGE };
     case undefined:
-      throw new RangeError("Cannot do nothing: allowed are list, run, help");
+      throw new RangeError("Cannot do nothing: allowed are list, run, explain, help");
     default:
-      throw new RangeError(`Cannot do ${verb}: allowed are list, run, help`);
+      throw new RangeError(`Cannot do ${verb}: allowed are list, run, explain, help`);
   }
 }
 
 function list(columns: number): string {
-  return EXPERIMENTS.map(({ name, summary, options }) => {
-    const width = Math.max(...Object.keys(options).map((option) => option.length));
-    const rows = Object.entries(options).map(([option, spec]) =>
-      `  --${option.padEnd(width)}  ${spec.meaning}: ${allowed(spec)} (${spec.default})`
-    );
-    return [name, wrapped(summary, columns), ...rows].join("\n");
-  }).join("\n\n");
+  return EXPERIMENTS.map(({ name, summary, options }) =>
+    [name, wrapped(summary, columns), optionLines(options, columns)].join("\n")
+  ).join("\n\n");
 }
+
+/** What each option is, what it may be, and what it is when nothing is said. */
+function optionLines(options: OptionSpecs, columns: number): string {
+  const indent = Math.max(...Object.keys(options).map((option) => option.length)) + "  --  ".length;
+  return Object.entries(options).map(([option, spec]) => {
+    const meaning = wrapped(`${spec.meaning}: ${allowed(spec)} (${spec.default})`, columns - indent);
+    return `  --${option}`.padEnd(indent) + meaning.replaceAll("\n", `\n${" ".repeat(indent)}`);
+  }).join("\n");
+}
+
+const BACKEND: Flags = { backend: { type: "string" } };
+const JSON_FLAG: Flags = { json: { type: "boolean" } };
+const TRACE: Flags = { trace: { type: "string" } };
 
 function run(args: readonly string[], columns: number): Output {
   const [name, ...rest] = args;
@@ -104,56 +117,45 @@ function run(args: readonly string[], columns: number): Output {
     );
   }
   const experiment = experimentNamed(name);
-  const values = parsed(experiment, rest);
-  const given: Record<string, number | string> = {};
-  for (const [option, spec] of Object.entries(experiment.options)) {
-    const value = values[option];
-    if (typeof value === "string") given[option] = typed(option, value, spec);
-  }
-  const backend = typeof values.backend === "string" ? values.backend : experiment.backends[0];
+  const { options: given, flags } = readFlags(`run ${name}`, rest, experiment.options, {
+    ...BACKEND,
+    ...JSON_FLAG,
+    ...TRACE,
+  });
   const trace: string[] = [];
   const watcher: Watcher = {
     records: TRACE_RECORDS,
     done: (name, vm) => trace.push(traceText(name, vm)),
   };
-  const path = typeof values.trace === "string" ? values.trace : undefined;
+  const path = typeof flags.trace === "string" ? flags.trace : undefined;
   if (path === "") throw new RangeError("Cannot write a trace without a file's name");
-  const options = experimentOptions(experiment, backend, given);
+  const options = experimentOptions(experiment, backendOf(flags, experiment), given);
   const result = experiment.run(options, path === undefined ? undefined : watcher);
-  const out = values.json === true ? JSON.stringify(result) : experiment.report(result, columns);
+  const out = flags.json === true ? JSON.stringify(result) : experiment.report(result, columns);
   return path === undefined ? { out } : { out, file: { path, text: trace.join("\n") } };
 }
 
-/** The flags of a command line. Throws `RangeError` naming those that an experiment has. */
-function parsed(experiment: Experiment, args: readonly string[]): Readonly<Record<string, unknown>> {
-  const options = flags(experiment);
-  try {
-    return parseArgs({ args: [...args], options, strict: true, allowPositionals: false }).values;
-  } catch (error) {
-    const problem = (error as Error).message.split(/\.\s|\n/)[0];
-    const allowed = Object.keys(options).map((name) => `--${name}`).join(", ");
-    throw new RangeError(`Cannot run ${experiment.name}: ${problem}; allowed are ${allowed}`);
-  }
+function backendOf(flags: Readonly<Record<string, unknown>>, experiment?: Experiment): string {
+  return typeof flags.backend === "string" ? flags.backend : experiment?.backends[0] ?? "vmx";
 }
 
-function flags(experiment: Experiment): NonNullable<ParseArgsConfig["options"]> {
-  const own = Object.keys(experiment.options).map((name) => [name, { type: "string" }] as const);
-  return {
-    ...Object.fromEntries(own),
-    backend: { type: "string" },
-    json: { type: "boolean" },
-    trace: { type: "string" },
-  };
-}
-
-/** What was typed for an option, as the experiment takes it. Throws `RangeError` for a number that is none. */
-function typed(option: string, text: string, spec: OptionSpec): number | string {
-  if ("choices" in spec) return text;
-  const value = /^(\d+|0x[0-9a-f]+)$/i.test(text) ? Number(text) : NaN;
-  if (!Number.isSafeInteger(value)) {
-    throw new RangeError(`Cannot use "${text}" for --${option}: allowed are ${allowed(spec)}`);
-  }
-  return value;
+/** Explains the machines of an experiment, or one whose parts are named. */
+function explain(args: readonly string[], columns: number): Output {
+  const [first, ...rest] = args;
+  const named = first !== undefined && !first.startsWith("-");
+  const experiment = named ? experimentNamed(first) : undefined;
+  const { options: given, flags } = readFlags(
+    named ? `explain ${first}` : "explain a machine",
+    named ? rest : args,
+    experiment?.options ?? MACHINE_OPTIONS,
+    { ...BACKEND, ...JSON_FLAG },
+  );
+  const backend = backendOf(flags, experiment);
+  const machines = experiment === undefined
+    ? [explainMachine(backend, given)]
+    : explainExperiment(experiment, experimentOptions(experiment, backend, given));
+  if (flags.json !== true) return { out: explainReport(machines, columns) };
+  return { out: JSON.stringify({ experiment: experiment?.name ?? null, machines }) };
 }
 
 /** Runs a command line, prints and writes what it has to say, and ends the process with its exit code. */

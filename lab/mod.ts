@@ -5,6 +5,7 @@
  */
 
 export * from "./experiments/avic_kick.ts";
+export * from "./explain.ts";
 export * from "./experiments/experiment.ts";
 export * from "./experiments/ipiv.ts";
 export * from "./experiments/pv_eoi.ts";
@@ -12,6 +13,7 @@ export * from "./experiments/pv_ipi.ts";
 export * from "./experiments/registry.ts";
 export * from "./measure.ts";
 export * from "./report/bars.ts";
+export * from "./report/explanation.ts";
 export * from "./report/perf_stat.ts";
 export * from "./report/table.ts";
 export * from "./report/trace_text.ts";

@@ -140,17 +140,28 @@ export function experimentOptions(
       );
     }
   }
+  const options = checkedOptions(`run ${experiment.name}`, experiment.options, given);
+  return { vcpus: 1, seed: 0, ...options, backend: vendor };
+}
+
+/**
+ * Fills in what was not said and checks what was; `doing` is what it is for. Throws `RangeError` for a value that is not
+ * allowed.
+ */
+export function checkedOptions(
+  doing: string,
+  specs: Readonly<Record<string, OptionSpec>>,
+  given: Readonly<Record<string, number | string>>,
+): Record<string, number | string> {
   const options: Record<string, number | string> = {};
-  for (const [name, spec] of Object.entries(experiment.options)) {
+  for (const [name, spec] of Object.entries(specs)) {
     const value = given[name] ?? spec.default;
     if (!fits(spec, value)) {
-      throw new RangeError(
-        `Cannot run ${experiment.name} with ${name} ${value}: allowed are ${allowed(spec)}`,
-      );
+      throw new RangeError(`Cannot ${doing} with ${name} ${value}: allowed are ${allowed(spec)}`);
     }
     options[name] = value;
   }
-  return { vcpus: 1, seed: 0, ...options, backend: vendor };
+  return options;
 }
 
 function fits(spec: OptionSpec, value: number | string): boolean {

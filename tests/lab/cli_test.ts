@@ -35,7 +35,16 @@ describe("the command line", () => {
       const { out, err, code } = command([word], 80);
       assertEquals([err, code], ["", 0]);
       for (
-        const what of ["exitless list", "exitless run EXPERIMENT", "--backend vmx|svm", "--json", "--trace"]
+        const what of [
+          "exitless list",
+          "exitless run EXPERIMENT",
+          "exitless explain EXPERIMENT",
+          "exitless explain [options]",
+          "--backend vmx|svm",
+          "--json",
+          "--trace",
+          "--acceleration",
+        ]
       ) {
         assertStringIncludes(out, what);
       }
@@ -87,9 +96,9 @@ describe("the command line", () => {
 
 describe("the command line refuses, in one line that names what is allowed,", () => {
   it("what it cannot do", () => {
-    assertEquals(refused(), "Cannot do nothing: allowed are list, run, help");
+    assertEquals(refused(), "Cannot do nothing: allowed are list, run, explain, help");
     for (const word of ["frob", "toString", "", "--version", "Run"]) {
-      assertEquals(refused(word), `Cannot do ${word}: allowed are list, run, help`);
+      assertEquals(refused(word), `Cannot do ${word}: allowed are list, run, explain, help`);
     }
     assertStringIncludes(refused("list", "pv-eoi"), "takes no arguments");
   });
@@ -269,13 +278,13 @@ if (state === "granted") {
       assertMatch(err, /^Cannot write no\/such\/folder\/trace\.txt: /);
     });
 
-    for (const name of ["pv_eoi", "pv_ipi"]) {
+    for (const name of ["pv_eoi", "pv_ipi", "ipiv", "avic_kick"]) {
       it(`an example guest takes the same options, and refuses as clearly: ${name}`, async () => {
         const file = `guest/examples/${name}.ts`;
         const experiment = name.replace("_", "-");
-        const options = name === "pv_ipi"
-          ? ["--vcpus", "2", "--times", "1"]
-          : ["--interrupts", "100", "--pio", "10"];
+        const options = name === "pv_eoi"
+          ? ["--interrupts", "100", "--pio", "10"]
+          : ["--vcpus", "2", "--times", "1"];
         const ran = await spawned(file, ...options);
         assertEquals([ran.code, ran.err], [0, ""]);
         assertEquals(ran.out, command(["run", experiment, ...options], 200).out + "\n");
