@@ -99,9 +99,9 @@ export const SKYLAKE_VMX: CostProfile = {
     kick: assumed(700, "an x2APIC ICR write on the host, and its call chain"),
     ipiLatency: assumed(800, "published range 600-1000 cycles"),
     hostInterrupt: assumed(500, "the host's reschedule interrupt handler"),
-    emulate: published(
+    emulate: assumed(
       1300,
-      "xAPIC against x2APIC IPI in the 2021 IPI virtualization series: about 1350 cycles",
+      "fetch, page walk, decode and write-back; what an emulated xAPIC access takes beyond an MSR's",
     ),
     mmu: assumed(400, "walk to the MMIO SPTE"),
     pio: assumed(200, KVM_PART),
