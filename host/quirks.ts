@@ -60,7 +60,7 @@ export const QUIRKS = {
     effect:
       "which EOIs exit is not told to hardware that takes interrupts over: the I/O APIC does not see those of lines that were routed meanwhile",
     source:
-      "v6.19: vmx_load_eoi_exitmap does nothing while APICv is inhibited, and its activation does not make up for it",
+      "not fixed in v6.19, whose vmx_load_eoi_exitmap does nothing while APICv is inhibited; found by reading",
   },
   "posted-sync-forgets-irr": {
     effect:
