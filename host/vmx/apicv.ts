@@ -1,6 +1,6 @@
 /**
- * KVM's side of APICv on VMX: which controls a vCPU has while APICv is in use and while it is not, which x2APIC MSRs exit,
- * and what it makes of the exits that remain (arch/x86/kvm/vmx/vmx.c, and kvm_apic_write_nodecode in lapic.c).
+ * KVM's side of APICv on VMX: which controls a vCPU has while APICv is in use and while it is not, and which x2APIC MSRs
+ * exit (arch/x86/kvm/vmx/vmx.c).
  *
  * While APICv is inhibited the TPR shadow and the virtualization of the APIC's mode stay on.
  *
@@ -24,8 +24,6 @@ import {
   SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE,
   X2APIC_MSR_BASE,
 } from "../../abi/mod.ts";
-import type { Vcpu } from "../kvm/vcpu.ts";
-import { emulatedWrite, writeX2apicIcr } from "../lapic/mod.ts";
 import { accessPageAddress } from "./access_page.ts";
 import { pinControls, tertiaryControls } from "./exec_controls.ts";
 import type { Vmx } from "./vmx.ts";
@@ -107,17 +105,4 @@ export function serviceChanged({ vmcs }: Vmx, highestIsr: number): void {
 /** The EOIs that the I/O APIC must see are to exit (vmx_load_eoi_exitmap). */
 export function loadEoiExitmap({ vcpu, vmcs }: Vmx): void {
   if (vcpu.lapic.apicvActive) vmcs.eoiExitBitmap.set(vcpu.ioapicHandledVectors);
-}
-
-/**
- * An APIC-write exit: the guest's value is in the page, and KVM does what the register does
- * (kvm_apic_write_nodecode). Nobody can raise a fault for it any more.
- */
-export function handleApicWrite(vcpu: Vcpu, offset: number): void {
-  const { lapic } = vcpu;
-  if (lapic.x2apicMode && offset === APIC_ICR) {
-    if (writeX2apicIcr(lapic, lapic.get(APIC_ICR), lapic.get(APIC_ICR + 4))) return;
-    vcpu.vm.hostFailure("WARN: an APIC-write exit for an x2APIC ICR with reserved bits");
-  }
-  emulatedWrite(lapic, offset, lapic.get(offset));
 }

@@ -14,9 +14,8 @@ import { emulateHypercall } from "../kvm/hypercall.ts";
 import { emulateRdmsr } from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
-import { emulatedWrite } from "../lapic/mod.ts";
+import { emulatedWrite, writeNodecode } from "../lapic/mod.ts";
 import * as tracing from "../trace/mod.ts";
-import { handleApicWrite } from "./apicv.ts";
 import type { Vmcs } from "./vmcs.ts";
 import type { Vmx } from "./vmx.ts";
 
@@ -67,7 +66,7 @@ export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {
     case EXIT_REASON_CPUID:
       return emulateCpuid(vcpu);
     case EXIT_REASON_APIC_WRITE:
-      return handleApicWrite(vcpu, processor.exitInfo1 & 0xff0);
+      return writeNodecode(vcpu.lapic, processor.exitInfo1 & 0xff0);
     case EXIT_REASON_EOI_INDUCED:
       return vcpu.lapic.eoiAccelerated(processor.exitInfo1 & 0xff);
     case EXIT_REASON_APIC_ACCESS:
