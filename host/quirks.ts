@@ -56,6 +56,12 @@ export const QUIRKS = {
     effect: "hardware that takes interrupts over does not learn which one is in service: its EOI is lost",
     source: "fixed in v6.19-rc1: Update SVI when activating APICv",
   },
+  "apicv-activation-keeps-eoi-exitmap": {
+    effect:
+      "which EOIs exit is not told to hardware that takes interrupts over: the I/O APIC does not see those of lines that were routed meanwhile",
+    source:
+      "not fixed in v6.19, whose vmx_load_eoi_exitmap does nothing while APICv is inhibited; found by reading",
+  },
   "posted-sync-forgets-irr": {
     effect:
       "a descriptor that is synchronized again, and was found empty, makes KVM say that nothing is requested: RVI is 0",

@@ -105,7 +105,7 @@ export function takeTurn(vcpu: Vcpu): Turn {
       if (vcpu.hit(TP.kvm_exit)) recordExit(vcpu);
       const fastPath = vcpu.backend.fastPath();
       if (fastPath === FastPath.Reenter && vcpu.mode === VcpuMode.InGuest && !outsideWanted(vcpu)) {
-        if (vcpu.vm.enableApicv && vcpu.lapic.hardwareEnabled) syncPosted(vcpu);
+        if (vcpu.vm.enableApicv && vcpu.lapic.enabled) syncPosted(vcpu);
         price = vcpu.cost.reentry;
         break toEntry;
       }
@@ -136,7 +136,7 @@ export function takeTurn(vcpu: Vcpu): Turn {
       if (vcpu.phase !== Phase.Synced) {
         if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu); // Up to here the host takes interrupts by itself.
         vcpu.mode = VcpuMode.InGuest;
-        if (vcpu.vm.enableApicv && vcpu.lapic.hardwareEnabled && synchronizes(vcpu)) return Turn.Sync;
+        if (vcpu.vm.enableApicv && vcpu.lapic.enabled && synchronizes(vcpu)) return Turn.Sync;
       }
       if (!outsideWanted(vcpu)) break;
       cancelEntry(vcpu);

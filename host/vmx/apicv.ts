@@ -54,8 +54,8 @@ export function refreshApicv(vmx: Vmx): void {
   vmcs.tertiaryHigh = highOf(tertiary);
   vmx.hardware.virtualInterrupts.recognized = false;
   updateX2apicMsrBitmap(vmx);
-  // Which EOIs exit is as it was when APICv was last in use: scans leave it alone meanwhile, and v6.19 scans before it
-  // comes here. A pin that was routed in between keeps its remote IRR until the next scan.
+  // Scans since APICv was last in use have left the exits alone.
+  if (active && !vcpu.vm.quirk("apicv-activation-keeps-eoi-exitmap")) loadEoiExitmap(vmx);
 }
 
 /**
