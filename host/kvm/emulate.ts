@@ -38,6 +38,7 @@ import { ACCESS, effectiveAddress, emulateOperand, NotModelled, operandBase } fr
 import { readPage, writePage } from "../lapic/mod.ts";
 import { TP } from "../trace/mod.ts";
 import { PAGE_SIZE } from "../memory/mod.ts";
+import { userspaceMmio, userspacePio } from "./userspace.ts";
 import type { Vcpu } from "./vcpu.ts";
 
 /** kvm_mmio's types. */
@@ -109,7 +110,7 @@ function readMmio(vcpu: Vcpu, address: number, bytes: number): bigint {
     return value;
   }
   vcpu.trace(TP.kvm_mmio, MMIO_READ_UNSATISFIED, bytes, low(address), high(address), 0);
-  value = vm.userspaceMmio(vcpu, address, bytes, undefined);
+  value = userspaceMmio(vcpu, address, bytes, undefined);
   vcpu.trace(TP.kvm_mmio, MMIO_READ, bytes, low(address), high(address), Number(value & 0xffff_ffffn));
   return value;
 }
@@ -120,7 +121,7 @@ function writeMmio(vcpu: Vcpu, address: number, bytes: number, value: bigint): v
   vcpu.trace(TP.kvm_mmio, MMIO_WRITE, bytes, low(address), high(address), Number(value & 0xffff_ffffn));
   if (writePage(vcpu.lapic, address, bytes, Number(value & 0xffff_ffffn)) === "done") return;
   if (vm.mmioBus.write(address, bytes, value)) return;
-  vm.userspaceMmio(vcpu, address, bytes, value);
+  userspaceMmio(vcpu, address, bytes, value);
 }
 
 /** IN or OUT was executed. */
@@ -133,10 +134,10 @@ export function emulatePio(vcpu: Vcpu, port: number, bytes: number, write: boole
   if (write) {
     const value = (regs[RAX] & mask) >>> 0;
     vcpu.trace(TP.kvm_pio, 1, port, bytes, value);
-    if (!vm.pioBus.write(port, bytes, BigInt(value))) vm.userspacePio(vcpu, port, bytes, value);
+    if (!vm.pioBus.write(port, bytes, BigInt(value))) userspacePio(vcpu, port, bytes, value);
   } else {
     const kernel = vm.pioBus.read(port, bytes);
-    const value = kernel === undefined ? vm.userspacePio(vcpu, port, bytes, undefined) : Number(kernel);
+    const value = kernel === undefined ? userspacePio(vcpu, port, bytes, undefined) : Number(kernel);
     vcpu.trace(TP.kvm_pio, 0, port, bytes, value);
     // A 32-bit result clears the upper half; smaller ones leave the rest of RAX alone.
     regs[RAX] = bytes === 4 ? value : (regs[RAX] & ~mask) | (value & mask);

@@ -19,6 +19,7 @@ import { block } from "./halt.ts";
 import * as requests from "./requests.ts";
 import * as modes from "./modes.ts";
 import { shared, syncPosted } from "./shared.ts";
+import { shutdown } from "./userspace.ts";
 import type { Vcpu } from "./vcpu.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -267,7 +268,7 @@ function serviceRequests(vcpu: Vcpu): boolean {
   const { vm } = vcpu;
   if (take(vcpu, REQ_VM_DEAD)) return false;
   if (take(vcpu, REQ_TRIPLE_FAULT)) {
-    vm.shutdown(vcpu);
+    shutdown(vcpu);
     return false;
   }
   if (take(vcpu, REQ_NMI)) processNmi(vcpu);

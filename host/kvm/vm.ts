@@ -11,11 +11,11 @@ import { DeviceBus } from "../devices/bus.ts";
 import { Ioapic, IrqRouting, swizzleExtendedDestination } from "../irqchip/mod.ts";
 import { type ApicMap, InterruptMessage, MapState, recalculateApicMap } from "../lapic/mod.ts";
 import type { Machine } from "../machine.ts";
-import { GuestMemory, PAGE_SIZE } from "../memory/mod.ts";
+import { GuestMemory, MmioMarks } from "../memory/mod.ts";
 import { HostFailure, type KvmQuirk, type Quirk } from "../quirks.ts";
 import type { HostScheduler } from "../sched/mod.ts";
 import { HOST_SEMANTICS, type HostBehaviour, type HostSemantics, hostSemantics } from "../semantics.ts";
-import { NOBODY, TP, TRACEPOINTS, Tracer } from "../trace/mod.ts";
+import { NOBODY, TRACEPOINTS, Tracer } from "../trace/mod.ts";
 import { type Acceleration, acceleration, type AvicKick, avicKick } from "./acceleration.ts";
 import { inhibitMask, SVM_INHIBITS, updateApicv, VMX_INHIBITS } from "./apicv.ts";
 import type { VmxProcessor } from "../vmx/processors.ts";
@@ -23,7 +23,8 @@ import { setupVmx, type VmxSetup } from "../vmx/setup.ts";
 import { type BackendName, backendName, createBackendInVain } from "./backends.ts";
 import { explain, type Explanation } from "./explain.ts";
 import { HALT_POLL_NS_MAX } from "./halt.ts";
-import { ATTENTION_APIC_MAP, REQ_SCAN_IOAPIC, REQ_VM_DEAD } from "./requests.ts";
+import { ATTENTION_APIC_MAP, REQ_SCAN_IOAPIC } from "./requests.ts";
+import type { UserspaceDevice } from "./userspace.ts";
 import { Vcpu } from "./vcpu.ts";
 import {
   checkHaltPoll,
@@ -35,22 +36,10 @@ import {
   type VmOptions,
 } from "./vm_options.ts";
 
-/** What user space answers to an access that no kernel device took. */
-export interface UserspaceDevice {
-  /** Serves a read (`value` undefined) or a write; undefined leaves it to the default. */
-  access(address: number, bytes: number, value: bigint | undefined): bigint | undefined;
-}
-
 /** What KVM_CREATE_VCPU gives. */
 const EEXIST = 17;
 const EINVAL = 22;
 const EMFILE = 24;
-
-/** KVM_EXIT_*: why KVM_RUN came back. */
-const KVM_EXIT_IO = 2;
-const KVM_EXIT_MMIO = 6;
-const KVM_EXIT_SHUTDOWN = 8;
-const KVM_EXIT_FAIL_ENTRY = 9;
 
 /** VMX as KVM of that year sets it up, with the parameters among the options. */
 function vmxSetup(name: Acceleration, behaviour: HostBehaviour, { apicv, ipiv }: VmOptions): VmxSetup {
@@ -94,6 +83,8 @@ export class Vm {
   declare readonly tscKhz: number;
   /** Guest memory. */
   readonly memory: GuestMemory = new GuestMemory();
+  /** Pages that KVM has marked as MMIO. */
+  readonly mmioMarks: MmioMarks = new MmioMarks(this.memory);
   /** The vCPUs, by index. */
   declare readonly vcpus: readonly Vcpu[];
   /** Events, counted and recorded. */
@@ -143,8 +134,6 @@ export class Vm {
   readonly #disabledKvmQuirks: ReadonlySet<KvmQuirk>;
   /** By thread number: the vCPU's index, {@linkcode NOBODY} for other threads. */
   #vcpuIndex = new Int32Array(64).fill(NOBODY);
-  #mmioPages = new Set<number>();
-  #mmioGeneration = -1;
 
   /** Builds a virtual machine, its vCPUs reset and not started. Throws `RangeError` for options that cannot be. */
   constructor(machine: Machine, options: VmOptions = {}) {
@@ -351,77 +340,10 @@ export class Vm {
     return this.cost.contextSwitch;
   }
 
-  // User space.
-
-  /** KVM_RUN comes back with an MMIO access, and is called again. */
-  userspaceMmio(vcpu: Vcpu, address: number, bytes: number, value: bigint | undefined): bigint {
-    this.#userspace(vcpu, KVM_EXIT_MMIO);
-    // What QEMU answers where no device is: reads give 0.
-    return this.userspaceMmioDevice?.access(address, bytes, value) ?? 0n;
-  }
-
-  /** KVM_RUN comes back with a port access, and is called again. */
-  userspacePio(vcpu: Vcpu, port: number, bytes: number, value: number | undefined): number {
-    this.#userspace(vcpu, KVM_EXIT_IO);
-    const answer = this.userspacePioDevice?.access(
-      port,
-      bytes,
-      value === undefined ? undefined : BigInt(value),
-    );
-    // Where no device is, the bus floats: reads give ones.
-    const ones = bytes === 4 ? 0xffff_ffff : (1 << (8 * bytes)) - 1;
-    return answer === undefined ? ones : (Number(answer & 0xffff_ffffn) & ones) >>> 0;
-  }
-
-  #userspace(vcpu: Vcpu, reason: number): void {
-    vcpu.trace(TP.kvm_userspace_exit, reason);
-    vcpu.trace(TP.kvm_fpu, 0);
-    vcpu.charge(vcpu.cost.userspace);
-    vcpu.trace(TP.kvm_fpu, 1);
-  }
-
   /** A device in user space signals a message; with MSI_EXT_DEST_ID user space unpacks its destination first. */
   signalMsi(message: MsiMessage): number {
     const extended = this.bootstrap.cpuid.pvHas("MSI_EXT_DEST_ID") && this.x2apicFormat;
     return this.routing.signal(extended ? swizzleExtendedDestination(message) : message);
-  }
-
-  /** A vCPU triple-faulted: KVM_EXIT_SHUTDOWN, and user space ends the virtual machine. */
-  shutdown(vcpu: Vcpu): void {
-    this.#end(vcpu, KVM_EXIT_SHUTDOWN);
-  }
-
-  /** The processor refused to enter a vCPU's guest: KVM_EXIT_FAIL_ENTRY, and user space ends the virtual machine. */
-  entryFailed(vcpu: Vcpu): void {
-    this.#end(vcpu, KVM_EXIT_FAIL_ENTRY);
-  }
-
-  #end(vcpu: Vcpu, reason: number): void {
-    vcpu.trace(TP.kvm_userspace_exit, reason);
-    vcpu.trace(TP.kvm_fpu, 0);
-    this.dead = true;
-    for (const other of this.vcpus) {
-      other.request(REQ_VM_DEAD);
-      this.engine.park(other);
-    }
-    this.engine.stop();
-  }
-
-  // MMIO that KVM has marked in its page tables.
-
-  /** Whether KVM has marked an address's page as MMIO. */
-  mmioCached(address: number): boolean {
-    return this.#mmioGeneration === this.memory.generation &&
-      this.#mmioPages.has(Math.floor(address / PAGE_SIZE));
-  }
-
-  /** KVM marks an address's page as MMIO; the marks go when the slots change. */
-  cacheMmio(address: number): void {
-    if (this.#mmioGeneration !== this.memory.generation) {
-      this.#mmioGeneration = this.memory.generation;
-      this.#mmioPages = new Set();
-    }
-    if (!this.memory.backed(address, 1)) this.#mmioPages.add(Math.floor(address / PAGE_SIZE));
   }
 
   // Results.

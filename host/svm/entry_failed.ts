@@ -6,6 +6,7 @@
  */
 
 import { SVM_EXIT_ERR } from "../../abi/mod.ts";
+import { entryFailed } from "../kvm/userspace.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { type AvicRule, brokenAvicRules } from "./avic/consistency.ts";
 import type { Vmcb } from "./vmcb.ts";
@@ -14,7 +15,7 @@ import type { Vmcb } from "./vmcb.ts";
 export function checkAvic(vcpu: Vcpu, vmcb: Vmcb): void {
   const broken = brokenAvicRules(vmcb, vcpu.machine.hostMemory);
   if (broken.length > 0) {
-    vcpu.vm.entryFailed(vcpu);
+    entryFailed(vcpu);
     throw new VmrunFailed(vcpu.vcpuId, broken);
   }
   vmcb.avicDirty = false;

@@ -119,7 +119,7 @@ function nestedPageFault(vcpu: Vcpu): void {
   const { exitInfo1, exitInfo2 } = vcpu.processor;
   vcpu.charge(vcpu.cost.mmu);
   vcpu.trace(TP.kvm_page_fault, low(exitInfo2), high(exitInfo2), low(exitInfo1));
-  if (!isAccessPage(vcpu.vm, exitInfo2)) vcpu.vm.cacheMmio(exitInfo2);
+  if (!isAccessPage(vcpu.vm, exitInfo2)) vcpu.vm.mmioMarks.add(exitInfo2);
   emulateMemoryAccess(vcpu);
 }
 

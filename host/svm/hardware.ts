@@ -230,7 +230,7 @@ export class SvmHardware implements Virtualization {
     if (this.vmcb.avic && this.vcpu.vm.apicvInhibits === 0 && this.avic.claims(address)) {
       return this.avic.access(p, address, bytes, write);
     }
-    const marked = this.vcpu.vm.mmioCached(address) ? NPF_RESERVED : 0;
+    const marked = this.vcpu.vm.mmioMarks.has(address) ? NPF_RESERVED : 0;
     return p.leaveWith(SVM_EXIT_NPF, NPF_FINAL + marked + (write ? NPF_WRITE : 0), address);
   }
 

@@ -6,6 +6,7 @@
  */
 
 import { APIC_TASKPRI, VMXERR_ENTRY_INVALID_CONTROL_FIELD } from "../../abi/mod.ts";
+import { entryFailed } from "../kvm/userspace.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { dumpVmcs } from "./dump.ts";
 import { type EntryCheck, failedEntryChecks } from "./entry_checks.ts";
@@ -19,7 +20,7 @@ export function checkControls(vcpu: Vcpu, vmcs: Vmcs): void {
     return;
   }
   vmcs.vmInstructionError = VMXERR_ENTRY_INVALID_CONTROL_FIELD;
-  vcpu.vm.entryFailed(vcpu);
+  entryFailed(vcpu);
   throw new VmEntryFailed(vcpu.vcpuId, failed, dumpVmcs(vcpu));
 }
 

@@ -79,7 +79,7 @@ export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {
         high(processor.exitInfo2),
         processor.exitInfo1,
       );
-      if (!onApicAccessPage(processor.exitInfo2)) vcpu.vm.cacheMmio(processor.exitInfo2);
+      if (!onApicAccessPage(processor.exitInfo2)) vcpu.vm.mmioMarks.add(processor.exitInfo2);
       return emulateMemoryAccess(vcpu);
     case EXIT_REASON_EPT_MISCONFIG:
       vcpu.charge(vcpu.cost.mmu);

@@ -243,7 +243,7 @@ export class VmxHardware implements Virtualization {
       }
       if (offset + bytes <= APIC_PAGE_SIZE) return accessPageMemory(this.vcpu.vm, p, offset);
     }
-    if (this.vcpu.vm.mmioCached(address)) return p.leaveWith(EXIT_REASON_EPT_MISCONFIG, 0, address);
+    if (this.vcpu.vm.mmioMarks.has(address)) return p.leaveWith(EXIT_REASON_EPT_MISCONFIG, 0, address);
     return p.leaveWith(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
   }
 
