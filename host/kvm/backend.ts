@@ -40,6 +40,8 @@ export interface Backend {
   exitName(reason: number): string;
   /** RESET, or INIT. */
   reset(init: boolean): void;
+  /** The local APIC is about to be reset: what was posted and not seen yet is gone (apicv_pre_state_restore). */
+  discardPosted(): void;
   /** The local APIC was enabled, disabled, or switched between xAPIC and x2APIC mode. */
   apicModeChanged(): void;
 

@@ -101,6 +101,7 @@ function setX2apicId(lapic: Lapic): void {
 /** RESET, or (`init`) INIT, which keeps mode and ID. */
 export function resetLapic(lapic: Lapic, init: boolean): void {
   const { vcpu } = lapic;
+  vcpu.backend.discardPosted(); // First: a priority that falls makes KVM look for what was posted.
   if (!init) {
     setApicBase(lapic, APIC_DEFAULT_BASE | APICBASE_ENABLE | (vcpu.bootstrap ? APICBASE_BSP : 0), 0);
     setXapicId(lapic);

@@ -101,6 +101,9 @@ export class Svm implements Backend {
     this.avic?.reset();
   }
 
+  /** Nothing is posted elsewhere than in the page. */
+  discardPosted(): void {}
+
   /** The APIC's mode is AVIC's too. */
   apicModeChanged(): void {
     this.avic?.modeChanged();

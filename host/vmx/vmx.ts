@@ -116,11 +116,15 @@ export class Vmx implements Backend {
   /** RESET, or INIT: nothing is injected, no window is open, the APIC mode's controls are set. */
   reset(init: boolean): void {
     if (!init) resetVirtualApic(this);
-    this.posted.discard();
     this.vmcs.entryIntrInfo = 0;
     this.vmcs.tprThreshold = 0;
     this.setWindows(WINDOWS, false);
     this.apicModeChanged();
+  }
+
+  /** What was posted is gone. */
+  discardPosted(): void {
+    this.posted.discard();
   }
 
   /** The APIC mode's controls. */

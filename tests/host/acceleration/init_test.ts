@@ -1,0 +1,78 @@
+import { assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import type { X86Cpu } from "../../../abi/mod.ts";
+import {
+  APIC_MODES,
+  type ApicMode,
+  bringUp,
+  enter,
+  send,
+  tryingRig,
+  until,
+  vectors,
+  write,
+} from "../../support/apic.ts";
+import { AP_START, DATA, type Rig } from "../../support/guests.ts";
+import { type Level, LEVELS, nameOf } from "../../support/levels.ts";
+import { pir } from "../../support/posted.ts";
+
+/** Set by the application processor: it is in its first handler, and lets nobody interrupt it. */
+const BUSY = DATA + 8;
+/** Nothing more comes. */
+const STOP = DATA + 12;
+
+/** On one physical CPU: what is sent to the other vCPU is sent while that one is off its CPU. */
+function initWhileRequested(level: Level, mode: ApicMode): { rig: Rig; handled: string[] } {
+  const rig = tryingRig({ vm: { ...level, vcpus: 2 }, machine: { pcpus: 1, timeSlice: 200_000 } });
+  const handled: string[] = [];
+  const eoi = (cpu: X86Cpu) => write(cpu, mode, 0x0b0, 0);
+  rig.on(0x41, function* busy(cpu) {
+    handled.push("41");
+    yield cpu.store32(BUSY, 1);
+    for (;;) yield cpu.work(1000);
+  });
+  for (const vector of [0x31, 0x51]) {
+    rig.on(vector, function* quick(cpu) {
+      handled.push(vector.toString(16));
+      yield* eoi(cpu);
+    });
+  }
+  rig.aps(function* (cpu) {
+    handled.push("starts");
+    yield* enter(cpu, mode);
+    yield cpu.xadd32(DATA, 1);
+    yield cpu.sti();
+    yield* until(cpu, STOP, 1);
+    yield cpu.cli();
+    yield cpu.hlt();
+  });
+  const high = mode === "xapic" ? 1 << 24 : 1;
+  rig.finish(function* (cpu) {
+    yield* enter(cpu, mode);
+    yield* bringUp(cpu, mode, 1);
+    yield* until(cpu, DATA, 1);
+    yield* send(cpu, mode, { low: 0x4041, high });
+    yield* until(cpu, BUSY, 1);
+    for (const low of [0x4031, 0x4051, 0x4500]) yield* send(cpu, mode, { low, high });
+    yield cpu.work(1_000_000);
+    yield* send(cpu, mode, { low: 0x4600 | (AP_START >>> 12), high });
+    yield* until(cpu, DATA, 2);
+    yield cpu.work(1_000_000);
+    yield cpu.store32(STOP, 1);
+  });
+  return { rig, handled };
+}
+
+describe("INIT takes back what was requested of a processor", () => {
+  for (const level of LEVELS) {
+    for (const mode of APIC_MODES) {
+      it(`from within a handler, and what was posted to it unseen (${nameOf(level)}, ${mode})`, () => {
+        const { rig, handled } = initWhileRequested(level, mode);
+        assertEquals(handled, ["starts", "41", "starts"]);
+        const [, ap] = rig.vm.vcpus;
+        assertEquals([vectors(ap.lapic, 0x200), vectors(ap.lapic, 0x100)], [[], []]);
+        if (level.backend === "vmx") assertEquals(pir(ap), []);
+      });
+    }
+  }
+});
