@@ -14,6 +14,7 @@ import * as abi from "../../../abi/mod.ts";
 import type { Steps } from "../../core/mod.ts";
 import { setApicvInhibit } from "../../kvm/apicv.ts";
 import type { Vcpu } from "../../kvm/vcpu.ts";
+import type { SvmHardware } from "../hardware.ts";
 import { DIRECT_ACCESS_MSRS, X2AVIC_PERMISSIONS } from "../msr_permissions.ts";
 import type { Vmcb } from "../vmcb.ts";
 import { LogicalIds } from "./logical_ids.ts";
@@ -87,12 +88,21 @@ export class Avic {
 
   /** The APIC is in another mode, or AVIC is to be used, or not (avic_refresh_virtual_apic_mode). */
   modeChanged(): void {
+    if (this.vcpu.lapic.x2apicMode && !this.x2avicEnabled) this.#deletePage();
     if (this.vcpu.lapic.apicvActive) {
       this.logicalIds.restore();
       this.#activate();
     } else {
       this.#deactivate();
     }
+  }
+
+  /**
+   * To hardware that does not know x2APIC mode this vCPU would still have an xAPIC's page. All of them share the page
+   * tables: none has it from now on (kvm_inhibit_apic_access_page).
+   */
+  #deletePage(): void {
+    for (const { backend } of this.vcpu.vm.vcpus) (backend.hardware as SvmHardware).avic.pageDeleted = true;
   }
 
   #activate(): void {

@@ -69,6 +69,8 @@ export class AvicHardware {
   logical: Uint32Array = NO_PAGE;
   /** A virtual interrupt is delivered as soon as the guest takes interrupts. */
   pending = false;
+  /** KVM has taken the APIC's page out of guest memory for good: nothing is mapped there any more. */
+  pageDeleted = false;
 
   /** The one that `vmcb` controls. */
   constructor(vcpu: Vcpu, vmcb: Vmcb) {
@@ -153,6 +155,7 @@ export class AvicHardware {
 
   /** Whether an address is on the page that AVIC looks after. In x2APIC mode there is none. */
   claims(address: number): boolean {
+    if (this.pageDeleted) return false;
     const offset = address - this.vmcb.avicApicBar;
     return offset >= 0 && offset < APIC_PAGE_SIZE && this.vmcb.avic && !this.vmcb.x2avic;
   }

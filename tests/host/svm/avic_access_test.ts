@@ -3,7 +3,17 @@ import { describe, it } from "@std/testing/bdd";
 import { encodeMsi } from "../../../abi/mod.ts";
 import { type Acceleration, MsiSource, type Vm, type VmOptions } from "../../../host/mod.ts";
 import { X2AVIC_MSRS } from "../../../host/svm/mod.ts";
-import { type ApicMode, type Asking, completes, enter, read, vectors, write } from "../../support/apic.ts";
+import {
+  type ApicMode,
+  type Asking,
+  bringUp,
+  completes,
+  enter,
+  read,
+  until,
+  vectors,
+  write,
+} from "../../support/apic.ts";
 import { svm } from "../../support/avic.ts";
 import { chain, count, events, eventsOf, type Exit, exits, mark, tracingRig } from "../../support/events.ts";
 import { DATA } from "../../support/guests.ts";
@@ -561,3 +571,36 @@ for (const [acceleration, mode] of MODES) {
     });
   });
 }
+
+describe("hardware that does not know x2APIC mode", () => {
+  it("has no page for anybody any more once one vCPU is in that mode: an x2APIC's page is a hole", () => {
+    // kvm_inhibit_apic_access_page: the page tables are shared, and what is deleted stays deleted.
+    const rig = tracingRig({ vm: { ...AVIC, vcpus: 2 } });
+    const { vm } = rig;
+    rig.aps(function* (cpu) {
+      yield* enter(cpu, "xapic");
+      let from = mark(vm);
+      yield* write(cpu, "xapic", 0x080, 0x40);
+      assertEquals(exits(vm, from), []);
+      yield cpu.store32(DATA, 1);
+      yield* until(cpu, DATA, 2);
+      from = mark(vm);
+      yield* write(cpu, "xapic", 0x080, 0x50);
+      assertEquals(exits(vm, from).length, 1);
+      assertEquals(yield* read(cpu, "xapic", 0x080), 0x50);
+      yield cpu.store32(DATA, 3);
+    }).run(function* (cpu) {
+      yield* enter(cpu, "xapic");
+      yield* bringUp(cpu, "xapic", 1);
+      yield* until(cpu, DATA, 1);
+      yield* enter(cpu, "x2apic");
+      yield* write(cpu, "x2apic", 0x080, 0x30);
+      assertEquals(yield* read(cpu, "xapic", 0x080), 0xffff_ffff);
+      yield* write(cpu, "xapic", 0x080, 0x60);
+      assertEquals(yield* read(cpu, "x2apic", 0x080), 0x30);
+      yield cpu.store32(DATA, 2);
+      yield* until(cpu, DATA, 3);
+    });
+    assertEquals(rig.word(DATA), 3);
+  });
+});
