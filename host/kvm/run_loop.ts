@@ -105,10 +105,12 @@ export function takeTurn(vcpu: Vcpu): Turn {
       vcpu.machine.countExit();
       if (vcpu.hit(TP.kvm_exit)) recordExit(vcpu);
       const fastPath = vcpu.backend.fastPath();
-      if (fastPath === FastPath.Reenter && vcpu.mode === VcpuMode.InGuest && !outsideWanted(vcpu)) {
-        if (vcpu.vm.enableApicv && vcpu.lapic.enabled) syncPosted(vcpu);
-        price = vcpu.cost.reentry;
-        break toEntry;
+      if (fastPath === FastPath.Reenter && vcpu.mode === VcpuMode.InGuest) {
+        if (vcpu.vm.enableApicv && vcpu.lapic.enabled) syncPosted(vcpu); // May ask for REQ_EVENT.
+        if (!outsideWanted(vcpu)) {
+          price = vcpu.cost.reentry;
+          break toEntry;
+        }
       }
       vcpu.mode = VcpuMode.Outside;
       if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu);
