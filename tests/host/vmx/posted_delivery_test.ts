@@ -74,12 +74,14 @@ describe("an interrupt that is posted", () => {
         const staged = stage(state);
         post(staged.vm, kind, 0x41);
         const [before, ...told] = outcome(staged);
-        const { notifiedAt } = staged.pcpu;
+        staged.pcpu.notified(); // The host has heard it, to whom it means nothing: ON stays.
         const spent = staged.vm.bootstrap.time;
         post(staged.vm, kind, 0x41);
         post(staged.vm, kind, 0x52);
-        assertEquals(outcome(staged), [before.replace("41", "41 52"), ...told]);
-        assertEquals(staged.pcpu.notifiedAt, notifiedAt);
+        assertEquals(outcome(staged), [
+          before.replace("41", "41 52"),
+          ...told.filter((who) => who !== "0xf2"),
+        ]);
         const { cost } = staged.vm;
         const each = kind === "KVM" ? cost.accept + cost.post : cost.postIpi;
         assertEquals(staged.vm.bootstrap.time - spent, 2 * each, "nor is a notification paid for");
