@@ -11,7 +11,8 @@ import * as requests from "../kvm/requests.ts";
 import { syncPosted } from "../kvm/shared.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { LapicTimer } from "./timer.ts";
-import { type ApicPage, highestVector, setVector, testVector } from "./vectors.ts";
+import * as vectors from "./vectors.ts";
+import type { ApicPage } from "./vectors.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
@@ -29,6 +30,7 @@ const {
 } = abi;
 const { TP } = tracing;
 const { REQ_EVENT } = requests;
+const { highestVector, setVector, testVector } = vectors;
 
 /** Words of the part of the page that has registers (KVM_APIC_REG_SIZE, 0x400 bytes). */
 const PAGE_WORDS = 256;
@@ -172,11 +174,14 @@ export class Lapic {
 
   /** Searches the page for requests: nobody kept count. Answers with the highest, -1 for none. */
   findIrr(): number {
-    this.irrRegisters = 0;
-    for (let register = 0; register < 8; register++) {
-      if (this.page[IRR + (register << 2)] !== 0) this.irrRegisters |= 1 << register;
+    const { page } = this;
+    const highest = highestVector(page, APIC_IRR);
+    let registers = 0;
+    for (let register = 0; register <= highest >> 5; register++) {
+      if (page[IRR + (register << 2)] !== 0) registers |= 1 << register;
     }
-    return this.highestIrr();
+    this.irrRegisters = registers;
+    return highest;
   }
 
   // Vectors in service.
@@ -271,14 +276,14 @@ export class Lapic {
     if (vcpu.hit(TP.kvm_eoi)) vcpu.record(TP.kvm_eoi, vcpu.vcpuId, vector);
     if (vector === -1) return vector;
     this.page[ISR + ((vector >>> 5) << 2)] &= ~(1 << (vector & 31));
-    if (this.apicvActive) {
-      this.vcpu.backend.serviceChanged(this.highestIsr());
-    } else {
+    if (!this.apicvActive) {
       this.isrCount--;
       this.highestIsrCache = -1;
     }
+    const next = this.highestIsr();
+    if (this.apicvActive) vcpu.backend.serviceChanged(next);
     // A requested vector above the new priority is looked at in any case: REQ_EVENT, below.
-    this.#computePpr();
+    this.#serve(next);
     if (vcpu.ioapicHandles(vector)) this.#tellIoapic(vector);
     vcpu.requests |= REQ_EVENT;
     return vector;

@@ -30,7 +30,10 @@ export function clearVector(page: ApicPage, base: number, vector: number): void 
 /** The highest vector whose bit is set, -1 for none. */
 export function highestVector(page: ApicPage, base: number): number {
   const first = base >>> 2;
-  for (let register = 7; register >= 0; register--) {
+  // Mostly a bit or two are set: two looks find the half, and that there are none.
+  const upper = page[first + 28] | page[first + 24] | page[first + 20] | page[first + 16];
+  if (upper === 0 && (page[first + 12] | page[first + 8] | page[first + 4] | page[first]) === 0) return -1;
+  for (let register = upper !== 0 ? 7 : 3; register >= 0; register--) {
     const bits = page[first + (register << 2)];
     if (bits !== 0) return (register << 5) + 31 - Math.clz32(bits);
   }

@@ -8,7 +8,8 @@
  * @module
  */
 
-import { APIC_ICR, APIC_VECTOR_MASK, hex, HIGH } from "../../abi/mod.ts";
+import * as abi from "../../abi/mod.ts";
+import { hex } from "../../abi/mod.ts";
 import type { Steps } from "../core/mod.ts";
 import type { Processor } from "../cpu/mod.ts";
 import type { Vm } from "../kvm/vm.ts";
@@ -16,14 +17,14 @@ import type { Machine } from "../machine.ts";
 import type { HostBlock } from "../memory/mod.ts";
 import type { Pcpu } from "../sched/mod.ts";
 import type { VmxHardware } from "./hardware.ts";
-import {
-  PI_DESCRIPTOR_BYTES,
-  PiDescriptor,
-  POSTED_INTR_VECTOR,
-  POSTED_INTR_WAKEUP_VECTOR,
-} from "./posted_descriptor.ts";
+import * as descriptors from "./posted_descriptor.ts";
 import { apicWriteExit } from "./virtual_apic.ts";
 import type { Vmx } from "./vmx.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { APIC_ICR, APIC_VECTOR_MASK, HIGH } = abi;
+const { PI_DESCRIPTOR_BYTES, PiDescriptor, POSTED_INTR_VECTOR, POSTED_INTR_WAKEUP_VECTOR } = descriptors;
+type PiDescriptor = descriptors.PiDescriptor;
 
 const PAGE_BYTES = 4096;
 const ENTRY_BYTES = 8;

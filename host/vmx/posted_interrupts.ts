@@ -9,18 +9,27 @@
  * @module
  */
 
-import { APIC_IRR } from "../../abi/mod.ts";
+import * as abi from "../../abi/mod.ts";
 import type { Steps } from "../core/mod.ts";
 import type { Processor } from "../cpu/mod.ts";
-import { VcpuMode } from "../kvm/modes.ts";
-import { REQ_EVENT } from "../kvm/requests.ts";
+import * as modes from "../kvm/modes.ts";
+import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import type { Lapic } from "../lapic/mod.ts";
-import { highestVector } from "../lapic/vectors.ts";
+import * as vectors from "../lapic/vectors.ts";
 import type { HostBlock } from "../memory/mod.ts";
-import { TP } from "../trace/mod.ts";
+import * as tracing from "../trace/mod.ts";
 import type { VmxHardware } from "./hardware.ts";
-import { PI_DESCRIPTOR_BYTES, PiDescriptor, PIR_QUADWORDS } from "./posted_descriptor.ts";
+import * as descriptors from "./posted_descriptor.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { APIC_IRR } = abi;
+const { VcpuMode } = modes;
+const { REQ_EVENT } = requests;
+const { highestVector } = vectors;
+const { TP } = tracing;
+const { PI_DESCRIPTOR_BYTES, PiDescriptor, PIR_QUADWORDS } = descriptors;
+type PiDescriptor = descriptors.PiDescriptor;
 
 /** IRR registers: of 32 vectors each. */
 const REGISTERS = 8;

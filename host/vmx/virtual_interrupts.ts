@@ -11,9 +11,10 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { deliverInterrupt, type Processor } from "../cpu/mod.ts";
+import * as cpu from "../cpu/mod.ts";
+import type { Processor } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
-import { clearVector, highestVector, setVector } from "../lapic/vectors.ts";
+import * as vectors from "../lapic/vectors.ts";
 import type { Vmcs } from "./vmcs.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -26,6 +27,8 @@ const {
   EXIT_REASON_EOI_INDUCED,
   SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY,
 } = abi;
+const { deliverInterrupt } = cpu;
+const { clearVector, highestVector, setVector } = vectors;
 
 const WINDOWS = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
 /** The words of the task and the processor priority. */

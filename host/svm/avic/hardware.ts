@@ -91,17 +91,23 @@ export class AvicHardware {
 
   /** At VMRUN, and at the other points: looks whether a virtual interrupt is to be delivered; what was pending before may not be any more. */
   evaluate(p: Processor): void {
-    const { page, vmcb } = this;
-    const requested = Math.max(0, highestVector(page, APIC_IRR));
-    this.pending = (requested & 0xf0) > (this.#updatePpr() & 0xf0);
-    p.requestWindow(this.pending || vmcb.interceptVintr || vmcb.singleStep);
+    const requested = highestVector(this.page, APIC_IRR);
+    const priority = this.#updatePpr();
+    this.#settle(p, requested >= 0 && (requested & 0xf0) > (priority & 0xf0));
+  }
+
+  #settle(p: Processor, pending: boolean): void {
+    const { vmcb } = this;
+    this.pending = pending;
+    p.requestWindow(pending || vmcb.interceptVintr || vmcb.singleStep);
   }
 
   /** The processor priority: the class in service, or the task priority where that is higher. */
   #updatePpr(): number {
     const { page } = this;
     const tpr = page[TPR] & 0xff;
-    const inService = Math.max(0, highestVector(page, APIC_ISR)) & 0xf0;
+    const highest = highestVector(page, APIC_ISR);
+    const inService = highest < 0 ? 0 : highest & 0xf0;
     return (page[PPR] = (tpr & 0xf0) >= inService ? tpr : inService);
   }
 
@@ -112,7 +118,8 @@ export class AvicHardware {
     const vector = highestVector(page, APIC_IRR);
     this.vcpu.lapic.clearIrr(vector);
     setVector(page, APIC_ISR, vector);
-    this.evaluate(p);
+    this.#updatePpr();
+    this.#settle(p, false); // What else is requested is not above this one.
     p.charge(p.cost.virtualInterrupt);
     deliverInterrupt(p, vector, false);
     return true;
