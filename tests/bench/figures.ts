@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { BackendName } from "../../host/mod.ts";
+import { ACCELERATIONS, type BackendName } from "../../host/mod.ts";
 import { broadcast, clusters, ipi, vmcall } from "./guests.ts";
 import type { Stopwatch } from "./stopwatch.ts";
 
@@ -27,6 +27,7 @@ if (import.meta.main) {
   const figures = [
     figure("vmcall", vmcall(backend)),
     figure("ipi", ipi(backend)),
+    figure("accelerated", ipi(backend, ACCELERATIONS[backend].at(-1))),
     figure("broadcast80", broadcast(backend, 80)),
     figure("clusters80", clusters(backend, 80)),
     figure("broadcast512", broadcast(backend, 512)),

@@ -23,7 +23,7 @@ import {
   X2APIC_MSR_BASE,
   type X86Cpu,
 } from "../../abi/mod.ts";
-import { type BackendName, Machine, type Vm } from "../../host/mod.ts";
+import { type Acceleration, type BackendName, Machine, type VmOptions } from "../../host/mod.ts";
 import { Stopwatch } from "./stopwatch.ts";
 
 /** Where the guests keep things. */
@@ -48,7 +48,7 @@ const OPERATIONS = 5_000;
 /** A hypercall that does nothing, from the yield to its result in RAX. */
 export function vmcall(backend: BackendName): Stopwatch {
   const watch = new Stopwatch();
-  run(backend, 1, function* main(cpu) {
+  run({ backend }, function* main(cpu) {
     const svm = backend === "svm";
     const { nr } = HYPERCALLS.KVM_HC_VAPIC_POLL_IRQ;
     yield* boot(cpu, 0);
@@ -66,8 +66,8 @@ export function vmcall(backend: BackendName): Stopwatch {
 }
 
 /** An IPI to another vCPU that computes, and is back at it before the next one comes. */
-export function ipi(backend: BackendName): Stopwatch {
-  return interrupts(backend, 2, (plan) =>
+export function ipi(backend: BackendName, acceleration: Acceleration = "none"): Stopwatch {
+  return interrupts({ backend, acceleration, vcpus: 2 }, (plan) =>
     function* main(cpu) {
       yield* boot(cpu, plan.others);
       for (let round = 0; round < ROUNDS; round++) {
@@ -83,7 +83,7 @@ export function ipi(backend: BackendName): Stopwatch {
 
 /** One IPI to all others, by the shorthand. */
 export function broadcast(backend: BackendName, vcpus: number): Stopwatch {
-  return interrupts(backend, vcpus, (plan) =>
+  return interrupts({ backend, vcpus }, (plan) =>
     function* main(cpu) {
       yield* boot(cpu, plan.others);
       for (let round = 0; round < ROUNDS; round++) {
@@ -99,7 +99,7 @@ export function broadcast(backend: BackendName, vcpus: number): Stopwatch {
 
 /** One IPI to each cluster of sixteen, its sender left out. */
 export function clusters(backend: BackendName, vcpus: number): Stopwatch {
-  return interrupts(backend, vcpus, (plan) =>
+  return interrupts({ backend, vcpus }, (plan) =>
     function* main(cpu) {
       yield* boot(cpu, plan.others);
       for (let round = 0; round < ROUNDS; round++) {
@@ -122,6 +122,8 @@ class Plan {
   readonly others: number;
   readonly sends: number;
   readonly pause: number;
+  /** Interrupts whose handler has done its EOI. */
+  ended = 0;
 
   constructor(others: number) {
     this.others = others;
@@ -140,24 +142,23 @@ class Plan {
 
 /** Measures interrupts, each of which must have been ended: otherwise nothing was measured. */
 function interrupts(
-  backend: BackendName,
-  vcpus: number,
+  options: VmOptions & { vcpus: number },
   program: (plan: Plan) => GuestFunction,
 ): Stopwatch {
-  const plan = new Plan(vcpus - 1);
-  const vm = run(backend, vcpus, program(plan));
-  const ended = vm.counters().kvm_eoi;
+  const plan = new Plan(options.vcpus - 1);
+  run(options, program(plan), function* handler(cpu) {
+    yield cpu.wrmsr(X2APIC_EOI, 0);
+    plan.ended++;
+  });
   const sent = ROUNDS * plan.sends * plan.others;
-  if (ended !== sent) throw new Error(`Cannot measure IPIs: ${sent} were sent, and ${ended} ended`);
+  if (plan.ended !== sent) throw new Error(`Cannot measure IPIs: ${sent} were sent, and ${plan.ended} ended`);
   return plan.watch;
 }
 
 /** Runs `program` on the bootstrap processor of a new machine; the others compute, with interrupts enabled. */
-function run(backend: BackendName, vcpus: number, program: GuestFunction): Vm {
+function run(options: VmOptions, program: GuestFunction, handler?: GuestFunction): void {
   const text = new Text();
-  text.addAt(HANDLER, function* handler(cpu) {
-    yield cpu.wrmsr(X2APIC_EOI, 0);
-  });
+  if (handler !== undefined) text.addAt(HANDLER, handler);
   text.addAt(AP_START, function* secondary(cpu) {
     yield cpu.movToCr4(CR4_PAE);
     yield cpu.wrmsr(IA32_EFER, EFER_LME);
@@ -169,12 +170,11 @@ function run(backend: BackendName, vcpus: number, program: GuestFunction): Vm {
     for (;;) yield cpu.work(2 ** 40);
   });
   const entry = text.add(program);
-  const vm = new Machine().createVm({ backend, vcpus, memory: 2 ** 21 });
+  const vm = new Machine().createVm({ ...options, memory: 2 ** 21 });
   vm.load(text);
   vm.start(entry);
   const { processor } = vm.bootstrap;
   while (!processor.finished) vm.machine.run(vm.machine.engine.now + 1e9);
-  return vm;
 }
 
 /** What every program begins with. */
