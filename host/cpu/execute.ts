@@ -7,7 +7,7 @@
 
 import * as abi from "../../abi/mod.ts";
 import { iret, raise } from "./events.ts";
-import { accessMemory } from "./memory_access.ts";
+import { access32, accessMemory } from "./memory_access.ts";
 import type { Processor } from "./processor.ts";
 import { hypercall, portIo, readMsr, system, writeMsr } from "./privileged.ts";
 import { pauseWhile, work } from "./waiting.ts";
@@ -60,8 +60,11 @@ const {
   RFLAGS,
 } = abi;
 
-/** Executes the pending instruction, the slow way that knows them all. It completes, stays pending (a fault, a wait), or causes a VM exit. */
-export function execute(p: Processor, op: number): void {
+/**
+ * Executes the pending instruction. It completes, stays pending (a fault, a wait), or causes a VM exit. `short` lets
+ * common accesses to memory take the short way.
+ */
+export function execute(p: Processor, op: number, short: boolean): void {
   const regs = p.regs;
   switch (op) {
     case OP_WRMSR:
@@ -134,15 +137,18 @@ export function execute(p: Processor, op: number): void {
       p.charge(p.cost.insn);
       p.retire(op);
       return;
+    case OP_LOAD32:
+    case OP_STORE32:
+    case OP_BTR:
+      if (short) access32(p, op);
+      else accessMemory(p, op);
+      return;
     case OP_LOAD8:
     case OP_LOAD16:
-    case OP_LOAD32:
     case OP_LOAD64:
     case OP_STORE8:
     case OP_STORE16:
-    case OP_STORE32:
     case OP_STORE64:
-    case OP_BTR:
     case OP_BTS:
     case OP_LOCK_BTR:
     case OP_LOCK_BTS:

@@ -16,7 +16,6 @@ import { escaped, GuestError, misbuilt } from "./errors.ts";
 import * as events from "./events.ts";
 import * as instruction from "./execute.ts";
 import * as activations from "./frames.ts";
-import * as operands from "./memory_access.ts";
 import * as privileged from "./privileged.ts";
 import * as waiting from "./waiting.ts";
 import type { Virtualization } from "./virtualization.ts";
@@ -36,11 +35,6 @@ const {
   HIGH,
   KERNEL32_CS,
   KERNEL_CS,
-  OP_BTR,
-  OP_LOAD32,
-  OP_STORE32,
-  OP_VMCALL,
-  OP_VMMCALL,
   OP_WORK,
   OP_WRMSR,
   RFLAGS,
@@ -64,8 +58,7 @@ const { FAR, LONG_AGO } = core;
 const { endFrame } = events;
 const { execute } = instruction;
 const { linear, resumeAt } = activations;
-const { access32 } = operands;
-const { hypercall, writeMsr } = privileged;
+const { writeMsr } = privileged;
 const { endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } = waiting;
 
 /**
@@ -88,6 +81,12 @@ const KEPT_BY_INIT: readonly number[] = [
   SYS_TSC_AUX,
 ];
 
+/** The thread of a processor, which is the host's while that is not in guest mode. */
+export interface HostThread extends Thread {
+  /** The host's next step; `straight`: as soon as it can. */
+  hostStep(straight: boolean): void;
+}
+
 /** What a processor is built from. */
 export interface ProcessorParts {
   /** Its name in messages. */
@@ -95,7 +94,7 @@ export interface ProcessorParts {
   /** The core that steps its thread. */
   readonly engine: Engine;
   /** The thread that steps it, and whose clock it advances. */
-  readonly thread: Thread;
+  readonly thread: HostThread;
   /** The virtual machine's memory. */
   readonly memory: GuestMemory;
   /** Prices. */
@@ -111,7 +110,7 @@ export class Processor {
   /** The stepping core. */
   declare readonly engine: Engine;
   /** The thread that steps it, and whose clock it advances. */
-  declare readonly thread: Thread;
+  declare readonly thread: HostThread;
   /** The virtual machine's memory. */
   declare readonly memory: GuestMemory;
   /** Prices. */
@@ -361,21 +360,33 @@ export class Processor {
     }
     if (this.thread.time >= this.eventAt && this.#event()) return;
     const op = this.context.pending || this.fetch();
-    if (op !== 0) execute(this, op);
+    if (op !== 0) execute(this, op, false);
   }
 
   /**
-   * The same as {@linkcode step}, sooner: what guests execute most is looked for first, and aligned accesses to flat
-   * memory take a short way.
+   * Steps, of the guest and of the host, until another thread may be first: the same as {@linkcode step} and
+   * {@linkcode HostThread.hostStep}, sooner. What guests execute that send and take interrupts is looked for here, so that
+   * the compiler puts it into this loop, whose size it limits.
    */
-  quickStep(time: number): void {
-    if (time >= this.eventAt && this.#event()) return;
+  run(): void {
+    // What is loaded again after a call needs no look at what it is; what was kept across it does.
+    do {
+      this.engine.countStep();
+      if (this.guestMode) {
+        this.#quickStep();
+        if (this.guestMode || this.thread.time >= this.engine.horizon) continue;
+        this.engine.countStep(); // It has exited, and nobody comes between that and the host.
+      }
+      this.thread.hostStep(true);
+    } while (this.thread.time < this.engine.horizon);
+  }
+
+  #quickStep(): void {
+    if (this.thread.time >= this.eventAt && this.#event()) return;
     const op = this.context.pending || this.fetch();
     if (op === OP_WRMSR) writeMsr(this, op);
     else if (op === OP_WORK) work(this);
-    else if (op === OP_VMCALL || op === OP_VMMCALL) hypercall(this);
-    else if (op === OP_LOAD32 || op === OP_STORE32 || op === OP_BTR) access32(this, op);
-    else if (op !== 0) execute(this, op);
+    else if (op !== 0) execute(this, op, true);
   }
 
   /** Resumes the guest function up to its next instruction, which is pending then: its opcode, 0 where it has ended. */

@@ -76,6 +76,8 @@ export interface Backend {
   fastPath(): FastPath;
   /** Serves an exit. */
   handleExit(): void;
+  /** Whether the present exit was WRMSR. */
+  exitedForWrmsr(): boolean;
   /** Whether the present exit was a physical interrupt. */
   exitedForInterrupt(): boolean;
 

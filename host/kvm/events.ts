@@ -75,14 +75,19 @@ export function injectEvents(vcpu: Vcpu): void {
   if (taken) {
     vcpu.immediateExit = true;
   } else if (backend.interruptAllowed()) {
-    lapic.acknowledge(vector);
-    vcpu.events |= EVENT_INTERRUPT_INJECTED;
-    vcpu.injectedInterrupt = vector;
-    // It was the highest: what still waits is not above the priority that it gives the processor. No window is needed.
-    writeInterrupt(vcpu, vector, false);
+    injectInterrupt(vcpu, vector);
   } else {
     backend.enableInterruptWindow();
   }
+}
+
+/** Injects the interrupt that {@linkcode Lapic.injectable} names. */
+export function injectInterrupt(vcpu: Vcpu, vector: number): void {
+  vcpu.lapic.acknowledge(vector);
+  vcpu.events |= EVENT_INTERRUPT_INJECTED;
+  vcpu.injectedInterrupt = vector;
+  // It was the highest: what still waits is not above the priority that it gives the processor. No window is needed.
+  writeInterrupt(vcpu, vector, false);
 }
 
 /** Exceptions, NMIs, and what an earlier entry did not deliver. Whether the entry delivers one of them. */

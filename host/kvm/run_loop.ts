@@ -18,6 +18,7 @@ import * as events from "./events.ts";
 import { block } from "./halt.ts";
 import * as requests from "./requests.ts";
 import * as modes from "./modes.ts";
+import * as straightExits from "./straight_exits.ts";
 import { shared, syncPosted } from "./shared.ts";
 import { shutdown } from "./userspace.ts";
 import type { Vcpu } from "./vcpu.ts";
@@ -43,13 +44,14 @@ const {
   REQ_VM_DEAD,
 } = requests;
 const { MpState, Phase, Turn, VcpuMode } = modes;
+const { straightExit } = straightExits;
 type Turn = modes.Turn;
 
 /** Runs a vCPU until its virtual machine is dead. While it is in guest mode its thread takes the turns itself. */
 export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {
   vcpu.trace(TP.kvm_fpu, 1);
   yield* shared(vcpu, (backend) => backend.load());
-  let came = takeTurn(vcpu);
+  let came = takeTurn(vcpu, false);
   for (;;) {
     switch (came) {
       case Turn.Guest:
@@ -78,7 +80,7 @@ export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {
       case Turn.Dead:
         return;
     }
-    came = takeTurn(vcpu);
+    came = takeTurn(vcpu, false);
   }
 }
 
@@ -94,9 +96,10 @@ function* preempted(vcpu: Vcpu): Generator<void, void, void> {
  * From wherever the loop is to guest mode, or to where a plain function cannot go on.
  *
  * Mostly it is at an exit, and nothing comes between that and the next entry. That way stands here in one piece, as
- * most of its lines cost less than a call would; what few exits need is in functions of its own.
+ * most of its lines cost less than a call would; what few exits need is in functions of its own. `straight` lets exits
+ * that nothing else comes with take the straight way.
  */
-export function takeTurn(vcpu: Vcpu): Turn {
+export function takeTurn(vcpu: Vcpu, straight: boolean): Turn {
   let price: number;
   toEntry: {
     if (vcpu.phase === Phase.Exited) {
@@ -104,6 +107,11 @@ export function takeTurn(vcpu: Vcpu): Turn {
       vcpu.exitCounts[vcpu.processor.exitReason]++;
       vcpu.machine.countExit();
       if (vcpu.hit(TP.kvm_exit)) recordExit(vcpu);
+      if (straight && straightExit(vcpu)) {
+        vcpu.mode = VcpuMode.InGuest;
+        price = vcpu.cost.vmentry;
+        break toEntry;
+      }
       const fastPath = vcpu.backend.fastPath();
       if (fastPath === FastPath.Reenter && vcpu.mode === VcpuMode.InGuest) {
         if (vcpu.vm.enableApicv && vcpu.lapic.enabled) syncPosted(vcpu); // May ask for REQ_EVENT.
@@ -113,7 +121,7 @@ export function takeTurn(vcpu: Vcpu): Turn {
         }
       }
       vcpu.mode = VcpuMode.Outside;
-      if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu);
+      if (vcpu.time >= vcpu.processor.asyncAt) vcpu.serveInterrupts();
       if ((vcpu.attention & ATTENTION_PV_EOI) !== 0) vcpu.pvEoi.harvest();
       if (fastPath === FastPath.None) vcpu.backend.handleExit();
       vcpu.phase = Phase.Done;
@@ -137,7 +145,7 @@ export function takeTurn(vcpu: Vcpu): Turn {
         }
       }
       if (vcpu.phase !== Phase.Synced) {
-        if (vcpu.time >= vcpu.processor.asyncAt) serveInterrupts(vcpu); // Up to here the host takes interrupts by itself.
+        if (vcpu.time >= vcpu.processor.asyncAt) vcpu.serveInterrupts(); // Up to here the host takes interrupts by itself.
         vcpu.mode = VcpuMode.InGuest;
         if (vcpu.vm.enableApicv && vcpu.lapic.enabled && synchronizes(vcpu)) return Turn.Sync;
       }
@@ -224,18 +232,6 @@ function recordEntry(vcpu: Vcpu): void {
 function recordExit(vcpu: Vcpu): void {
   const { exitReason, rip, exitInfo1 } = vcpu.processor;
   vcpu.record(TP.kvm_exit, exitReason, rip, exitInfo1, vcpu.backend.exitInfo1High);
-}
-
-/** The host takes the physical interrupts that have arrived. A notification it counts at most. */
-function serveInterrupts(vcpu: Vcpu): void {
-  const pcpu = vcpu.pcpu!;
-  if (pcpu.notifiedAt <= vcpu.time) {
-    pcpu.notified();
-    if (vcpu.backend.notifiedByInterrupt) vcpu.time += vcpu.cost.hostInterrupt;
-  }
-  if (pcpu.interruptAt > vcpu.time) return;
-  vcpu.time += vcpu.cost.hostInterrupt;
-  vcpu.interruptsServed();
 }
 
 /** Requests and events before an entry. Whether to enter. */

@@ -197,12 +197,17 @@ export class Vcpu extends Thread {
       this.processor.step();
       return;
     }
-    if (this.phase !== Phase.Exited || !this.#turns()) this.#goOn();
+    this.hostStep(false);
+  }
+
+  /** KVM's next step. `straight` lets common exits take the straight way. */
+  hostStep(straight: boolean): void {
+    if (this.phase !== Phase.Exited || !this.#turns(straight)) this.#goOn();
   }
 
   /** From an exit on, a turn may be all that is needed: the loop's generator waits where the guest was entered. */
-  #turns(): boolean {
-    return (this.turn = takeTurn(this)) === Turn.Guest;
+  #turns(straight: boolean): boolean {
+    return (this.turn = takeTurn(this, straight)) === Turn.Guest;
   }
 
   #goOn(): void {
@@ -227,16 +232,7 @@ export class Vcpu extends Thread {
 
   /** Many steps, the quick way. */
   override burst(): void {
-    // What is loaded again after a call needs no look at what it is; what was kept across it does.
-    do {
-      this.engine.countStep();
-      if (this.processor.guestMode) {
-        this.processor.quickStep(this.time);
-        if (this.processor.guestMode || this.time >= this.engine.horizon) continue;
-        this.engine.countStep(); // It has exited, and nobody comes between that and the turn.
-      }
-      if (this.phase !== Phase.Exited || !this.#turns()) this.#goOn();
-    } while (this.time < this.engine.horizon);
+    this.processor.run();
   }
 
   /** The engine's epoch has moved on. */
@@ -352,9 +348,15 @@ export class Vcpu extends Thread {
     if (at !== FAR && this.processor.guestMode) this.processor.interruptWait(at);
   }
 
-  /** Every physical interrupt that arrived has been served; the guest does not run. */
-  interruptsServed(): void {
+  /** The host takes the physical interrupts that have arrived. A notification it counts at most. */
+  serveInterrupts(): void {
     const pcpu = this.pcpu!;
+    if (pcpu.notifiedAt <= this.time) {
+      pcpu.notified();
+      if (this.backend.notifiedByInterrupt) this.time += this.cost.hostInterrupt;
+    }
+    if (pcpu.interruptAt > this.time) return;
+    this.time += this.cost.hostInterrupt;
     pcpu.served();
     if (pcpu.notifiedAt === FAR) this.processor.setAsync(this.#preemptionAt);
     else this.#settleAsync();

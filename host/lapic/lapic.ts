@@ -275,18 +275,23 @@ export class Lapic {
     const vector = this.highestIsr();
     if (vcpu.hit(TP.kvm_eoi)) vcpu.record(TP.kvm_eoi, vcpu.vcpuId, vector);
     if (vector === -1) return vector;
+    this.endService(vector);
+    // A requested vector above the new priority is looked at in any case.
+    if (vcpu.ioapicHandles(vector)) this.#tellIoapic(vector);
+    vcpu.requests |= REQ_EVENT;
+    return vector;
+  }
+
+  /** Takes the highest vector out of service. */
+  endService(vector: number): void {
     this.page[ISR + ((vector >>> 5) << 2)] &= ~(1 << (vector & 31));
     if (!this.apicvActive) {
       this.isrCount--;
       this.highestIsrCache = -1;
     }
     const next = this.highestIsr();
-    if (this.apicvActive) vcpu.backend.serviceChanged(next);
-    // A requested vector above the new priority is looked at in any case: REQ_EVENT, below.
+    if (this.apicvActive) this.vcpu.backend.serviceChanged(next);
     this.#serve(next);
-    if (vcpu.ioapicHandles(vector)) this.#tellIoapic(vector);
-    vcpu.requests |= REQ_EVENT;
-    return vector;
   }
 
   /** Hardware has ended an interrupt whose EOI the I/O APIC must see (kvm_apic_set_eoi_accelerated). */

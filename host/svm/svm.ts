@@ -211,6 +211,12 @@ export class Svm implements Backend {
     else handleSvmExit(vcpu, this);
   }
 
+  /** Whether the exit was WRMSR. */
+  exitedForWrmsr(): boolean {
+    const { exitReason, exitInfo1 } = this.vcpu.processor;
+    return exitReason === SVM_EXIT_MSR && exitInfo1 === 1;
+  }
+
   /** Whether the exit was a physical interrupt. */
   exitedForInterrupt(): boolean {
     return this.vcpu.processor.exitReason === SVM_EXIT_INTR;

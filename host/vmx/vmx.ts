@@ -257,6 +257,11 @@ export class Vmx implements Backend {
     else handleVmxExit(vcpu, this);
   }
 
+  /** Whether the exit was WRMSR. */
+  exitedForWrmsr(): boolean {
+    return this.vcpu.processor.exitReason === EXIT_REASON_MSR_WRITE;
+  }
+
   /** Whether the exit was an external interrupt. */
   exitedForInterrupt(): boolean {
     return this.vcpu.processor.exitReason === EXIT_REASON_EXTERNAL_INTERRUPT;

@@ -23,6 +23,7 @@ export type Act = readonly [
     | "spin"
     | "halt"
     | "send"
+    | "urge"
     | "timer"
     | "tsc"
     | "cpuid",
@@ -43,7 +44,7 @@ const act: fc.Arbitrary<Act> = fc.oneof(
   fc.tuple(fc.constantFrom("load", "store", "add", "clear"), word, few),
   fc.tuple(fc.constantFrom("spin"), word, few),
   fc.tuple(fc.constantFrom("pause", "halt", "tsc", "cpuid"), few, few),
-  fc.tuple(fc.constant("send"), few, few),
+  fc.tuple(fc.constantFrom("send", "urge"), few, few),
 ) as fc.Arbitrary<Act>;
 
 /** A guest of up to four vCPUs. */
@@ -53,6 +54,8 @@ export const plots: fc.Arbitrary<Plot> = fc.array(fc.array(act, { maxLength: 15 
 });
 
 const VECTOR = 0x50;
+/** Of a higher class: it interrupts the other one's handler. */
+const URGENT = 0x90;
 const X2APIC_LVTT = 0x832;
 const X2APIC_TMICT = 0x838;
 const DONE = DATA + 0x1000;
@@ -115,6 +118,8 @@ function* perform(cpu: X86Cpu, [verb, a, b]: Act, cpus: number): Guest {
       return yield cpu.hlt();
     case "send":
       return yield cpu.wrmsr(X2APIC_ICR, 0x4000 | VECTOR, a % cpus);
+    case "urge":
+      return yield cpu.wrmsr(X2APIC_ICR, 0x4000 | URGENT, a % cpus);
     case "timer":
       yield cpu.wrmsr(X2APIC_LVTT, VECTOR); // One-shot.
       return yield cpu.wrmsr(X2APIC_TMICT, a);
@@ -147,7 +152,13 @@ export function play(plot: Plot, options: PlayOptions = {}): Outcome & { readonl
     yield cpu.xadd32(DONE, 1);
   }
   rig.on(VECTOR, function* handler(cpu) {
+    yield cpu.sti();
     yield cpu.xadd32(HANDLED, 1);
+    yield cpu.wrmsr(X2APIC_EOI, 0);
+  });
+  rig.on(URGENT, function* urgent(cpu) {
+    yield cpu.sti();
+    yield cpu.xadd32(HANDLED, 0x1_0000);
     yield cpu.wrmsr(X2APIC_EOI, 0);
   });
   rig.aps(function* ap(cpu) {
