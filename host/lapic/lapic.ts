@@ -234,6 +234,11 @@ export class Lapic {
     this.updatePpr();
   }
 
+  /** Hardware has kept the task priority: mostly it is what it was, and the processor priority follows from it already. */
+  keepTpr(value: number): void {
+    if (value !== this.page[TPR] || this.apicvActive) this.setTpr(value);
+  }
+
   /** CR8: the class of the task priority. */
   get cr8(): number {
     return (this.page[TPR] & 0xf0) >>> 4;

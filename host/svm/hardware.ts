@@ -11,6 +11,7 @@ import type { Processor, Virtualization } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { AvicHardware } from "./avic/hardware.ts";
 import { checkAvic } from "./entry_failed.ts";
+import * as permissions from "./msr_permissions.ts";
 import * as control from "./vmcb.ts";
 import type { Vmcb } from "./vmcb.ts";
 
@@ -48,6 +49,7 @@ const {
   V_TPR_MASK,
   X2APIC_MSR_BASE,
 } = abi;
+const { DIRECT_ACCESS_MSRS } = permissions;
 const { deliverInjectedException, deliverInterrupt, raise } = cpu;
 const { EVTINJ_TYPE_INTR, EVTINJ_TYPE_MASK, EVTINJ_TYPE_NMI, EVTINJ_VALID } = control;
 
@@ -163,14 +165,21 @@ export class SvmHardware implements Virtualization {
 
   /** MSR accesses exit unless they pass through; EXITINFO1 is 1 for a write. What passes of an x2APIC is AVIC's. */
   writeMsr(p: Processor, msr: number): boolean {
-    if (!this.vmcb.msrPermissions.has(msr)) return p.leaveWith(SVM_EXIT_MSR, 1, 0);
+    if (this.#exits(msr)) return p.leaveWith(SVM_EXIT_MSR, 1, 0);
     return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && this.avic.writeMsr(p, msr);
   }
 
   /** As for writes. */
   readMsr(p: Processor, msr: number): boolean {
-    if (!this.vmcb.msrPermissions.has(msr)) return p.leaveWith(SVM_EXIT_MSR, 0, 0);
+    if (this.#exits(msr)) return p.leaveWith(SVM_EXIT_MSR, 0, 0);
     return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && this.avic.readMsr(p, msr);
+  }
+
+  /** What guests access most, x2APIC registers, need not be looked up where all of them exit. */
+  #exits(msr: number): boolean {
+    const { msrPermissions } = this.vmcb;
+    const x2apic = (msr & X2APIC_MSRS) === X2APIC_MSR_BASE;
+    return (x2apic && msrPermissions === DIRECT_ACCESS_MSRS) || !msrPermissions.has(msr);
   }
 
   /** VMMCALL exits; VMCALL is an invalid opcode here. */

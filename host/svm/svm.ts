@@ -180,7 +180,7 @@ export class Svm implements Backend {
       this.#injected = false;
       vcpu.eventDelivered();
     }
-    if (!this.vmcb.interceptCr8Write) vcpu.lapic.setTpr((this.vmcb.intCtl & V_TPR_MASK) << 4);
+    if (!this.vmcb.interceptCr8Write) vcpu.lapic.keepTpr((this.vmcb.intCtl & V_TPR_MASK) << 4);
     if (this.#awaitingIret && vcpu.processor.rip !== this.#iretRip) {
       this.#awaitingIret = false;
       this.#nmiMasked = false;
