@@ -1,0 +1,107 @@
+import { assert, assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { type Guest, X2APIC_EOI, X2APIC_ICR, type X86Cpu } from "../../../abi/mod.ts";
+import { type BackendName, BACKENDS } from "../../../host/mod.ts";
+import { DATA, enableX2apic, Rig, startAps } from "../../support/guests.ts";
+
+const LOW = 0x50;
+const HIGH = 0x90;
+const ASSERT = 0x4000;
+
+/** What the target saw, and what the host counted. */
+interface Seen {
+  /** Handlers as they began (+) and ended (-). */
+  readonly order: readonly string[];
+  /** Events by name. */
+  readonly counters: Readonly<Record<string, number>>;
+  /** The vCPUs' statistics. */
+  readonly stats: readonly unknown[];
+  /** The vCPUs' clocks. */
+  readonly clocks: readonly number[];
+}
+
+/** A target that computes in its handlers, with interrupts on, and a sender. */
+function seen(backend: BackendName, trace: number, send: (cpu: X86Cpu) => Guest): Seen {
+  const rig = new Rig({ vm: { backend, vcpus: 2, trace } });
+  const order: string[] = [];
+  for (const vector of [LOW, HIGH]) {
+    rig.on(vector, function* handler(cpu) {
+      order.push(`+${vector.toString(16)}`);
+      yield cpu.sti();
+      yield cpu.work(50_000);
+      order.push(`-${vector.toString(16)}`);
+      yield cpu.wrmsr(X2APIC_EOI, 0);
+    });
+  }
+  rig.aps(function* ap(cpu) {
+    yield* enableX2apic(cpu);
+    yield cpu.sti();
+    yield cpu.xadd32(DATA, 1);
+    for (;;) yield cpu.work(2 ** 30);
+  });
+  rig.start(function* bsp(cpu) {
+    yield* enableX2apic(cpu);
+    yield* startAps(cpu, 1);
+    yield cpu.pauseWhile(DATA, 0);
+    yield* send(cpu);
+    yield cpu.work(400_000);
+  });
+  const { vm } = rig;
+  while (!vm.bootstrap.processor.finished) vm.machine.run(vm.machine.engine.now + 1e6);
+  return {
+    order,
+    counters: vm.counters(),
+    stats: vm.vcpus.map(({ stats }) => ({ ...stats })),
+    clocks: vm.vcpus.map(({ clock }) => clock),
+  };
+}
+
+for (const backend of BACKENDS) {
+  describe(`${backend}: an exit that takes the straight way where nothing is recorded`, () => {
+    const both = (send: (cpu: X86Cpu) => Guest): Seen => {
+      const straight = seen(backend, 0, send);
+      assertEquals(straight, seen(backend, 4096, send));
+      return straight;
+    };
+
+    it("injects an interrupt that the host was kicked for, and ends it", () => {
+      const { order, counters } = both(function* (cpu) {
+        yield cpu.wrmsr(X2APIC_ICR, ASSERT | LOW, 1);
+      });
+      assertEquals(order, ["+50", "-50"]);
+      assertEquals([counters.kvm_inj_virq, counters.kvm_eoi], [1, 1]);
+    });
+
+    it("lets a vector wait for the end of one whose class is higher", () => {
+      const { order } = both(function* (cpu) {
+        yield cpu.wrmsr(X2APIC_ICR, ASSERT | HIGH, 1);
+        yield cpu.work(20_000);
+        yield cpu.wrmsr(X2APIC_ICR, ASSERT | LOW, 1);
+      });
+      assertEquals(order, ["+90", "-90", "+50", "-50"]);
+    });
+
+    it("lets a vector of a higher class interrupt the other's handler", () => {
+      const { order } = both(function* (cpu) {
+        yield cpu.wrmsr(X2APIC_ICR, ASSERT | LOW, 1);
+        yield cpu.work(20_000);
+        yield cpu.wrmsr(X2APIC_ICR, ASSERT | HIGH, 1);
+      });
+      assertEquals(order, ["+50", "+90", "-90", "-50"]);
+    });
+
+    it("comes to the same whenever a second interrupt arrives, also during the first one's exits", () => {
+      const orders = new Set<string>();
+      for (let pause = 0; pause < 60_000; pause += 331) {
+        const { order, counters } = both(function* (cpu) {
+          yield cpu.wrmsr(X2APIC_ICR, ASSERT | HIGH, 1);
+          yield cpu.work(pause);
+          yield cpu.wrmsr(X2APIC_ICR, ASSERT | LOW, 1);
+        });
+        assertEquals(counters.kvm_eoi, 2);
+        orders.add(order.join());
+      }
+      assert(!orders.has("+90,+50,-50,-90"), "a lower class never interrupts a higher one");
+    });
+  });
+}
