@@ -1,0 +1,96 @@
+import { assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { straight, type VmOptions } from "../../../host/mod.ts";
+import { kickTargets } from "../../../host/svm/avic/kick.ts";
+import { physicalDoorbell, writePhysical } from "../../../host/svm/avic/tables.ts";
+import { enter, read, setUp, still, tryingRig, write } from "../../support/apic.ts";
+import { logicalEntries, physicalEntry, svm } from "../../support/avic.ts";
+import { put } from "../../support/posted.ts";
+
+const AVIC: VmOptions = { backend: "svm", acceleration: "avic" };
+
+describe("IsRunning", () => {
+  it("stays clear when a vCPU that blocks is on a CPU again: it looks for requests, and may sleep on", () => {
+    const vm = still({ ...AVIC, vcpus: 2 }, { pcpus: 2 });
+    const [, target] = vm.vcpus;
+    const running = () => physicalEntry(vm, 1).running;
+    put(target, "runs in the host");
+    assertEquals(running(), true);
+    target.blocked = true;
+    straight(svm(target).blocking()!);
+    assertEquals(running(), false);
+    straight(svm(target).put()!);
+    straight(svm(target).load()!); // Woken, for nothing.
+    assertEquals(running(), false, "an IPI now must exit, or it would not wake who sleeps again");
+    target.blocked = false;
+    straight(svm(target).unblocking()!);
+    assertEquals(running(), true);
+  });
+
+  it("comes with a host's APIC ID of 12 bits", () => {
+    const table = new Uint32Array(2);
+    writePhysical(table, 0, { page: 0x12_3456_7000, hostId: 0xabc, running: true });
+    assertEquals(physicalDoorbell(table, 0), 0xabc);
+    assertEquals([...table], [0x3456_7abc, 0xc000_0012]);
+  });
+});
+
+describe("a write of the destination format register", () => {
+  it("only drops the logical ID's entry: that of the new format comes with the next logical ID", () => {
+    const rig = tryingRig({ vm: AVIC });
+    rig.finish(function* (cpu) {
+      yield* write(cpu, "xapic", 0x0d0, 0x0100_0000);
+      assertEquals(logicalEntries(rig.vm), [[0, 0]]);
+      yield* write(cpu, "xapic", 0x0e0, 0x0fff_ffff);
+      assertEquals(logicalEntries(rig.vm), [], "though it would have one in cluster 0");
+    });
+  });
+
+  it("is looked at as it was written, before KVM sets the register's low bits (avic_handle_dfr_update)", () => {
+    const rig = tryingRig({ vm: AVIC });
+    rig.finish(function* (cpu) {
+      yield* write(cpu, "xapic", 0x0d0, 0x0100_0000);
+      yield* write(cpu, "xapic", 0x0e0, 0xf000_0000);
+      assertEquals(yield* read(cpu, "xapic", 0x0e0), 0xffff_ffff, "flat, as before");
+      assertEquals(logicalEntries(rig.vm), []);
+    });
+  });
+});
+
+describe("the fast way to kick a target", () => {
+  it("asks everybody where the exit's index is not the physical destination: KVM warns of that", () => {
+    const kicked = (index: number) => {
+      const vm = still({ ...AVIC, vcpus: 3, trace: 64 }, { pcpus: 3 });
+      for (const { lapic } of vm.vcpus) setUp(lapic, "xapic");
+      straight(kickTargets({ source: vm.bootstrap, low: 0x4041, high: 1 << 24, index }));
+      const { kvm_apicv_accept_irq: accepted, kvm_avic_kick_vcpu_slowpath: slow } = vm.counters();
+      return [accepted, slow ?? 0];
+    };
+    assertEquals(kicked(1), [1, 0]);
+    assertEquals(kicked(2), [1, 1]);
+  });
+});
+
+describe("the task priority while AVIC is in use", () => {
+  it("reaches V_TPR from KVM's hands: hybrid AVIC's writes of the MSR are emulated (d02e48830e3f)", () => {
+    const rig = tryingRig({ vm: AVIC });
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, "x2apic");
+      yield* write(cpu, "x2apic", 0x080, 0x50);
+      assertEquals(svm(rig.vm.bootstrap).vmcb.intCtl & 0xf, 5);
+      yield cpu.cpuid(0);
+      assertEquals(yield* read(cpu, "x2apic", 0x080), 0x50, "nor does an old V_TPR come back");
+    });
+  });
+
+  it("loses its low four bits at an exit: KVM takes it from V_TPR (sync_cr8_to_lapic)", () => {
+    const rig = tryingRig({ vm: AVIC });
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, "xapic");
+      yield* write(cpu, "xapic", 0x080, 0x5a);
+      assertEquals(yield* read(cpu, "xapic", 0x080), 0x5a);
+      yield cpu.cpuid(0);
+      assertEquals(yield* read(cpu, "xapic", 0x080), 0x50);
+    });
+  });
+});
