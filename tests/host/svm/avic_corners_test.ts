@@ -94,3 +94,30 @@ describe("the task priority while AVIC is in use", () => {
     });
   });
 });
+
+describe("a handler that takes interrupts", () => {
+  it("is not interrupted by a lower class that was requested with its own", () => {
+    const rig = tryingRig({ vm: AVIC });
+    const log: string[] = [];
+    rig.on(0x61, function* (cpu) {
+      log.push("61");
+      yield cpu.sti();
+      yield cpu.work(1000);
+      assertEquals(yield* read(cpu, "xapic", 0x0a0), 0x60, "the processor priority");
+      yield cpu.cli();
+      log.push("61 ends");
+      yield* write(cpu, "xapic", 0x0b0, 0);
+    }).on(0x51, function* (cpu) {
+      log.push("51");
+      yield* write(cpu, "xapic", 0x0b0, 0);
+    });
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, "xapic");
+      for (const vector of [0x51, 0x61]) yield* write(cpu, "xapic", 0x300, 0x4_0000 | vector);
+      yield cpu.sti();
+      yield cpu.work(1000);
+      yield cpu.cli();
+    });
+    assertEquals(log, ["61", "61 ends", "51"]);
+  });
+});
