@@ -95,6 +95,17 @@ describe("the task priority while AVIC is in use", () => {
   });
 });
 
+describe("AVIC that is given up", () => {
+  it("has writes of CR8 intercepted at once, not when KVM next looks at events (87d0f901a9bd)", () => {
+    const { bootstrap } = still(AVIC);
+    const { vmcb } = svm(bootstrap);
+    assertEquals(vmcb.interceptCr8Write, false);
+    bootstrap.lapic.apicvActive = false;
+    svm(bootstrap).refreshApicv();
+    assertEquals(vmcb.interceptCr8Write, true);
+  });
+});
+
 describe("a handler that takes interrupts", () => {
   it("is not interrupted by a lower class that was requested with its own", () => {
     const rig = tryingRig({ vm: AVIC });
