@@ -87,7 +87,7 @@ export function entryControls({ config }: VmxSetup): number {
   );
 }
 
-/** An EPT pointer (SDM 3C table 25-10): memory type write-back, 4 levels, accessed and dirty flags where there are such. */
+/** An EPT pointer (SDM 3C table 25-9): memory type write-back, 4 levels, accessed and dirty flags where there are such. */
 function eptPointer({ ept, capabilities }: VmxSetup): number {
   if (!ept.on) return 0;
   return 6 | (3 << 3) | ((capabilities.ept & abi.VMX_EPT_AD_BIT) !== 0 ? 1 << 6 : 0);
