@@ -53,18 +53,18 @@ const { DIRECT_ACCESS_MSRS } = permissions;
 const { deliverInjectedException, deliverInterrupt, raise } = cpu;
 const { EVTINJ_TYPE_INTR, EVTINJ_TYPE_MASK, EVTINJ_TYPE_NMI, EVTINJ_VALID } = control;
 
-/** Exceptions that KVM intercepts with nested paging: #DB, #UD, #AC, #MC. */
+/** Exceptions that KVM intercepts with nested paging: #DB, #UD, #AC, #MC (init_vmcb). */
 const EXCEPTION_INTERCEPTS = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
 /** The x2APIC MSRs: 256 of them. */
 const X2APIC_MSRS = ~0xff;
-/** CR0 bits that a selective intercept lets through: TS and MP. */
+/** CR0 bits that a selective intercept lets through: TS and MP (APM 2 15.8.1). */
 const CR0_SELECTIVE = (1 << 3) | (1 << 1);
-/** Nested page fault error code: the final translation of a guest address, by a user-level access. */
+/** Nested page fault error code (APM 2 15.25.6): the final translation of a guest address, by a user-level access. */
 const NPF_FINAL = 0x1_0000_0004;
 const NPF_WRITE = 1 << 1;
 /** Present, with a reserved bit set: how KVM marks MMIO. */
 const NPF_RESERVED = 1 | (1 << 3);
-/** EXITINFO1 of IOIO: IN. */
+/** EXITINFO1 of IOIO (APM 2 15.10.2): IN. */
 const IOIO_IN = 1;
 /** EXITINFO1 of IOIO bit 4: 8 bits; the next two 16 and 32. */
 const IOIO_SIZE_SHIFT = 4;
@@ -72,7 +72,7 @@ const IOIO_SIZE_SHIFT = 4;
 const IOIO_A32 = 1 << 8;
 /** EXITINFO1 of IOIO: 64-bit addresses. */
 const IOIO_A64 = 1 << 9;
-/** EXITINFO1 of a control-register access: valid (bit 63), register 0 (RAX). */
+/** EXITINFO1 of a control-register access (APM 2 15.8.1): valid (bit 63), register 0 (RAX). */
 const CR_OPERAND_RAX: number = 2 ** 63;
 /** CR0 bits that KVM keeps clear in the VMCB (KVM_X86_QUIRK_CD_NW_CLEARED): while the guest has them set, it is lied to. */
 const CR0_CACHE = CR0_CD | CR0_NW;

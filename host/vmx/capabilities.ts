@@ -118,16 +118,16 @@ const REVISION = 1;
 const VMCS_SIZE = 4096;
 const WRITE_BACK = 6n;
 /**
- * IA32_VMX_MISC: the preemption timer counts each 2^5 cycles; a VM exit stores EFER.LMA (bit 5); activity states HLT,
+ * IA32_VMX_MISC (SDM 3D A.6): the preemption timer counts each 2^5 cycles; a VM exit stores EFER.LMA (bit 5); activity states HLT,
  * shutdown and wait-for-SIPI (bits 8:6); four CR3 targets (bits 24:16).
  */
 const MISC = 5n | (1n << 5n) | (7n << 6n) | (4n << 16n);
 /** PE, NE and PG (SDM 3C 24.8). */
 const CR0_FIXED0 = 0x8000_0021n;
 const CR0_FIXED1 = 0xffff_ffffn;
-/** VMXE. */
+/** VMXE (SDM 3C 24.8). */
 const CR4_FIXED0 = 0x2000n;
-/** All flags up to SMEP and SMAP, but for bits 12, 15 and 19, which are no flags of such a processor. */
+/** All flags up to SMEP and SMAP (SDM 3A 2.5), but for UMIP, LA57 and KL, which such a processor has not, and bit 15. */
 const CR4_FIXED1 = 0x3767ffn;
 
 /** A processor's VMX capabilities: immutable. */

@@ -84,7 +84,7 @@ function checks(sdm: string, rows: readonly Row[]): EntryCheck[] {
   return rows.map(([name, rule, fails]) => ({ name, sdm, rule, fails }));
 }
 
-/** EPT memory types. */
+/** EPT memory types, and what else is in an EPT pointer (SDM 3C table 25-9). */
 const UNCACHEABLE = 0;
 const WRITE_BACK = 6;
 const EPTP_AD = 1 << 6;

@@ -25,7 +25,7 @@ const {
 } = abi;
 
 const TABLE_ALIGNMENT = 4096;
-/** Bytes of the logical table; a guest's eight or sixty logical IDs use little of them. */
+/** Bytes of the logical table (APM 2 15.29.4.3); a guest's eight or sixty logical IDs use little of them. */
 const LOGICAL_BYTES = 4096;
 
 /** What a valid entry of the physical table says. */
