@@ -21,7 +21,6 @@ import { emulateHypercall } from "../kvm/hypercall.ts";
 import { emulateRdmsr } from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
-import type { Vm } from "../kvm/vm.ts";
 import * as tracing from "../trace/mod.ts";
 import { handleIncompleteIpi, handleUnacceleratedAccess } from "./avic/exits.ts";
 import type { Svm } from "./svm.ts";
@@ -67,7 +66,7 @@ export function handleSvmExit(vcpu: Vcpu, svm: Svm): void {
     case SVM_EXIT_IOIO:
       return io(vcpu, processor.exitInfo1);
     case SVM_EXIT_NPF:
-      return nestedPageFault(vcpu);
+      return nestedPageFault(vcpu, svm);
     case SVM_EXIT_CPUID:
       return emulateCpuid(vcpu);
     case SVM_EXIT_VINTR:
@@ -115,15 +114,19 @@ function io(vcpu: Vcpu, info: number): void {
   emulatePio(vcpu, info >>> 16, (info >>> 4) & 7, (info & 1) === 0);
 }
 
-function nestedPageFault(vcpu: Vcpu): void {
+function nestedPageFault(vcpu: Vcpu, svm: Svm): void {
   const { exitInfo1, exitInfo2 } = vcpu.processor;
   vcpu.charge(vcpu.cost.mmu);
   vcpu.trace(TP.kvm_page_fault, low(exitInfo2), high(exitInfo2), low(exitInfo1));
-  if (!isAccessPage(vcpu.vm, exitInfo2)) vcpu.vm.mmioMarks.add(exitInfo2);
+  if (!isAccessPage(svm, exitInfo2)) vcpu.vm.mmioMarks.add(exitInfo2);
   emulateMemoryAccess(vcpu);
 }
 
-/** AVIC has KVM keep a page behind the APIC's: while it is not mapped there, KVM does not mark it as MMIO either. */
-function isAccessPage({ enableApicv }: Vm, address: number): boolean {
-  return enableApicv && address >= APIC_DEFAULT_BASE && address < APIC_DEFAULT_BASE + APIC_PAGE_SIZE;
+/**
+ * AVIC has KVM keep a page behind the APIC's, unless it had to be deleted: while it is not mapped there, KVM does not mark
+ * it as MMIO either.
+ */
+function isAccessPage({ avic, hardware }: Svm, address: number): boolean {
+  return avic !== undefined && !hardware.avic.pageDeleted && address >= APIC_DEFAULT_BASE &&
+    address < APIC_DEFAULT_BASE + APIC_PAGE_SIZE;
 }

@@ -5,6 +5,7 @@ import { kickTargets } from "../../../host/svm/avic/kick.ts";
 import { physicalDoorbell, writePhysical } from "../../../host/svm/avic/tables.ts";
 import { enter, read, setUp, still, tryingRig, write } from "../../support/apic.ts";
 import { logicalEntries, physicalEntry, svm } from "../../support/avic.ts";
+import { exitsOf, tracingRig } from "../../support/events.ts";
 import { put } from "../../support/posted.ts";
 
 const AVIC: VmOptions = { backend: "svm", acceleration: "avic" };
@@ -91,6 +92,18 @@ describe("the task priority while AVIC is in use", () => {
       assertEquals(yield* read(cpu, "xapic", 0x080), 0x5a);
       yield cpu.cpuid(0);
       assertEquals(yield* read(cpu, "xapic", 0x080), 0x50);
+    });
+  });
+});
+
+describe("the xAPIC's page of hybrid AVIC, once a guest is in x2APIC mode", () => {
+  it("is marked as MMIO like any address without a memory slot", () => {
+    const rig = tracingRig({ vm: AVIC });
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, "x2apic");
+      assertEquals(yield* exitsOf(rig.vm, cpu.load32(0xfee0_0030)), [["npf", 0x1_0000_0004n]]);
+      assertEquals(yield* exitsOf(rig.vm, cpu.load32(0xfee0_0030)), [["npf", 0x1_0000_000dn]]);
+      assertEquals(cpu.eax, 0xffff_ffff);
     });
   });
 });
