@@ -12,6 +12,7 @@ import { FAR, type MachineOptions, straight, type Vcpu, type Vm, type VmOptions 
 import { handleIncompleteIpi } from "../../host/svm/avic/exits.ts";
 import { sendDirected, sendIpi } from "../../host/svm/avic/ipi.ts";
 import type { Svm } from "../../host/svm/mod.ts";
+import type { Exit } from "./events.ts";
 import { type ApicMode, rebuildMap, setUp, still, vectors } from "./apic.ts";
 
 /** A vCPU's SVM module. */
@@ -157,4 +158,12 @@ export function sendFrom(vm: Vm, low: number, high: number, way: Way = "steps"):
   }
   const woken = vm.vcpus.filter((vcpu) => vcpu.woken).map(({ vcpuId }) => vcpuId as number);
   return { exit, byHardware, requested: requestedAt(vm, vector), woken, rung };
+}
+
+/** EXITINFO1 of an unaccelerated access, bit 32: a write. */
+const UNACCELERATED_WRITE = 1n << 32n;
+
+/** What exits at an access that AVIC does not carry out. */
+export function unaccelerated(offset: number, write: boolean): Exit[] {
+  return [["avic_unaccelerated_access", BigInt(offset) | (write ? UNACCELERATED_WRITE : 0n)]];
 }
