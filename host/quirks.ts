@@ -48,6 +48,14 @@ export const QUIRKS = {
     effect: "a read past the first four bytes of an APIC register returns what is on KVM's stack",
     source: "CVE-2021-47255, fixed by 218bf772bddd",
   },
+  "tpr-threshold-stale": {
+    effect:
+      "a task priority that falls below the threshold while an interrupt in service holds the others back leaves the " +
+      "threshold: it exits for ever, or, in x2APIC mode, is no legal VM entry",
+    source:
+      "from eb90f3417a0c on, v6.19 has it, fixed by the patch of June 2026, as posted: Raise KVM_REQ_EVENT on TPR below " +
+      "threshold exit",
+  },
   "x2apic-icr-reserved-ignored": {
     effect: "reserved bits of the x2APIC ICR are ignored instead of raising #GP",
     source: "fixed by 71bf395a276f",

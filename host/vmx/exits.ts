@@ -97,7 +97,10 @@ export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {
     case EXIT_REASON_CR_ACCESS:
       return emulateMovToCr(vcpu, processor.exitInfo1 & 0xf);
     case EXIT_REASON_TPR_BELOW_THRESHOLD:
-      return vcpu.lapic.updatePpr();
+      vcpu.lapic.updatePpr();
+      // Also where what is requested is still held back, by what is in service: the threshold is.
+      if (!vcpu.vm.quirk("tpr-threshold-stale")) vcpu.request(REQ_EVENT);
+      return;
     case EXIT_REASON_PREEMPTION_TIMER:
       return vcpu.lapic.timer.hvExpired();
     case EXIT_REASON_INVD:

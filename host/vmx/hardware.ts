@@ -42,6 +42,7 @@ const {
   EXIT_REASON_MSR_WRITE,
   EXIT_REASON_NMI_WINDOW,
   EXIT_REASON_PREEMPTION_TIMER,
+  EXIT_REASON_TPR_BELOW_THRESHOLD,
   EXIT_REASON_TRIPLE_FAULT,
   EXIT_REASON_VMCALL,
   EXIT_REASON_WBINVD,
@@ -105,6 +106,19 @@ export class VmxHardware implements Virtualization {
     const info = vmcs.entryIntrInfo;
     if ((info | vmcs.unchecked) !== 0) this.#checkAndInject(p, info);
     if ((vmcs.secondary & SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY) !== 0) this.virtualInterrupts.entered();
+    else if (vmcs.tprThreshold !== 0) this.#compareTpr(p);
+  }
+
+  /**
+   * The task priority may have fallen below the threshold since the threshold was written. Where accesses are virtualized
+   * that exits at once, behind the injected event (SDM 3C 27.7.7); elsewhere it is no legal entry.
+   */
+  #compareTpr(p: Processor): void {
+    const { vmcs } = this;
+    if ((vmcs.primary & CPU_BASED_TPR_SHADOW) === 0 || !p.guestMode) return;
+    if (this.readCr8(p) >= (vmcs.tprThreshold & 0xf)) return;
+    if ((vmcs.secondary & SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES) === 0) checkControls(this.vcpu, vmcs);
+    else p.leave(EXIT_REASON_TPR_BELOW_THRESHOLD);
   }
 
   /**

@@ -132,7 +132,7 @@ describe("the registry of quirks", () => {
     for (const [name, { effect, source }] of Object.entries(QUIRKS)) {
       assertMatch(name, /^[a-z0-9]+(-[a-z0-9]+)+$/);
       assert(effect.length > 20 && !effect.endsWith("."), name);
-      assertMatch(source, /fixed (by [0-9a-f]{12}|in v)/, name);
+      assertMatch(source, /fixed (by [0-9a-f]{12}|in v|by the patch of )/, name);
     }
   });
 
