@@ -8,6 +8,7 @@
 import * as abi from "../../abi/mod.ts";
 import * as cpu from "../cpu/mod.ts";
 import type { Processor, Virtualization } from "../cpu/mod.ts";
+import { accessPageMapped, accessPageMemory } from "../kvm/access_page.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { AvicHardware } from "./avic/hardware.ts";
 import { checkAvic } from "./entry_failed.ts";
@@ -17,6 +18,8 @@ import type { Vmcb } from "./vmcb.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
+  APIC_DEFAULT_BASE,
+  APIC_PAGE_SIZE,
   CR0_CD,
   CR0_NW,
   DB_VECTOR,
@@ -232,14 +235,19 @@ export class SvmHardware implements Virtualization {
   }
 
   /**
-   * Accesses outside memory are nested page faults, and so are those to the APIC's page while it is not mapped: KVM maps
-   * it while nothing inhibits AVIC (that it does so at the first access is left out here, as for all memory).
+   * Accesses outside memory are nested page faults, and so are those to the APIC's page while it is not mapped. Where it is,
+   * it is AVIC's, or a page of memory as any other: x2AVIC decodes no address, and a disabled APIC has no AVIC.
    */
   unbacked(p: Processor, address: number, bytes: number, write: boolean): boolean {
-    if (this.vmcb.avic && this.vcpu.vm.apicvInhibits === 0 && this.avic.claims(address)) {
-      return this.avic.access(p, address, bytes, write);
+    const { vm } = this.vcpu;
+    const offset = address - APIC_DEFAULT_BASE;
+    if (offset >= 0 && offset < APIC_PAGE_SIZE && accessPageMapped(vm) && !this.avic.pageDeleted) {
+      if (this.avic.claims(address)) return this.avic.access(p, address, bytes, write);
+      // Any other vCPU without AVIC is about to take it up: KVM waits for that before it maps the page.
+      const unclaimed = this.vmcb.x2avic || !this.vcpu.lapic.hardwareEnabled;
+      if (unclaimed && offset + bytes <= APIC_PAGE_SIZE) return accessPageMemory(vm, p, offset);
     }
-    const marked = this.vcpu.vm.mmioMarks.has(address) ? NPF_RESERVED : 0;
+    const marked = vm.mmioMarks.has(address) ? NPF_RESERVED : 0;
     return p.leaveWith(SVM_EXIT_NPF, NPF_FINAL + marked + (write ? NPF_WRITE : 0), address);
   }
 

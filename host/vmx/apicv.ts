@@ -24,7 +24,7 @@ import {
   SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE,
   X2APIC_MSR_BASE,
 } from "../../abi/mod.ts";
-import { accessPageAddress } from "./access_page.ts";
+import { accessPageAddress } from "../kvm/access_page.ts";
 import { pinControls, tertiaryControls } from "./exec_controls.ts";
 import type { Vmx } from "./vmx.ts";
 

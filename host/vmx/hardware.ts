@@ -11,7 +11,7 @@ import * as cpu from "../cpu/mod.ts";
 import type { Processor, Virtualization } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { checkControls } from "./entry_failed.ts";
-import { accessPageMapped, accessPageMemory } from "./access_page.ts";
+import { accessPageMapped, accessPageMemory } from "../kvm/access_page.ts";
 import type { MsrBitmap } from "./msr_bitmap.ts";
 import { processAtOnce, processPostedInterrupts } from "./posted_interrupts.ts";
 import { VirtualApic } from "./virtual_apic.ts";

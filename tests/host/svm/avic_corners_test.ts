@@ -1,11 +1,12 @@
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import { setApicvInhibit } from "../../../host/kvm/apicv.ts";
 import { straight, type VmOptions } from "../../../host/mod.ts";
 import { kickTargets } from "../../../host/svm/avic/kick.ts";
 import { physicalDoorbell, writePhysical } from "../../../host/svm/avic/tables.ts";
 import { enter, read, setUp, still, tryingRig, write } from "../../support/apic.ts";
 import { logicalEntries, physicalEntry, svm } from "../../support/avic.ts";
-import { exitsOf, tracingRig } from "../../support/events.ts";
+import { exits, exitsOf, mark, tracingRig } from "../../support/events.ts";
 import { put } from "../../support/posted.ts";
 
 const AVIC: VmOptions = { backend: "svm", acceleration: "avic" };
@@ -104,6 +105,33 @@ describe("the xAPIC's page of hybrid AVIC, once a guest is in x2APIC mode", () =
       assertEquals(yield* exitsOf(rig.vm, cpu.load32(0xfee0_0030)), [["npf", 0x1_0000_0004n]]);
       assertEquals(yield* exitsOf(rig.vm, cpu.load32(0xfee0_0030)), [["npf", 0x1_0000_000dn]]);
       assertEquals(cpu.eax, 0xffff_ffff);
+    });
+  });
+});
+
+describe("the xAPIC's page, while nothing inhibits AVIC", () => {
+  it("is memory to a guest in x2APIC mode: x2AVIC decodes no address", () => {
+    const rig = tracingRig({ vm: { ...AVIC, acceleration: "x2avic" } });
+    rig.finish(function* (cpu) {
+      yield* enter(cpu, "x2apic");
+      const from = mark(rig.vm);
+      yield cpu.store32(0xfee0_0080, 0xabcd);
+      yield cpu.load32(0xfee0_0080);
+      assertEquals([cpu.eax, exits(rig.vm, from)], [0xabcd, []]);
+      assertEquals(yield* read(cpu, "x2apic", 0x080), 0, "the task priority is another thing");
+      setApicvInhibit(rig.vm, "BLOCKIRQ", true);
+      yield cpu.cpuid(0);
+      assertEquals(yield* exitsOf(rig.vm, cpu.load32(0xfee0_0080)), [["npf", 0x1_0000_0004n]]);
+      assertEquals(cpu.eax, 0xffff_ffff, "KVM's quirk: a hole");
+    });
+  });
+
+  it("is memory to a vCPU whose APIC is disabled: it alone is without AVIC", () => {
+    const rig = tracingRig({ vm: AVIC });
+    rig.finish(function* (cpu) {
+      yield cpu.wrmsr(0x1b, 0xfee0_0100);
+      assertEquals(yield* exitsOf(rig.vm, cpu.store32(0xfee0_0080, 0x50)), []);
+      assertEquals(rig.vm.bootstrap.lapic.get(0x080), 0);
     });
   });
 });

@@ -1,17 +1,17 @@
 /**
- * The APIC-access page: a page of the host's memory behind guest-physical 0xfee00000, one for a virtual machine. Nobody
- * looks at what is in it: an access that the processor virtualizes never gets there.
+ * The APIC-access page: a page of the host's memory behind guest-physical 0xfee00000, one for a virtual machine. VMX and
+ * AVIC alike need it mapped. Nobody looks at what is in it: an access that the processor virtualizes never gets there.
  *
- * Others do. A vCPU whose APIC is disabled, or in x2APIC mode, has its accesses not virtualized, and where EPT maps the
- * page it is memory to them.
+ * Others do. A vCPU whose APIC is disabled, or in x2APIC mode, has its accesses not virtualized, and where the page is
+ * mapped it is memory to them.
  *
  * @module
  */
 
 import { APIC_DEFAULT_BASE, APIC_PAGE_SIZE } from "../../abi/mod.ts";
 import { ACCESS, emulateOperand, type Processor } from "../cpu/mod.ts";
-import type { Vm } from "../kvm/vm.ts";
 import { GuestMemory, type HostBlock } from "../memory/mod.ts";
+import type { Vm } from "./vm.ts";
 
 interface AccessPage {
   readonly block: HostBlock;
@@ -39,11 +39,11 @@ export function accessPageAddress(vm: Vm): number {
 }
 
 /**
- * Whether EPT maps it. Since v5.15 KVM does so only while nothing inhibits APICv (__kvm_mmu_faultin_pfn); that KVM maps a
- * page at its first use is left out here, as for all memory.
+ * Whether it is mapped. Since v5.15 VMX too has it only while nothing inhibits APICv (__kvm_mmu_faultin_pfn); that KVM maps
+ * a page at its first use is left out here, as for all memory.
  */
-export function accessPageMapped({ behaviour, enableApicv, apicvInhibits }: Vm): boolean {
-  return behaviour.apicAccessPage || (enableApicv && apicvInhibits === 0);
+export function accessPageMapped({ backend, behaviour, enableApicv, apicvInhibits }: Vm): boolean {
+  return (behaviour.apicAccessPage && backend === "vmx") || (enableApicv && apicvInhibits === 0);
 }
 
 /** Executes the pending instruction on the page as on memory: all of its operand is there. Always true. */
