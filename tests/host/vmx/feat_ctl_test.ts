@@ -77,6 +77,20 @@ describe("Linux at boot", () => {
     assertEquals(initFeatCtl(new VmxCapabilities(["vapic_reg", "vid", "posted_intr"])).words[0] >>> 16, 0);
   });
 
+  it("finds APICv where all that it is made of is there", () => {
+    // A processor that contradicts itself: each part without one other.
+    const VTPR = 1n << 53n, REGISTERS = 1n << 40n, DELIVERY = 1n << 41n, POSTED = 1n << 39n;
+    const apicv = (primary: bigint, secondary: bigint, pin: bigint) => {
+      const read = (msr: number) => ({ 0x481: pin, 0x482: primary, 0x48b: secondary })[msr];
+      return initFeatCtl({ read }).vmxFlags.includes("apicv");
+    };
+    assertEquals(apicv(VTPR, REGISTERS | DELIVERY, POSTED), true);
+    assertEquals(apicv(0n, REGISTERS | DELIVERY, POSTED), false);
+    assertEquals(apicv(VTPR, DELIVERY, POSTED), false);
+    assertEquals(apicv(VTPR, REGISTERS, POSTED), false);
+    assertEquals(apicv(VTPR, REGISTERS | DELIVERY, 0n), false);
+  });
+
   it("prints the features that a processor was made of", () => {
     for (const name of ["none", "apicv", "ipiv"] as const) {
       const shown = VMX_FEATURES.filter((spec) => spec.shown).map((spec) => spec.name);
