@@ -111,7 +111,13 @@ export const anyCast: fc.Arbitrary<Cast> = fc.record({
   clusters: fc.boolean(),
 });
 /** Any list of steps. */
-export const anySteps: fc.Arbitrary<Step[]> = fc.array(anyStep, { maxLength: 40, size: "max" });
+export const anySteps: fc.Arbitrary<Step[]> = fc.tuple(
+  fc.array(anyStep, { maxLength: 40, size: "max" }),
+  fc.option(fc.record({ at: fc.nat(40), cpu }), { freq: 6 }),
+).map(([steps, moved]) =>
+  // What moves an APIC keeps hardware from delivering interrupts for good: seldom, and once.
+  moved === null ? steps : steps.toSpliced(moved.at, 0, { do: "move", cpu: moved.cpu })
+);
 
 // The model.
 

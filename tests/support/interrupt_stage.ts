@@ -48,6 +48,8 @@ export interface Stage {
   readonly machine?: MachineOptions;
   /** The virtual machine. */
   readonly vm?: VmOptions;
+  /** Is told of it before it runs. */
+  readonly made?: (vm: Vm) => void;
 }
 
 /** What came of it. */
@@ -61,7 +63,11 @@ export interface Performed {
 }
 
 /** Performs what was foretold. */
-export function perform(cast: Cast, foretold: Foretold, { machine, vm: options }: Stage = {}): Performed {
+export function perform(
+  cast: Cast,
+  foretold: Foretold,
+  { machine, vm: options, made }: Stage = {},
+): Performed {
   const { mode, cpus, clusters } = cast;
   const { steps, handled } = foretold;
   const rig = tryingRig({
@@ -70,6 +76,7 @@ export function perform(cast: Cast, foretold: Foretold, { machine, vm: options }
   });
   const { vm } = rig;
   const { explores } = vm.engine;
+  made?.(vm);
   addDevices(vm);
   const logs: string[][] = vm.vcpus.map(() => []);
   const ids = vm.vcpus.map(({ index }) => index);

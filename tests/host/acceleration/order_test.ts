@@ -32,7 +32,7 @@ describe("where interrupts arrive by the guest's own progress, the same handlers
           const foretold = foretell(cast, steps);
           assertForetold(cast, foretold, level, { vm, machine: { pcpus, timeSlice: 300_000 } });
         }),
-        { numRuns: 60 },
+        { numRuns: 40 },
       );
     });
 
@@ -42,7 +42,7 @@ describe("where interrupts arrive by the guest's own progress, the same handlers
           const policy: PolicySpec = { random: seed };
           assertForetold(cast, foretell(cast, steps), level, { vm, machine: { policy, pcpus } });
         }),
-        { numRuns: 30 },
+        { numRuns: 20 },
       );
     });
   }
