@@ -118,6 +118,17 @@ describe("an interrupt that is posted", () => {
     });
   }
 
+  it("by hardware notifies with the descriptor's vector, whatever that is: others are the host's own", () => {
+    const { vm, target, pcpu } = stage("runs in guest mode");
+    straight(vmx(target).posted.descriptor.update({ nv: 0xec }));
+    post(vm, "hardware", 0x41);
+    assertEquals([pcpu.notifiedAt < 1e6, wakeupUnderWay(vm, pcpu), pcpu.interruptAt < 1e6], [
+      false,
+      false,
+      true,
+    ]);
+  });
+
   it("by a vCPU to itself tells nobody: it synchronizes before it enters the guest", () => {
     const posts = [
       (vm: Vm) => post(vm, "KVM", 0x41),

@@ -58,6 +58,15 @@ describe("a posted-interrupt descriptor", () => {
     assertEquals([its.nv, its.on, rounds], [0xf1, true, 2]);
   });
 
+  it("is compared whole: where notifications go counts as well", () => {
+    const its = new PiDescriptor(new Uint32Array(16));
+    const update = its.update({ sn: true });
+    update.next();
+    straight(its.update({ ndst: 5 }));
+    for (let over = false; !over;) over = update.next().done!;
+    assertEquals([its.sn, its.ndst], [true, 5]);
+  });
+
   it("is emptied by a reset: what was posted is gone, and where notifications go stays", () => {
     const vm = still({ acceleration: "ipiv", vcpus: 2 }, { pcpus: 2 });
     const [, target] = vm.vcpus;

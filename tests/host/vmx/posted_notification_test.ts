@@ -139,6 +139,18 @@ describe("a vCPU that goes to sleep", () => {
     assert(!sleeper.asleep && sleeper.ready === false && sleeper.pcpu === pcpu, "on its CPU again");
   });
 
+  it("sleeps on when its CPU is told to wake others: it asks its own descriptor (pi_wakeup_handler)", () => {
+    const vm = still({ vcpus: 3, acceleration: "ipiv" }, { pcpus: 1 });
+    const [, posted, other] = vm.vcpus;
+    for (const vcpu of [posted, other]) put(vcpu, "sleeps with IF=1");
+    const [pcpu] = vm.scheduler.pcpus;
+    assertEquals(pcpu.sleepers.size, 2);
+    descriptor(posted).testAndSetPir(VECTOR);
+    descriptor(posted).requestNotification();
+    for (const sleeper of pcpu.sleepers) sleeper.wakeIfPosted();
+    assertEquals([posted.woken, other.woken], [true, false]);
+  });
+
   it("leaves the list of sleepers when it is on a CPU again, whichever that is", () => {
     const vm = still({ vcpus: 2, acceleration: "ipiv" }, { pcpus: 2 });
     const [, sleeper] = vm.vcpus;

@@ -104,6 +104,20 @@ describe("KVM's controls on a processor", () => {
     assertEquals(config.entry & abi.VM_ENTRY_LOAD_IA32_PAT, abi.VM_ENTRY_LOAD_IA32_PAT, "other pairs stay");
   });
 
+  it("leave out a VM-exit control without its VM-entry control likewise", () => {
+    const processor = without(
+      new VmxCapabilities("ipiv"),
+      abi.IA32_VMX_ENTRY_CTLS,
+      abi.VM_ENTRY_LOAD_IA32_EFER,
+    );
+    const { config } = setupVmx(processor, { errorOnInconsistentVmcsConfig: false });
+    assertEquals(config.exit & abi.VM_EXIT_LOAD_IA32_EFER, 0);
+    assertEquals(config.dropped.map(({ word, mask }) => [word, mask]), [[
+      "exit",
+      abi.VM_EXIT_LOAD_IA32_EFER,
+    ]]);
+  });
+
   it("need a processor that does not contradict itself", () => {
     const bare = new VmxCapabilities(["vpid", "invvpid"]);
     const withEpt = patched(bare, { [abi.IA32_VMX_EPT_VPID_CAP]: 0x40n });
