@@ -64,16 +64,17 @@ const {
 } = abi;
 const { deliverInjectedException, deliverInterrupt, raise } = cpu;
 
-/** Exceptions that KVM intercepts with EPT: #DB, #UD, #AC, #MC. */
+/** Exceptions that KVM intercepts with EPT: #DB, #UD, #AC, #MC (vmx_update_exception_bitmap). */
 export const EXCEPTION_BITMAP: number = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
+/** Interruption information bits 10:8: the type (SDM 3C table 25-17). */
 const INTR_TYPE_MASK = 7 << 8;
-/** CR0 bits that the guest owns with EPT: TS, WP. */
+/** CR0 bits that the guest owns with EPT: TS, WP (KVM_POSSIBLE_CR0_GUEST_BITS). */
 const CR0_GUEST_OWNED = (1 << 3) | CR0_WP;
-/** CR4 bits that the guest owns with EPT: PVI, TSD, DE, PGE, PCE, OSFXSR, OSXMMEXCPT. */
+/** CR4 bits that the guest owns with EPT: PVI, TSD, DE, PGE, PCE, OSFXSR, OSXMMEXCPT (KVM_POSSIBLE_CR4_GUEST_BITS). */
 const CR4_GUEST_OWNED = 0x78e;
 /** The x2APIC MSRs: 256 of them. */
 const X2APIC_MSRS = ~0xff;
-/** EPT-violation qualification: a data read; a data write; of a linear address, translated. */
+/** EPT-violation qualification (SDM 3C table 28-7): a data read; a data write; of a linear address, translated. */
 const EPT_READ = 1 << 0;
 const EPT_WRITE = 1 << 1;
 const EPT_LINEAR = (1 << 7) | (1 << 8);
