@@ -124,6 +124,8 @@ export const anySteps: fc.Arbitrary<Step[]> = fc.tuple(
 interface Player {
   interruptible: boolean;
   tpr: number;
+  /** Its task priority was above 0, since it started. */
+  raised: boolean;
   requested: Set<number>;
   inService: Set<number>;
   /** Handlers that stay, the latest last. */
@@ -170,6 +172,7 @@ export function foretell(cast: Cast, wanted: readonly Step[]): Foretold {
   const players: Player[] = Array.from({ length: cpus }, (_, id) => ({
     interruptible: true,
     tpr: 0,
+    raised: false,
     requested: new Set(),
     inService: new Set(),
     staying: [],
@@ -248,6 +251,7 @@ export function foretell(cast: Cast, wanted: readonly Step[]): Foretold {
         players[to] = {
           interruptible: false,
           tpr: 0,
+          raised: false,
           requested: new Set(),
           inService: new Set(),
           staying: [],
@@ -265,6 +269,7 @@ export function foretell(cast: Cast, wanted: readonly Step[]): Foretold {
       case "tpr":
       case "cr8":
         player.tpr = step.value;
+        player.raised ||= step.value > 0;
         return true;
       case "cli":
       case "sti":
@@ -299,6 +304,8 @@ export function foretell(cast: Cast, wanted: readonly Step[]): Foretold {
       case "off":
         // What waits then has been looked at while it could not be injected; a real APIC would have lost it.
         if (player.requested.size > 0) return false;
+        // KVM leaves the TPR threshold of a disabled APIC as it was: that may be no legal entry (SDM 3C 27.2.1.1).
+        if (player.raised) return false;
         player.id = step.cpu; // Switched on again, an xAPIC has its own ID.
         return true;
       case "move":

@@ -81,3 +81,21 @@ describe("timed runs, which do in one piece what explored runs do in steps, are 
     });
   }
 });
+
+describe("timed runs take as long", () => {
+  for (const level of LEVELS) {
+    it(`whether they are traced or not, and spin in bulk or turn by turn (${nameOf(level)})`, () => {
+      fc.assert(
+        fc.property(anyStorm, fc.integer({ min: 1, max: 4 }), (storm, pcpus) => {
+          const [plain, ...others] = [{}, { trace: 1 << 10 }, { bulkSpin: false }].map((options) => {
+            const machine = { pcpus, timeSlice: 300_000 };
+            const { vm } = rage(storm, { vm: { trace: 0, ...level, ...options }, machine }).rig;
+            return [vm.vcpus.map(({ clock }) => clock), vm.counters(), vm.exits()];
+          });
+          for (const other of others) assertEquals(other, plain);
+        }),
+        { numRuns: 12 },
+      );
+    });
+  }
+});

@@ -1,6 +1,8 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import fc from "fast-check";
 import type { X86Cpu } from "../../../abi/mod.ts";
+import { LimitExceeded, type PolicySpec, type Vm } from "../../../host/mod.ts";
 import {
   APIC_MODES,
   type ApicMode,
@@ -12,9 +14,11 @@ import {
   vectors,
   write,
 } from "../../support/apic.ts";
+import { virtualApic } from "../../support/apicv.ts";
 import { AP_START, DATA, type Rig } from "../../support/guests.ts";
 import { type Level, LEVELS, nameOf } from "../../support/levels.ts";
-import { pir } from "../../support/posted.ts";
+import { anyStorm, rage } from "../../support/interrupt_storms.ts";
+import { descriptor, pir } from "../../support/posted.ts";
 
 /** Set by the application processor: it is in its first handler, and lets nobody interrupt it. */
 const BUSY = DATA + 8;
@@ -74,5 +78,41 @@ describe("INIT takes back what was requested of a processor", () => {
         if (level.backend === "vmx") assertEquals(pir(ap), []);
       });
     }
+  }
+});
+
+describe("RESET in the middle of anything", () => {
+  for (const level of LEVELS) {
+    it(`leaves nothing requested, posted or in service (${nameOf(level)})`, () => {
+      fc.assert(
+        fc.property(
+          anyStorm,
+          fc.integer({ min: 1, max: 3000 }),
+          fc.option(fc.nat()),
+          (storm, steps, random) => {
+            let vm: Vm;
+            const made = (it: Vm) => void (vm = it);
+            const policy: PolicySpec = random === null ? "timed" : { random };
+            try {
+              rage(storm, { vm: level, machine: { pcpus: 2, limits: { steps }, policy }, made });
+            } catch (error) {
+              assert(error instanceof LimitExceeded, `${error}`);
+            }
+            const { engine, bootstrap, vcpus } = vm!;
+            engine.running = bootstrap;
+            for (const vcpu of vcpus) vcpu.reset(false);
+            for (const vcpu of vcpus) {
+              const { lapic } = vcpu;
+              assertEquals([0x100, 0x180, 0x200].map((bank) => vectors(lapic, bank)), [[], [], []]);
+              assertEquals([lapic.x2apicMode, lapic.hardwareEnabled, lapic.enabled], [false, true, false]);
+              if (level.backend === "svm") continue;
+              assertEquals([pir(vcpu), descriptor(vcpu).on], [[], false]);
+              assertEquals(virtualApic(vm!, vcpu.index), { rvi: 0, svi: 0, irr: [], isr: [] });
+            }
+          },
+        ),
+        { numRuns: 20 },
+      );
+    });
   }
 });
