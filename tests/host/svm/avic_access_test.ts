@@ -3,7 +3,7 @@ import { describe, it } from "@std/testing/bdd";
 import type { Vm, VmOptions } from "../../../host/mod.ts";
 import { X2AVIC_MSRS } from "../../../host/svm/mod.ts";
 import { type Asking, bringUp, completes, enter, read, until, write } from "../../support/apic.ts";
-import { eventsOf, exits, mark, tracingRig } from "../../support/events.ts";
+import { eventsOf, type Exit, exits, mark, tracingRig } from "../../support/events.ts";
 import { unaccelerated } from "../../support/avic.ts";
 import { DATA } from "../../support/guests.ts";
 
