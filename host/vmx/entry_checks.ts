@@ -2,9 +2,9 @@
  * The checks that VM entry makes on the controls (SDM 3C 27.2.1.1 to 27.2.1.3): one row a check. Where one fails, VM
  * entry fails with VM-instruction error 7, and the guest does not run.
  *
- * Left out are the checks on fields that this VMCS has not: I/O bitmaps, the TSC multiplier, MSR areas, PML's and #VE's addresses, VM
- * functions, VMCS shadowing, Intel PT. The entry's interruption information is not checked either: a processor looks at
- * it at each entry, these rows only after a control was written.
+ * Left out are the checks on fields that this VMCS has not: I/O bitmaps, the TSC multiplier, MSR areas, PML's and #VE's
+ * addresses, VM functions, VMCS shadowing, Intel PT. The entry's interruption information is not checked either: a
+ * processor looks at it at each entry, these rows only after a control was written.
  *
  * @module
  */
