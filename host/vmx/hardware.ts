@@ -140,11 +140,20 @@ export class VmxHardware implements Virtualization {
   /** The preemption timer has priority over windows and virtual interrupts, and these over external ones (SDM 3C 26.2). */
   asynchronous(p: Processor): boolean {
     if (this.vcpu.preemptionTimerExpired) return p.leave(EXIT_REASON_PREEMPTION_TIMER);
-    if (this.window(p)) return true;
+    if (this.virtualInterrupts.awaited && this.window(p)) return true;
     if (!this.#notified(p)) return p.leave(EXIT_REASON_EXTERNAL_INTERRUPT);
     if (p.engine.explores) return p.perform(processPostedInterrupts(p, this));
     processAtOnce(p, this);
+    this.#deliverNext(p);
     return true;
+  }
+
+  /** Mostly what was posted is delivered next: a step of its own, taken here where nobody comes between. */
+  #deliverNext(p: Processor): void {
+    if (!this.virtualInterrupts.recognized || p.thread.time >= p.engine.horizon || p.asyncDue) return;
+    if ((p.regs[RFLAGS] & FLAG_IF) === 0 || p.shadow) return;
+    p.engine.countStep();
+    this.window(p);
   }
 
   /** Whether all that has arrived is the notification vector, which the processor takes by itself; it acknowledges that. */
