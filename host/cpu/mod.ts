@@ -8,4 +8,5 @@ export { GuestError, NotModelled } from "./errors.ts";
 export * from "./events.ts";
 export * from "./memory_access.ts";
 export * from "./processor.ts";
+export * from "./reset.ts";
 export * from "./virtualization.ts";

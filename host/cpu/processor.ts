@@ -17,38 +17,23 @@ import * as events from "./events.ts";
 import * as instruction from "./execute.ts";
 import * as activations from "./frames.ts";
 import * as privileged from "./privileged.ts";
+import { resetProcessor } from "./reset.ts";
 import * as waiting from "./waiting.ts";
 import type { Virtualization } from "./virtualization.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
-  CR0_CD,
-  CR0_ET,
-  CR0_NW,
   CR0_PE,
-  CR0_PG,
-  CR4_PAE,
   CS,
   EFER_LMA,
-  EFER_LME,
-  FLAG_FIXED,
   HIGH,
   KERNEL32_CS,
   KERNEL_CS,
   OP_WORK,
   OP_WRMSR,
-  RFLAGS,
   RIP,
   SYS_CR0,
-  SYS_CR4,
-  SYS_CSTAR,
   SYS_EFER,
-  SYS_FMASK,
-  SYS_IDT_LIMIT,
-  SYS_KERNEL_GS_BASE,
-  SYS_LSTAR,
-  SYS_STAR,
-  SYS_TSC_AUX,
   SYS_WORDS,
   USER32_CS,
   USER_CS,
@@ -68,18 +53,6 @@ const { endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } = waiting
 const resume: (guest: Guest) => IteratorResult<number, void> = Function.prototype.call.bind(
   Object.getPrototypeOf((function* () {}).prototype).next,
 );
-
-/** CR0's cache bits. */
-const CR0_CACHE = CR0_CD | CR0_NW;
-/** Words of MSRs that INIT leaves alone. */
-const KEPT_BY_INIT: readonly number[] = [
-  SYS_KERNEL_GS_BASE,
-  SYS_STAR,
-  SYS_LSTAR,
-  SYS_CSTAR,
-  SYS_FMASK,
-  SYS_TSC_AUX,
-];
 
 /** The thread of a processor, which is the host's while that is not in guest mode. */
 export interface HostThread extends Thread {
@@ -181,37 +154,7 @@ export class Processor {
     this.memory = parts.memory;
     this.cost = parts.cost;
     this.virtualization = parts.virtualization;
-    this.reset(false);
-  }
-
-  /**
-   * RESET, or INIT: drops every activation without running its `finally`, and sets the registers of SDM 3A table 10-1.
-   * INIT keeps CR0's cache bits, and MSRs that are no segment's.
-   */
-  reset(init: boolean): void {
-    endSpin(this);
-    this.context.running = false;
-    this.context = new X86Cpu();
-    this.context.running = true;
-    this.context.sys = this.sys;
-    this.regs = this.context.regs;
-    const old = this.sys.slice();
-    this.sys.fill(0);
-    this.sys[SYS_CR0] = CR0_ET | (init ? old[SYS_CR0] & CR0_CACHE : CR0_CACHE);
-    if (init) {
-      for (const word of KEPT_BY_INIT) this.sys.set(old.subarray(word, word + 2), word);
-    }
-    this.sys[SYS_IDT_LIMIT] = 0xffff;
-    this.regs[RFLAGS] = FLAG_FIXED;
-    this.regs[CS] = 0;
-    this.shadow = false;
-    this.nmiBlocked = false;
-    this.requestWindow(false);
-    this.microcode = undefined;
-    this.working = false;
-    this.#ripWritten = true;
-    this.finished = false;
-    this.bootContext = this.context;
+    resetProcessor(this, false);
   }
 
   /** Lets local time pass. */
@@ -244,22 +187,6 @@ export class Processor {
   get cpl(): number {
     const rpl = this.regs[CS] & 3;
     return rpl === 0 || this.realMode ? 0 : rpl;
-  }
-
-  /** Puts it where a boot loader puts a 64-bit kernel: long mode, flat segments, interrupts off, at `entry`. */
-  startLongMode(entry: number): void {
-    this.sys[SYS_CR0] = CR0_PE | CR0_ET | CR0_PG;
-    this.sys[SYS_CR4] = CR4_PAE;
-    this.sys[SYS_EFER] = EFER_LME | EFER_LMA;
-    this.regs[CS] = KERNEL_CS;
-    this.setRip(entry);
-  }
-
-  /** Puts it where a boot loader puts a 32-bit kernel: protected mode without paging, at `entry`. */
-  startProtectedMode(entry: number): void {
-    this.sys[SYS_CR0] = CR0_PE | CR0_ET;
-    this.regs[CS] = KERNEL32_CS;
-    this.setRip(entry);
   }
 
   /** The base of the code segment: real mode's paragraphs, 0 elsewhere. */

@@ -10,7 +10,7 @@ import type { VcpuId } from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
 import { type Steps, Thread } from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
-import { Processor } from "../cpu/mod.ts";
+import { Processor, resetProcessor } from "../cpu/mod.ts";
 import { Lapic, resetLapic } from "../lapic/mod.ts";
 import { PvEoi } from "../pv/pv_eoi.ts";
 import type { Machine } from "../machine.ts";
@@ -184,7 +184,7 @@ export class Vcpu extends Thread {
     this.nmiQueued = 0;
     this.nmiPending = 0;
     this.events = 0;
-    this.processor.reset(init);
+    resetProcessor(this.processor, init);
     // The processor's signature, 0x600 where CPUID says none (kvm_vcpu_reset).
     this.processor.regs[RDX] = this.cpuid.find(1, 0)?.[0] ?? 0x600;
     this.msrs.reset(init);

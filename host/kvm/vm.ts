@@ -6,6 +6,7 @@
 
 import type { KvmFeature, MsiMessage, Text } from "../../abi/mod.ts";
 import { type Engine, Mutex, type Steps, straight } from "../core/mod.ts";
+import { startLongMode, startProtectedMode } from "../cpu/mod.ts";
 import { type Costs, costTable, freeTable, GENERIC_SVM, SKYLAKE_VMX } from "../cost/mod.ts";
 import { DeviceBus } from "../devices/bus.ts";
 import { Ioapic, IrqRouting, swizzleExtendedDestination } from "../irqchip/mod.ts";
@@ -243,8 +244,8 @@ export class Vm {
   /** Starts the bootstrap processor at `entry`, in 64-bit mode, or in 32-bit mode without paging. */
   start(entry: number, mode: "64-bit" | "32-bit" = "64-bit"): void {
     const vcpu = this.bootstrap;
-    if (mode === "64-bit") vcpu.processor.startLongMode(entry);
-    else vcpu.processor.startProtectedMode(entry);
+    if (mode === "64-bit") startLongMode(vcpu.processor, entry);
+    else startProtectedMode(vcpu.processor, entry);
     this.scheduler.ready(vcpu, vcpu.time);
     for (const other of this.vcpus) {
       if (other !== vcpu) this.scheduler.ready(other, other.time);

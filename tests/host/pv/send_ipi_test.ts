@@ -3,6 +3,7 @@ import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import { A0, A1, A2, A3 } from "../../../host/kvm/hypercall_arguments.ts";
 import { SEND_IPI } from "../../../host/pv/send_ipi.ts";
+import { startLongMode, startProtectedMode } from "../../../host/cpu/mod.ts";
 import { BACKENDS, type Lapic, type Vm } from "../../../host/mod.ts";
 import { X2APIC_EOI, X2APIC_ICR, type X86Cpu } from "../../../abi/mod.ts";
 import { type Asking, enter, setUp, still, vectors } from "../../support/apic.ts";
@@ -169,8 +170,8 @@ function machineOf(apics: readonly Apic[], api32: boolean, backend: (typeof BACK
 /** Makes the call as the dispatcher does: from the registers. */
 function send(vm: Vm, call: Call): Outcome {
   const { processor } = vm.bootstrap;
-  if (call.long) processor.startLongMode(0);
-  else processor.startProtectedMode(0);
+  if (call.long) startLongMode(processor, 0);
+  else startProtectedMode(processor, 0);
   for (const [register, value] of [[A0, call.a0], [A1, call.a1], [A2, call.a2], [A3, call.a3]] as const) {
     processor.regs[register] = Number(value & (U32 - 1n));
     processor.regs[register + 1] = Number(value >> 32n);
