@@ -47,8 +47,10 @@ export const UNSENT: number = -1;
 export class Frame {
   /** The activation's registers: live while it is the top one, saved while others are above it. */
   readonly regs: Uint32Array = new Uint32Array(WINDOW);
-  /** The same 64 bits at a time: how a window is copied. */
-  readonly wide: BigUint64Array = new BigUint64Array(this.regs.buffer);
+  /** The frame below; the lowest one's is itself. */
+  readonly below: Frame;
+  /** The frame above, which stays for the next activation; undefined before the first one there. */
+  above: Frame | undefined = undefined;
   /** While other frames are above it: the function, which its context has while it is the top one. */
   guest: Guest | undefined = undefined;
   /** Where its text is. */
@@ -63,6 +65,11 @@ export class Frame {
    */
   rip: number = UNSENT;
 
+  /** A frame above another one; without that, the lowest. */
+  constructor(below?: Frame) {
+    this.below = below ?? this;
+  }
+
   /** While other frames are above it: the linear address of its pending instruction, or of the next one. */
   get site(): number {
     return presentAddress(this.block!, this.pending, this.last);
@@ -76,10 +83,10 @@ export function presentAddress(block: TextBlock, pending: number, last: number):
 
 /** The activations and registers of a {@linkcode X86Cpu}. */
 export class X86Context {
-  /** The activations; {@linkcode depth} of them are in use. */
-  readonly frames: Frame[] = [new Frame()];
-  /** The registers of the top activation; before the first, those that it will begin with. */
-  regs: Uint32Array = this.frames[0].regs;
+  /** The top activation; before the first, the frame that it will begin in. */
+  top: Frame = new Frame();
+  /** Its registers. */
+  regs: Uint32Array = this.top.regs;
   /** Activations in use. */
   depth = 0;
   /** The running function: the top activation's. */
@@ -209,6 +216,6 @@ export class X86Context {
 
   #interrupted(what: string): Frame {
     if (this.depth < 2) throw new Error(`Cannot ${what}: no activation was interrupted`);
-    return this.frames[this.depth - 2];
+    return this.top.below;
   }
 }

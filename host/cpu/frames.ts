@@ -48,35 +48,40 @@ const {
  */
 export function pushFrame(p: Processor, block: TextBlock): void {
   const { context } = p;
-  const { depth, frames } = context;
-  const below = frames[depth - 1];
-  const above = depth < frames.length ? frames[depth] : newFrame(p);
+  const below = context.top;
+  const above = below.above ?? newFrame(p, below);
   below.rip = UNSENT;
   below.pending = context.pending;
   below.last = context.last;
   // A frame holds its function only while it is not the top one: a handler's never leaves the context.
   below.guest = context.guest;
-  above.regs[RFLAGS] = below.regs[RFLAGS];
-  const from = below.wide;
-  const to = above.wide;
-  to[RAX / 2] = from[RAX / 2];
-  to[RCX / 2] = from[RCX / 2];
-  to[RDX / 2] = from[RDX / 2];
-  to[RBX / 2] = from[RBX / 2];
-  to[RSI / 2] = from[RSI / 2];
-  to[RDI / 2] = from[RDI / 2];
-  to[R11 / 2] = from[R11 / 2];
-  context.depth = depth + 1;
+  const from = below.regs;
+  const to = above.regs;
+  to[RAX] = from[RAX];
+  to[RAX + 1] = from[RAX + 1];
+  to[RCX] = from[RCX];
+  to[RCX + 1] = from[RCX + 1];
+  to[RDX] = from[RDX];
+  to[RDX + 1] = from[RDX + 1];
+  to[RBX] = from[RBX];
+  to[RBX + 1] = from[RBX + 1];
+  to[RSI] = from[RSI];
+  to[RSI + 1] = from[RSI + 1];
+  to[RDI] = from[RDI];
+  to[RDI + 1] = from[RDI + 1];
+  to[R11] = from[R11];
+  to[R11 + 1] = from[R11 + 1];
+  to[RFLAGS] = from[RFLAGS];
+  context.depth++;
   begin(p, above, block);
 }
 
-function newFrame(p: Processor): Frame {
-  const { frames } = p.context;
-  if (frames.length === MAX_FRAMES) {
+function newFrame(p: Processor, below: Frame): Frame {
+  if (p.context.depth === MAX_FRAMES) {
     throw p.error(`${MAX_FRAMES} activations are nested already, the most allowed`);
   }
-  const frame = new Frame();
-  frames.push(frame);
+  const frame = new Frame(below);
+  below.above = frame;
   return frame;
 }
 
@@ -85,13 +90,14 @@ function beginFirst(p: Processor): void {
   const { context } = p;
   const block = entryAt(p, p.storedRip);
   context.depth = 1;
-  begin(p, context.frames[0], block);
+  begin(p, context.top, block);
 }
 
 /** The top activation begins, in `block`. */
 function begin(p: Processor, frame: Frame, block: TextBlock): void {
   const { context } = p;
   frame.block = block;
+  context.top = frame;
   context.guest = block.code(context);
   context.regs = frame.regs;
   context.pending = 0;
@@ -116,10 +122,10 @@ export function linear(low: number, high: number): number {
 /** Takes the top activation off and goes on with the one below: the register part of IRET. */
 export function popFrame(p: Processor): void {
   const { context } = p;
-  const { frames } = context;
-  const depth = --context.depth;
-  const top = frames[depth];
-  const below = frames[depth - 1];
+  const { top } = context;
+  const { below } = top;
+  context.depth--;
+  context.top = below;
   context.guest = below.guest;
   below.guest = undefined;
   context.regs = below.regs;
@@ -138,9 +144,8 @@ export function resumeAt(p: Processor): void {
 
 function goOnAt(p: Processor, rip: number, vector: number, errorCode: number): void {
   const { context } = p;
-  const frame = context.frames[context.depth - 1];
   const op = context.pending;
-  const { address } = frame.block!;
+  const { address } = context.top.block!;
   if (op !== 0 && rip === address + SITE[op] + LENGTH[op]) {
     p.retire(op);
     return;

@@ -127,7 +127,9 @@ export class Processor {
   working = false;
   /** When the computation, or the PAUSE loop, fell asleep, counted from the epoch. */
   sleepStart = 0;
-  /** The word that a PAUSE loop spins on, at -1 while there is none; is told of stores to it. */
+  /** Whether a PAUSE loop spins on a word of memory. */
+  spinning = false;
+  /** That word; is told of stores to it. */
   readonly spin: { address: number } & Watcher = {
     address: -1,
     stored: () => spinInterrupted(this, this.engine.running!.time),
@@ -223,8 +225,8 @@ export class Processor {
    */
   get rip(): number {
     if (this.#ripWritten) return this.storedRip;
-    const { frames, depth, pending, last } = this.context;
-    return presentAddress(frames[depth - 1].block!, pending, last);
+    const { top, pending, last } = this.context;
+    return presentAddress(top.block!, pending, last);
   }
 
   /** VM entry. Where software has written RIP, the guest goes on there. */
@@ -256,7 +258,7 @@ export class Processor {
   /** An event takes the place of the present instruction: if that waited, it does not wait any more. */
   stopWaiting(): void {
     this.working = false;
-    if (this.spin.address >= 0) endSpin(this);
+    if (this.spinning) endSpin(this);
   }
 
   /** Software has carried out the instruction that exited: RIP moves behind it, and the STI shadow ends. */
@@ -369,7 +371,7 @@ export class Processor {
   /** The wait of the present instruction is cut short: a host event is due at `time`. */
   interruptWait(time: number): void {
     if (this.working) workInterrupted(this, time);
-    else if (this.spin.address >= 0) spinInterrupted(this, time);
+    else if (this.spinning) spinInterrupted(this, time);
   }
 
   /** The engine's epoch has moved on. */
@@ -398,7 +400,7 @@ export class Processor {
   error(problem: string, cause?: unknown): GuestError {
     const { context } = this;
     if (context.depth === 0) return new GuestError(this.name, "no function", this.storedRip, problem, cause);
-    const where = context.frames[context.depth - 1].block?.name ?? "no function";
+    const where = context.top.block?.name ?? "no function";
     return new GuestError(this.name, where, this.rip, problem, cause);
   }
 }

@@ -97,6 +97,7 @@ export function pauseWhile(p: Processor): void {
   if (spin.address !== address) {
     endSpin(p);
     spin.address = address;
+    p.spinning = true;
     memory.watch(spin);
   }
   p.sleepStart = thread.time;
@@ -106,8 +107,9 @@ export function pauseWhile(p: Processor): void {
 
 /** The loop is not asleep any more. */
 export function endSpin(p: Processor): void {
-  if (p.spin.address < 0) return;
+  if (!p.spinning) return;
   p.memory.unwatch(p.spin);
+  p.spinning = false;
   p.spin.address = -1;
 }
 

@@ -185,6 +185,7 @@ export class Ioapic implements MmioDevice {
     if (vcpu.vm.enableApicv) syncPosted(vcpu);
     const handled = vcpu.ioapicHandledVectors;
     handled.fill(0);
+    vcpu.ioapicHandlesSome = false;
     vcpu.highestStaleEoi = -1;
     if (!this.#vm.ioapicInKernel) return;
     const rtc = this.#rtcVectors.get(vcpu);
@@ -202,6 +203,7 @@ export class Ioapic implements MmioDevice {
         if (vector > vcpu.highestStaleEoi) vcpu.highestStaleEoi = vector;
       }
     }
+    vcpu.ioapicHandlesSome = handled.some((word) => word !== 0);
     vcpu.backend.loadEoiExitmap();
   }
 

@@ -104,9 +104,8 @@ export function takeTurn(vcpu: Vcpu, straight: boolean): Turn {
   toEntry: {
     if (vcpu.phase === Phase.Exited) {
       vcpu.backend.completeExit();
-      vcpu.exitCounts[vcpu.processor.exitReason]++;
       vcpu.machine.countExit();
-      if (vcpu.hit(TP.kvm_exit)) recordExit(vcpu);
+      if (vcpu.hitExit(vcpu.processor.exitReason)) recordExit(vcpu);
       if (straight && straightExit(vcpu)) {
         vcpu.mode = VcpuMode.InGuest;
         price = vcpu.cost.vmentry;

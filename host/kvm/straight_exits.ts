@@ -53,10 +53,10 @@ function straightEoi(vcpu: Vcpu): boolean {
   vcpu.immediateExit = false;
   vcpu.backend.updateCr8Intercept(0, -1);
   vcpu.stats.req_event++;
-  const { counts } = vcpu;
-  counts[TP.kvm_apic]++;
-  counts[TP.kvm_eoi]++;
-  counts[TP.kvm_msr]++;
+  const { counts, row } = vcpu;
+  counts[row + TP.kvm_apic]++;
+  counts[row + TP.kvm_eoi]++;
+  counts[row + TP.kvm_msr]++;
   return true;
 }
 

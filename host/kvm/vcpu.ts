@@ -15,6 +15,7 @@ import { Lapic, resetLapic } from "../lapic/mod.ts";
 import { PvEoi } from "../pv/pv_eoi.ts";
 import type { Machine } from "../machine.ts";
 import type { Pcpu } from "../sched/mod.ts";
+import * as tracing from "../trace/mod.ts";
 import type { Tracer } from "../trace/mod.ts";
 import { createBackend } from "./backends.ts";
 import type { Backend } from "./backend.ts";
@@ -41,6 +42,10 @@ const {
 } = requests;
 const { MpState, Phase, Turn, VcpuMode } = modes;
 const { runLoop, takeTurn } = loop;
+const { TP } = tracing;
+
+/** Where exits by number begin in a row of counts. */
+const EXITS = tracing.TRACEPOINTS.length;
 
 /** An exception that KVM injects. */
 export interface QueuedException {
@@ -80,13 +85,12 @@ export class Vcpu extends Thread {
   declare readonly haltPolling: HaltPolling;
   /** Statistics. */
   readonly stats: VcpuStats = new VcpuStats();
-  /** Exits by exit number. */
-  declare readonly exitCounts: Uint32Array;
-
   /** The virtual machine's events. */
   declare readonly tracer: Tracer;
-  /** Its own events' counts, by tracepoint. */
+  /** Where its own events and exits are counted: see {@linkcode tracing.CountRow}. */
   declare readonly counts: Uint32Array;
+  /** Where its row begins there. */
+  declare readonly row: number;
   /** Whether events are recorded. */
   declare readonly recording: boolean;
 
@@ -134,7 +138,9 @@ export class Vcpu extends Thread {
   readonly exception: QueuedException = { vector: 0, errorCode: -1 };
   /** More events wait than one entry can deliver: the next one must exit as soon as it has delivered its event. */
   immediateExit = false;
-  /** Vectors whose EOI the I/O APIC must see: 256 bits. */
+  /** Whether there are vectors whose EOI the I/O APIC must see. */
+  ioapicHandlesSome = false;
+  /** Those: 256 bits. */
   readonly ioapicHandledVectors: Uint32Array = new Uint32Array(8);
   /** The vector of a route that is gone and whose EOI is still awaited; -1 for none. */
   highestStaleEoi: number = -1;
@@ -156,11 +162,12 @@ export class Vcpu extends Thread {
     this.vcpuId = vcpuId;
     this.bootstrap = vcpuId === 0;
     this.cpuid = cpuid;
-    this.counts = vm.tracer.addVcpu();
-    this.recording = vm.tracer.recording;
     this.mpState = this.bootstrap ? MpState.Runnable : MpState.Uninitialized;
     this.backend = createBackend(this, vm.backend);
-    this.exitCounts = new Uint32Array(this.backend.exitNumbers);
+    const { counts, start } = vm.tracer.addVcpu(this.backend.exitNumbers);
+    this.counts = counts;
+    this.row = start;
+    this.recording = vm.tracer.recording;
     this.processor = new Processor({
       name: this.name,
       engine: vm.engine,
@@ -221,8 +228,14 @@ export class Vcpu extends Thread {
 
   /** Counts an event. Whether it is to be recorded as well: hot paths look its arguments up only then. */
   hit(event: number): boolean {
-    this.counts[event]++;
+    this.counts[this.row + event]++;
     return this.recording;
+  }
+
+  /** Counts an exit. Whether that is to be recorded. */
+  hitExit(reason: number): boolean {
+    this.counts[this.row + EXITS + reason]++;
+    return this.hit(TP.kvm_exit);
   }
 
   /** Records an event that {@linkcode hit} has counted. */
@@ -407,7 +420,7 @@ export class Vcpu extends Thread {
 
   /** Whether the EOI of a vector must reach the I/O APIC. */
   ioapicHandles(vector: number): boolean {
-    return ((this.ioapicHandledVectors[vector >>> 5] >>> (vector & 31)) & 1) !== 0;
+    return this.ioapicHandlesSome && ((this.ioapicHandledVectors[vector >>> 5] >>> (vector & 31)) & 1) !== 0;
   }
 
   /** The current privilege level. */

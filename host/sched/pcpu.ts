@@ -64,7 +64,7 @@ export class Pcpu implements Rebased {
   /** A vCPU begins to run here: what has arrived the host has served, and what is on its way will meet the vCPU. */
   run(vcpu: Vcpu): void {
     this.current = vcpu;
-    this.#entries = vcpu.counts[TP.kvm_entry];
+    this.#entries = entries(vcpu);
     vcpu.pcpu = this;
     if (this.interruptAt <= vcpu.time) this.interruptAt = FAR;
     if (this.notifiedAt <= vcpu.time) this.notifiedAt = FAR;
@@ -128,7 +128,7 @@ export class Pcpu implements Rebased {
 
   #sliceEnded(): void {
     if (this.current === undefined) return;
-    if (this.#engine.explores && this.current.counts[TP.kvm_entry] === this.#entries) {
+    if (this.#engine.explores && entries(this.current) === this.#entries) {
       // Drawn before the vCPU has got anywhere: no slice is that short, and with such slices nobody ever would.
       this.slice.arm(this.slice.clock + 1);
       return;
@@ -136,4 +136,9 @@ export class Pcpu implements Rebased {
     this.reschedule(true);
     this.interrupt(this.#engine.running!.time);
   }
+}
+
+/** How often a vCPU has entered guest mode. */
+function entries({ tracer, index }: Vcpu): number {
+  return tracer.count(TP.kvm_entry, index);
 }

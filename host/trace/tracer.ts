@@ -14,6 +14,17 @@ export const RECORD_WORDS = 8;
 /** The most records that a ring may have. */
 export const RING_LIMIT: number = 1 << 24;
 
+/** How many vCPUs count in one array. */
+const NEIGHBOURS = 16;
+
+/** Where a vCPU counts. */
+export interface CountRow {
+  /** An array, which neighbours share: among many vCPUs, the header of one for each would be a cache miss at each exit. */
+  readonly counts: Uint32Array;
+  /** The place of tracepoint 0; exits by number follow behind the last one. */
+  readonly start: number;
+}
+
 /** One event, as the ring kept it. */
 export interface TraceRecord {
   /** When, in cycles of the vCPU's clock. */
@@ -28,7 +39,7 @@ export interface TraceRecord {
 
 /** The events of one virtual machine. */
 export class Tracer {
-  /** Counts by tracepoint: a row for events without a vCPU, then one for each vCPU. */
+  /** Counts by tracepoint: a row for events without a vCPU, then one for each vCPU, with its exits behind. */
   readonly counts: Uint32Array[] = [new Uint32Array(TRACEPOINTS.length)];
   /** Whether records are kept. */
   declare readonly recording: boolean;
@@ -37,6 +48,8 @@ export class Tracer {
   readonly #words: Uint32Array;
   readonly #times: Float64Array;
   #written = 0;
+  #shared = new Uint32Array(0);
+  #next = 0;
 
   /** Counts; with `ring` > 0 it also keeps the last `ring` records. Throws `RangeError` above 2^24. */
   constructor(ring: number = 0) {
@@ -50,11 +63,17 @@ export class Tracer {
     this.#times = new Float64Array(buffer);
   }
 
-  /** Makes a row for one more vCPU, and gives it to whoever counts there. */
-  addVcpu(): Uint32Array {
-    const row = new Uint32Array(TRACEPOINTS.length);
-    this.counts.push(row);
-    return row;
+  /** Makes a row for one more vCPU, which has `exits` exit numbers, and gives it to whoever counts there. */
+  addVcpu(exits: number): CountRow {
+    const length = TRACEPOINTS.length + exits;
+    if (this.#next + length > this.#shared.length) {
+      this.#shared = new Uint32Array(NEIGHBOURS * length);
+      this.#next = 0;
+    }
+    const start = this.#next;
+    this.#next += length;
+    this.counts.push(this.#shared.subarray(start, this.#next));
+    return { counts: this.#shared, start };
   }
 
   /** Keeps a record without counting; only while {@linkcode recording}. */
@@ -89,6 +108,11 @@ export class Tracer {
     let sum = 0;
     for (const row of this.counts) sum += row[event];
     return sum;
+  }
+
+  /** How often each exit happened to one vCPU, by its number. */
+  exits(vcpu: number): Uint32Array {
+    return this.counts[vcpu + 1].subarray(TRACEPOINTS.length);
   }
 
   /** Records that were overwritten. */

@@ -330,7 +330,7 @@ describe("a mistake in guest code is told in guest terms:", () => {
 
   it("an activation whose RIP a handler sent astray", () => {
     const rig = new Rig().on(UD_VECTOR, function* handler(cpu) {
-      const interrupted = cpu.frames[cpu.depth - 2];
+      const interrupted = cpu.top.below;
       interrupted.rip = 0x1234;
       yield cpu.iret();
     });

@@ -107,7 +107,7 @@ describe("whatever a guest executes", () => {
         for (const { vector } of handled ? EXCEPTIONS : []) {
           rig.on(vector, function* (cpu): Guest {
             // A fault goes into the function that caused it; what came in place of an interrupt only returns.
-            if (cpu.frames[cpu.depth - 2].pending !== 0) cpu.fixup();
+            if (cpu.top.below.pending !== 0) cpu.fixup();
             yield cpu.iret();
           });
         }
@@ -154,7 +154,7 @@ describe("whatever a guest executes", () => {
             vm: { backend, trace: 1000 },
           });
           rig.on(GP_VECTOR, function* (cpu): Guest {
-            if (cpu.frames[cpu.depth - 2].pending !== 0) cpu.fixup();
+            if (cpu.top.below.pending !== 0) cpu.fixup();
             yield cpu.iret();
           });
           rig.start(function* program(cpu) {
