@@ -5,5 +5,6 @@
  */
 
 export * from "./bus.ts";
+export * from "./disk.ts";
 export * from "./ioeventfd.ts";
 export * from "./msi_source.ts";
