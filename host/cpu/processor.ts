@@ -78,8 +78,58 @@ export interface ProcessorParts {
 
 /** A logical processor in guest mode. */
 export class Processor {
-  /** Its name in messages. */
-  declare readonly name: string;
+  /** That word; is told of stores to it. */
+  readonly spin: { address: number } & Watcher = {
+    address: -1,
+    stored: () => spinInterrupted(this, this.engine.running!.time),
+  };
+  /** Whether PAUSE loops are charged in bulk; off, each turn is a step: the slow reference. */
+  bulkSpin = true;
+  /** What is added to the host's time-stamp counter, in whole cycles. */
+  tscOffset = 0;
+  /** The program of the boot context has returned: the processor only halts from now on. */
+  finished = false;
+  /** What hardware does in several accesses to shared memory, and has not finished: explored runs take them one by one. */
+  microcode: Steps | undefined = undefined;
+  /** What a virtualized read brought. */
+  virtualValue = 0;
+  // What every interrupt touches stands together, as fields lie in memory in the order in which they are set: among
+  // hundreds, each cache line less counts.
+  /** The guest's text; empty until an image is loaded. */
+  text: CodeStore = { blockAt: () => undefined };
+  /** The context that it runs. */
+  context: X86Cpu = new X86Cpu();
+  /** That context's registers. */
+  regs: Uint32Array = this.context.regs;
+  /** The system registers. */
+  readonly sys: Uint32Array = new Uint32Array(SYS_WORDS);
+  /** Whether it is in guest mode. */
+  guestMode = false;
+  /** When the next asynchronous host event is due, counted from the epoch; FAR for none. */
+  asyncAt: number = FAR;
+  /** When it must look for an event. */
+  eventAt: number = FAR;
+  #windowRequested = false;
+  /** The STI shadow: interrupts are held off until the next instruction has completed. */
+  shadow = false;
+  /** NMIs are blocked until the next IRET. */
+  nmiBlocked = false;
+  /** Whether a computation sleeps. */
+  working = false;
+  /** Whether a PAUSE loop spins on a word of memory. */
+  spinning = false;
+  /** When the computation, or the PAUSE loop, fell asleep, counted from the epoch. */
+  sleepStart = 0;
+  /** Instructions that completed. */
+  instructions = 0;
+  /** The exit's number: a VMX basic exit reason or an SVM exit code. */
+  exitReason = 0;
+  /** VMX: the exit qualification. SVM: EXITINFO1. */
+  exitInfo1 = 0;
+  /** VMX: the guest-physical address. SVM: EXITINFO2. */
+  exitInfo2 = 0;
+  /** Software has written RIP: the next entry goes on there. Otherwise RIP follows from the activation. */
+  #ripWritten = true;
   /** The stepping core. */
   declare readonly engine: Engine;
   /** The thread that steps it, and whose clock it advances. */
@@ -90,72 +140,21 @@ export class Processor {
   declare readonly cost: Costs;
   /** Its virtualization hardware. */
   declare readonly virtualization: Virtualization;
-  /** The guest's text; empty until an image is loaded. */
-  text: CodeStore = { blockAt: () => undefined };
 
-  /** The context that it runs. */
-  context: X86Cpu = new X86Cpu();
-  /** That context's registers. */
-  regs: Uint32Array = this.context.regs;
+  /** Its name in messages. */
+  declare readonly name: string;
   /** The context that it began with at reset. */
-  bootContext: X86Cpu = this.context;
-  /** The system registers. */
-  readonly sys: Uint32Array = new Uint32Array(SYS_WORDS);
-
-  /** Whether it is in guest mode. */
-  guestMode = false;
-  /** What is added to the host's time-stamp counter, in whole cycles. */
-  tscOffset = 0;
-  /** The program of the boot context has returned: the processor only halts from now on. */
-  finished = false;
-  /** Instructions that completed. */
-  instructions = 0;
-  /** The STI shadow: interrupts are held off until the next instruction has completed. */
-  shadow = false;
-  /** NMIs are blocked until the next IRET. */
-  nmiBlocked = false;
-  /** When the next asynchronous host event is due, counted from the epoch; FAR for none. */
-  asyncAt: number = FAR;
-  /** When it must look for an event. */
-  eventAt: number = FAR;
-  #windowRequested = false;
-
-  /** What hardware does in several accesses to shared memory, and has not finished: explored runs take them one by one. */
-  microcode: Steps | undefined = undefined;
-
-  /** Whether a computation sleeps. */
-  working = false;
-  /** When the computation, or the PAUSE loop, fell asleep, counted from the epoch. */
-  sleepStart = 0;
-  /** Whether a PAUSE loop spins on a word of memory. */
-  spinning = false;
-  /** That word; is told of stores to it. */
-  readonly spin: { address: number } & Watcher = {
-    address: -1,
-    stored: () => spinInterrupted(this, this.engine.running!.time),
-  };
-  /** Whether PAUSE loops are charged in bulk; off, each turn is a step: the slow reference. */
-  bulkSpin = true;
-
-  /** The exit's number: a VMX basic exit reason or an SVM exit code. */
-  exitReason = 0;
-  /** VMX: the exit qualification. SVM: EXITINFO1. */
-  exitInfo1 = 0;
-  /** VMX: the guest-physical address. SVM: EXITINFO2. */
-  exitInfo2 = 0;
-  /** Software has written RIP: the next entry goes on there. Otherwise RIP follows from the activation. */
-  #ripWritten = true;
-  /** What a virtualized read brought. */
-  virtualValue = 0;
+  declare bootContext: X86Cpu;
 
   /** A processor in its reset state. */
   constructor(parts: ProcessorParts) {
-    this.name = parts.name;
     this.engine = parts.engine;
     this.thread = parts.thread;
     this.memory = parts.memory;
     this.cost = parts.cost;
     this.virtualization = parts.virtualization;
+    this.name = parts.name;
+    this.bootContext = this.context;
     resetProcessor(this, false);
   }
 

@@ -57,117 +57,119 @@ export interface QueuedException {
 
 /** A vCPU. */
 export class Vcpu extends Thread {
-  /** The virtual machine. */
-  declare readonly vm: Vm;
-  /** The machine. */
-  declare readonly machine: Machine;
-  /** Prices. */
-  declare readonly cost: Costs;
-  /** Its place among the vCPUs. */
-  declare readonly index: number;
-  /** Its number: its x2APIC ID, and for the low 8 bits its xAPIC ID at reset. */
-  declare readonly vcpuId: VcpuId;
-  /** Whether it is the bootstrap processor. */
-  declare readonly bootstrap: boolean;
-  /** The processor. */
-  declare readonly processor: Processor;
-  /** The vendor module's part. */
-  declare readonly backend: Backend;
-  /** What CPUID says. */
-  declare readonly cpuid: CpuidTable;
-  /** The local APIC. */
-  declare readonly lapic: Lapic;
-  /** MSRs that KVM keeps for it. */
-  declare readonly msrs: MsrState;
-  /** Paravirtual end of interrupt. */
-  declare readonly pvEoi: PvEoi;
-  /** Halt polling. */
-  declare readonly haltPolling: HaltPolling;
-  /** Statistics. */
-  readonly stats: VcpuStats = new VcpuStats();
-  /** The virtual machine's events. */
-  declare readonly tracer: Tracer;
-  /** Where its own events and exits are counted: see {@linkcode tracing.CountRow}. */
-  declare readonly counts: Uint32Array;
-  /** Where its row begins there. */
-  declare readonly row: number;
-  /** Whether events are recorded. */
-  declare readonly recording: boolean;
-
+  // What every interrupt touches stands together, as fields lie in memory in the order in which they are set: among
+  // hundreds, each cache line less counts.
   /** Requests, as bits. */
   requests = 0;
   /** What the run loop has to look at, as bits. */
   attention = 0;
   /** Where it is, as others see it. */
   mode: modes.VcpuMode = VcpuMode.Outside;
-  /** Whether it has been started. */
-  declare mpState: modes.MpState;
   /** Where in the run loop it is. */
   phase: modes.Phase = Phase.Top;
   /** What its last turn came to. */
   turn: modes.Turn = Turn.Guest;
-  /** A kick by KVM_HC_KICK_CPU that no halt has used up. */
-  pvUnhalted = false;
-
+  /** The events on their way into the guest, as bits. */
+  events = 0;
+  /** The interrupt that is written for injection. */
+  injectedInterrupt = 0;
+  /** NMIs that wait for injection: at most two. */
+  nmiPending = 0;
+  /** More events wait than one entry can deliver: the next one must exit as soon as it has delivered its event. */
+  immediateExit = false;
+  /** Whether there are {@linkcode ioapicHandledVectors}. */
+  ioapicHandlesSome = false;
+  /** It waits for an event: it polls, or sleeps. */
+  blocked = false;
   /** The physical CPU that it runs on; undefined while it has none. */
   pcpu: Pcpu | undefined = undefined;
+  #preemptionAt: number = FAR;
+
+  /** A kick by KVM_HC_KICK_CPU that no halt has used up. */
+  pvUnhalted = false;
   /** The physical CPU that it ran on last. */
   lastPcpu: Pcpu | undefined = undefined;
   /** Since when it waits for a CPU. */
   readySince = 0;
   /** It was woken or preempted, and does not run yet. */
   ready = false;
-  /** It waits for an event: it polls, or sleeps. */
-  blocked = false;
   /** While it waits: it polls, on its CPU. */
   polling = false;
   /** While it waits: asleep, without a CPU. */
   asleep = false;
   /** While it waits: somebody woke it. */
   woken = false;
-
-  /** The events on their way into the guest, as bits. */
-  events = 0;
-  /** The interrupt that is written for injection. */
-  injectedInterrupt = 0;
   /** NMIs that arrived and were not looked at. */
   nmiQueued = 0;
-  /** NMIs that wait for injection: at most two. */
-  nmiPending = 0;
   /** The exception that waits for injection. */
   readonly exception: QueuedException = { vector: 0, errorCode: -1 };
-  /** More events wait than one entry can deliver: the next one must exit as soon as it has delivered its event. */
-  immediateExit = false;
-  /** Whether there are vectors whose EOI the I/O APIC must see. */
-  ioapicHandlesSome = false;
-  /** Those: 256 bits. */
+  /** Vectors whose EOI the I/O APIC must see: 256 bits. */
   readonly ioapicHandledVectors: Uint32Array = new Uint32Array(8);
   /** The vector of a route that is gone and whose EOI is still awaited; -1 for none. */
   highestStaleEoi: number = -1;
-
   /** In explored runs: accesses to shared state that a turn has begun. */
   readonly deferred: Steps[] = [];
   #preemptionTimer = Infinity;
-  #preemptionAt: number = FAR;
   readonly #loop: Generator<void, void, void>;
+
+  /** The virtual machine's events. */
+  declare readonly tracer: Tracer;
+  /** Its place among the vCPUs. */
+  declare readonly index: number;
+  /** Its number: its x2APIC ID, and for the low 8 bits its xAPIC ID at reset. */
+  declare readonly vcpuId: VcpuId;
+  /** Whether it is the bootstrap processor. */
+  declare readonly bootstrap: boolean;
+  /** What CPUID says. */
+  declare readonly cpuid: CpuidTable;
+  // And these.
+  /** The virtual machine. */
+  declare readonly vm: Vm;
+  /** The machine. */
+  declare readonly machine: Machine;
+  /** Prices. */
+  declare readonly cost: Costs;
+  /** Whether it has been started. */
+  declare mpState: modes.MpState;
+  /** The vendor module's part. */
+  declare readonly backend: Backend;
+  /** Where its own events and exits are counted: see {@linkcode tracing.CountRow}. */
+  declare readonly counts: Uint32Array;
+  /** Where its row begins there. */
+  declare readonly row: number;
+  /** Whether events are recorded. */
+  declare readonly recording: boolean;
+  /** Statistics. */
+  declare readonly stats: VcpuStats;
+  /** The processor. */
+  declare readonly processor: Processor;
+  /** Paravirtual end of interrupt. */
+  declare readonly pvEoi: PvEoi;
+  /** The local APIC. */
+  declare readonly lapic: Lapic;
+  /** MSRs that KVM keeps for it. */
+  declare readonly msrs: MsrState;
+  /** Halt polling. */
+  declare readonly haltPolling: HaltPolling;
 
   /** A vCPU after KVM_CREATE_VCPU. */
   constructor(vm: Vm, index: number, vcpuId: VcpuId, cpuid: CpuidTable) {
     super(vm.engine, `vcpu ${vcpuId}`);
-    this.vm = vm;
-    this.machine = vm.machine;
     this.tracer = vm.tracer;
-    this.cost = vm.cost;
     this.index = index;
     this.vcpuId = vcpuId;
     this.bootstrap = vcpuId === 0;
     this.cpuid = cpuid;
+    this.vm = vm;
+    this.machine = vm.machine;
+    this.cost = vm.cost;
     this.mpState = this.bootstrap ? MpState.Runnable : MpState.Uninitialized;
     this.backend = createBackend(this, vm.backend);
     const { counts, start } = vm.tracer.addVcpu(this.backend.exitNumbers);
     this.counts = counts;
     this.row = start;
     this.recording = vm.tracer.recording;
+    this.stats = new VcpuStats();
     this.processor = new Processor({
       name: this.name,
       engine: vm.engine,
@@ -176,10 +178,10 @@ export class Vcpu extends Thread {
       cost: vm.cost,
       virtualization: this.backend.hardware,
     });
-    this.msrs = new MsrState(this);
     this.pvEoi = new PvEoi(this);
-    this.haltPolling = new HaltPolling(this);
     this.lapic = new Lapic(this);
+    this.msrs = new MsrState(this);
+    this.haltPolling = new HaltPolling(this);
     if (vm.engine.explores) this.attention |= ATTENTION_INTERLEAVE;
     this.#loop = runLoop(this);
     vm.addThread(this);

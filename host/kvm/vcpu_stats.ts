@@ -6,6 +6,13 @@
 
 /** Per-vCPU statistics, by the names of KVM's binary stats; those that a tracepoint counts as well are left to it. */
 export class VcpuStats {
+  // What every interrupt counts comes first: it shares cache lines.
+  /** Exits for physical interrupts. */
+  irq_exits = 0;
+  /** Interrupts injected. */
+  irq_injections = 0;
+  /** Passes through the event block. */
+  req_event = 0;
   /** HLT exits. */
   halt_exits = 0;
   /** Blocks that ended. */
@@ -14,18 +21,12 @@ export class VcpuStats {
   halt_successful_poll = 0;
   /** Polls that were begun. */
   halt_attempted_poll = 0;
-  /** Interrupts injected. */
-  irq_injections = 0;
   /** NMIs injected. */
   nmi_injections = 0;
-  /** Exits for physical interrupts. */
-  irq_exits = 0;
   /** Exits at an interrupt window. */
   irq_window_exits = 0;
   /** Exits at an NMI window. */
   nmi_window_exits = 0;
-  /** Passes through the event block. */
-  req_event = 0;
   /** Instructions emulated. */
   insn_emulation = 0;
   /** Port accesses. */

@@ -52,22 +52,21 @@ export const LVT_ENTRIES = 6;
 
 /** A local APIC. */
 export class Lapic {
-  /** The vCPU that it belongs to. */
-  declare readonly vcpu: Vcpu;
-  /** The register page. */
-  readonly page: ApicPage = new Uint32Array(PAGE_WORDS);
-  /** The timer. */
-  declare readonly timer: LapicTimer;
-
   #base: number = (APIC_DEFAULT_BASE | APICBASE_ENABLE) >>> 0;
   /** IA32_APIC_BASE, high half. */
   baseHigh = 0;
-  /** IA32_APIC_BASE.EN. */
-  hardwareEnabled = true;
-  /** Whether it is in x2APIC mode. */
-  x2apicMode = false;
   /** Spurious-vector register bit 8, remembered. */
   softwareEnabled = false;
+  /** Counts lowest-priority acceptances. */
+  arbitrationPriority = 0;
+  /** The vector of the pending start-up IPI. */
+  sipiVector = 0;
+  // What every interrupt touches stands together.
+  /** IA32_APIC_BASE.EN. */
+  hardwareEnabled = true;
+
+  /** Whether it is in x2APIC mode. */
+  x2apicMode = false;
   /** Both: IA32_APIC_BASE.EN and the spurious-vector register's enable bit. */
   enabled = false;
   /** Whether hardware delivers its interrupts: APICv, or AVIC (apicv_active). */
@@ -80,12 +79,14 @@ export class Lapic {
   isrCount = 0;
   /** The highest ISR bit; -1 when that is not known. */
   highestIsrCache: number = -1;
-  /** Counts lowest-priority acceptances. */
-  arbitrationPriority = 0;
   /** {@linkcode PENDING_INIT} and {@linkcode PENDING_SIPI}. */
   pendingEvents = 0;
-  /** The vector of the pending start-up IPI. */
-  sipiVector = 0;
+  /** The register page. */
+  readonly page: ApicPage = new Uint32Array(PAGE_WORDS);
+  /** The vCPU that it belongs to. */
+  declare readonly vcpu: Vcpu;
+  /** The timer. */
+  declare readonly timer: LapicTimer;
 
   /** An APIC in an undefined state; {@linkcode resetLapic} gives it one. */
   constructor(vcpu: Vcpu) {

@@ -21,12 +21,8 @@ export interface Sleeper {
 
 /** A physical CPU. */
 export class Pcpu implements Rebased {
-  /** Its number. */
-  declare readonly id: number;
   /** The vCPU whose thread it runs; undefined while it is idle. */
   current: Vcpu | undefined = undefined;
-  /** The host's scheduler wants to run somebody else. */
-  needResched = false;
   /** When the next physical interrupt arrives, counted from the epoch; FAR for none. */
   interruptAt: number = FAR;
   /**
@@ -34,18 +30,22 @@ export class Pcpu implements Rebased {
    * it; in the host it means nothing.
    */
   notifiedAt: number = FAR;
+  /** The wake-up interrupt has arrived in guest mode, and waits for the exit that it causes. */
+  #wakeupWaits = false;
+
+  /** Its number. */
+  declare readonly id: number;
+  /** The host's scheduler wants to run somebody else. */
+  needResched = false;
   /** Those that sleep and that a posted interrupt wakes (wakeup_vcpus_on_cpu). */
   readonly sleepers: Set<Sleeper> = new Set();
   /** Fires at the end of a time slice. */
   declare readonly slice: Timer;
-
   readonly #engine: Engine;
   /** How often the vCPU had entered guest mode when it began to run here. */
   #entries = 0;
   /** Fires when the wake-up interrupt arrives; undefined before the first one. */
   #wakeups: Timer | undefined = undefined;
-  /** The wake-up interrupt has arrived in guest mode, and waits for the exit that it causes. */
-  #wakeupWaits = false;
 
   /** An idle CPU. */
   constructor(engine: Engine, id: number) {

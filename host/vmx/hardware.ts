@@ -74,6 +74,8 @@ const CR0_GUEST_OWNED = (1 << 3) | CR0_WP;
 const CR4_GUEST_OWNED = 0x78e;
 /** The x2APIC MSRs: 256 of them. */
 const X2APIC_MSRS = ~0xff;
+/** That of the task priority. */
+const X2APIC_TASKPRI = X2APIC_MSR_BASE + (APIC_TASKPRI >>> 4);
 /** EPT-violation qualification (SDM 3C table 28-7): a data read; a data write; of a linear address, translated. */
 const EPT_READ = 1 << 0;
 const EPT_WRITE = 1 << 1;
@@ -81,6 +83,8 @@ const EPT_LINEAR = (1 << 7) | (1 << 8);
 
 /** The virtualization hardware of one VMX processor. */
 export class VmxHardware implements Virtualization {
+  /** The bitmap lets no x2APIC register but the task priority be written: it need not be looked at for those. */
+  x2apicWritesExit = true;
   /** The vCPU that it runs. */
   declare readonly vcpu: Vcpu;
   /** What controls it. */
@@ -169,12 +173,13 @@ export class VmxHardware implements Virtualization {
   /** NMI-window exits have priority over interrupt-window exits, and over the virtual interrupts that come in their place. */
   window(p: Processor): boolean {
     if (p.shadow) return false;
-    const { primary } = this.vmcs;
+    const { primary, secondary } = this.vmcs;
     if ((primary & CPU_BASED_NMI_WINDOW_EXITING) !== 0 && !p.nmiBlocked) {
       return p.leave(EXIT_REASON_NMI_WINDOW);
     }
     if ((p.regs[RFLAGS] & FLAG_IF) === 0) return false;
     if ((primary & CPU_BASED_INTR_WINDOW_EXITING) !== 0) return p.leave(EXIT_REASON_INTERRUPT_WINDOW);
+    if ((secondary & SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY) === 0) return false;
     const { virtualInterrupts } = this;
     return virtualInterrupts.recognized && virtualInterrupts.deliver(p);
   }
@@ -208,8 +213,11 @@ export class VmxHardware implements Virtualization {
 
   /** MSR accesses exit as the bitmap says; those of the x2APIC may be virtualized when they do not exit. */
   writeMsr(p: Processor, msr: number): boolean {
-    if (this.msrBitmap.exits(msr, true)) return p.leave(EXIT_REASON_MSR_WRITE);
-    return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && this.virtualApic.writeMsr(p, msr);
+    const x2apic = (msr & X2APIC_MSRS) === X2APIC_MSR_BASE;
+    if ((x2apic && this.x2apicWritesExit && msr !== X2APIC_TASKPRI) || this.msrBitmap.exits(msr, true)) {
+      return p.leave(EXIT_REASON_MSR_WRITE);
+    }
+    return x2apic && this.virtualApic.writeMsr(p, msr);
   }
 
   /** As for writes. */

@@ -15,30 +15,29 @@ import { readVmcs, writeVmcs } from "./vmcs_fields.ts";
 
 /** A virtual-machine control structure. */
 export class Vmcs {
-  #pin = 0;
+  // What every interrupt touches comes first.
   #primary = 0;
   #secondary = 0;
-  #tertiary = 0;
-  #tertiaryHigh = 0;
-  #exitControls = 0;
-  #entryControls = 0;
+  #pin = 0;
   #tprThreshold = 0;
-
   /**
    * 1 while a control was written that no VM entry has checked, else 0. Setting one of the accessors below sets it;
    * who changes another field that entries check, after the first entry, sets it as well.
    */
   unchecked = 1;
-
   /** VM-entry interruption information. */
   entryIntrInfo = 0;
+
+  #tertiary = 0;
+  #tertiaryHigh = 0;
+  #exitControls = 0;
+  #entryControls = 0;
   /** VM-entry exception error code. */
   entryErrorCode = 0;
   /** VM-exit interruption information. */
   exitIntrInfo = 0;
   /** VM-instruction error: what the last VMX instruction failed for. */
   vmInstructionError = 0;
-
   /** Virtual-processor identifier. */
   vpid = 0;
   /** Posted-interrupt notification vector. */
@@ -51,7 +50,6 @@ export class Vmcs {
   svi = 0;
   /** The virtual interrupts whose virtualized EOI exits: 256 bits. */
   readonly eoiExitBitmap: Uint32Array = new Uint32Array(8);
-
   /** Address of the MSR bitmap. */
   msrBitmapAddress = 0;
   /** Address of the virtual-APIC page. */
@@ -64,7 +62,6 @@ export class Vmcs {
   pidPointerTable = 0;
   /** The EPT pointer. */
   eptPointer = 0;
-
   /** Which MSR accesses exit. */
   readonly msrBitmap: MsrBitmap = new MsrBitmap();
   /** The processor that it is for: which fields it has, and which controls VM entry takes. */

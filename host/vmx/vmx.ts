@@ -61,36 +61,37 @@ const WINDOWS = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
 export class Vmx implements Backend {
   /** Which vendor. */
   readonly name = "vmx";
-  /** What KVM uses of the processor. */
-  declare readonly setup: VmxSetup;
-  /** The VMCS. */
-  declare readonly vmcs: Vmcs;
-  /** The hardware that it controls. */
-  declare readonly hardware: VmxHardware;
   /** Intel keeps the x2APIC ICR in one piece. */
   readonly x2apicIcrIsSplit = false;
   /** The host has a handler for the notification vector. */
   readonly notifiedByInterrupt = true;
   /** Basic exit reasons are small numbers. */
   readonly exitNumbers = 0x80;
-  /** The vCPU. */
-  declare readonly vcpu: Vcpu;
-  /** What was posted to it. */
-  declare readonly posted: PostedInterrupts;
   /** Where notifications of that go. */
   readonly #wakeup: PiWakeup;
-  /** The entry is to exit at once. */
-  #immediateExit = false;
   /** The present exit is that immediate one. */
   #forced = false;
+  /** The entry is to exit at once. */
+  #immediateExit = false;
   /** The entry was to deliver an event. */
   #injected = false;
+  /** The vCPU. */
+  declare readonly vcpu: Vcpu;
+  /** The VMCS. */
+  declare readonly vmcs: Vmcs;
+  /** What KVM uses of the processor. */
+  declare readonly setup: VmxSetup;
+  /** The hardware that it controls. */
+  declare readonly hardware: VmxHardware;
+  /** What was posted to it. */
+  declare readonly posted: PostedInterrupts;
 
   /** The VMX part of a new vCPU. */
   constructor(vcpu: Vcpu) {
     this.vcpu = vcpu;
-    this.setup = vcpu.vm.vmxSetup!;
-    this.vmcs = new Vmcs(this.setup.capabilities);
+    const setup = vcpu.vm.vmxSetup!;
+    this.vmcs = new Vmcs(setup.capabilities);
+    this.setup = setup;
     initControls(this.vmcs, this.setup, { apicvActive: false, vpid: 0 });
     this.hardware = new VmxHardware(vcpu, this.vmcs);
     this.posted = new PostedInterrupts(vcpu);
