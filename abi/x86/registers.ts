@@ -1,13 +1,13 @@
 /**
- * The x86-64 register file as u32 words, least significant half first. General registers stand in the order in which
- * instructions encode them (SDM 2A, table 3-1).
+ * The x86-64 register file as u32 words, least significant half first. What every event reads or writes stands first,
+ * and fills the 64 bytes of a cache line. Behind it stand R11, which SYSCALL fills, and the other general registers in
+ * the order in which instructions encode them (SDM 2A, table 3-1).
  *
- *     word  0 RAX   2 RCX   4 RDX   6 RBX   8 RSP  10 RBP  12 RSI  14 RDI
- *          16 R8   18 R9   20 R10  22 R11  24 R12  26 R13  28 R14  30 R15
- *          32 RIP  34 RFLAGS  35 CS  36 error code  37 vector  38, 39 unused
+ *     word  0 RAX   2 RCX   4 RDX   6 RBX   8 RSI  10 RDI  12 RFLAGS  13 CS  14 error code  15 vector
+ *          16 R11  18 RSP  20 RBP  22 R8   24 R9   26 R10  28 R12  30 R13  32 R14  34 R15  36 RIP  38, 39 unused
  *
- * The last words belong to an activation: the code segment it runs in, and what delivered it. Each activation of a
- * guest has such a window of its own.
+ * RFLAGS, the code segment, and what delivered it belong to an activation. Each activation of a guest has such a window
+ * of its own.
  *
  * @module
  */
@@ -20,40 +20,40 @@ export const RCX = 2;
 export const RDX = 4;
 /** Word of RBX. */
 export const RBX = 6;
-/** Word of RSP. */
-export const RSP = 8;
-/** Word of RBP. */
-export const RBP = 10;
 /** Word of RSI. */
-export const RSI = 12;
+export const RSI = 8;
 /** Word of RDI. */
-export const RDI = 14;
-/** Word of R8. */
-export const R8 = 16;
-/** Word of R9. */
-export const R9 = 18;
-/** Word of R10. */
-export const R10 = 20;
-/** Word of R11. */
-export const R11 = 22;
-/** Word of R12. */
-export const R12 = 24;
-/** Word of R13. */
-export const R13 = 26;
-/** Word of R14. */
-export const R14 = 28;
-/** Word of R15. */
-export const R15 = 30;
-/** Word of RIP. */
-export const RIP = 32;
+export const RDI = 10;
 /** Word of RFLAGS; its upper half is reserved and not kept. */
-export const RFLAGS = 34;
+export const RFLAGS = 12;
 /** Word of the CS selector; bits 1:0 are the current privilege level. */
-export const CS = 35;
+export const CS = 13;
 /** Word of the error code that delivered this activation; 0 where there was none. */
-export const ERROR_CODE = 36;
+export const ERROR_CODE = 14;
 /** Word of the vector that delivered this activation; {@linkcode NO_VECTOR} for a program. */
-export const VECTOR = 37;
+export const VECTOR = 15;
+/** Word of R11. */
+export const R11 = 16;
+/** Word of RSP. */
+export const RSP = 18;
+/** Word of RBP. */
+export const RBP = 20;
+/** Word of R8. */
+export const R8 = 22;
+/** Word of R9. */
+export const R9 = 24;
+/** Word of R10. */
+export const R10 = 26;
+/** Word of R12. */
+export const R12 = 28;
+/** Word of R13. */
+export const R13 = 30;
+/** Word of R14. */
+export const R14 = 32;
+/** Word of R15. */
+export const R15 = 34;
+/** Word of RIP. */
+export const RIP = 36;
 /** Words of one window. */
 export const WINDOW = 40;
 
@@ -145,28 +145,28 @@ export const EFER_NX = 1 << 11;
 /**
  * The system registers of one processor as u32 words: they stay with the processor when it switches tasks.
  *
- *     word 0 GS base   2 FS base   4 kernel GS base   6 CR0   8 CR2   10 CR3   12 CR4   14 IA32_EFER
- *         16 IDTR base  18 IDTR limit  20 IA32_STAR  22 IA32_LSTAR  24 IA32_CSTAR  26 IA32_FMASK  28 IA32_TSC_AUX
+ *     word 0 CR0   2 IA32_EFER   4 IDTR base   6 IDTR limit   8 GS base   10 FS base   12 kernel GS base
+ *         14 CR2   16 CR3   18 CR4   20 IA32_STAR  22 IA32_LSTAR  24 IA32_CSTAR  26 IA32_FMASK  28 IA32_TSC_AUX
  */
-export const SYS_GS_BASE = 0;
-/** Word of IA32_FS_BASE. */
-export const SYS_FS_BASE = 2;
-/** Word of IA32_KERNEL_GS_BASE. */
-export const SYS_KERNEL_GS_BASE = 4;
-/** Word of CR0. */
-export const SYS_CR0 = 6;
-/** Word of CR2. */
-export const SYS_CR2 = 8;
-/** Word of CR3. */
-export const SYS_CR3 = 10;
-/** Word of CR4. */
-export const SYS_CR4 = 12;
+export const SYS_CR0 = 0;
 /** Word of IA32_EFER. */
-export const SYS_EFER = 14;
+export const SYS_EFER = 2;
 /** Word of the IDTR's base. */
-export const SYS_IDT_BASE = 16;
+export const SYS_IDT_BASE = 4;
 /** Word of the IDTR's limit. */
-export const SYS_IDT_LIMIT = 18;
+export const SYS_IDT_LIMIT = 6;
+/** Word of IA32_GS_BASE. */
+export const SYS_GS_BASE = 8;
+/** Word of IA32_FS_BASE. */
+export const SYS_FS_BASE = 10;
+/** Word of IA32_KERNEL_GS_BASE. */
+export const SYS_KERNEL_GS_BASE = 12;
+/** Word of CR2. */
+export const SYS_CR2 = 14;
+/** Word of CR3. */
+export const SYS_CR3 = 16;
+/** Word of CR4. */
+export const SYS_CR4 = 18;
 /** Word of IA32_STAR. */
 export const SYS_STAR = 20;
 /** Word of IA32_LSTAR. */
