@@ -240,6 +240,11 @@ export class Vcpu extends Thread {
     return this.hit(TP.kvm_exit);
   }
 
+  /** Exits by exit number. */
+  get exitCounts(): Uint32Array {
+    return this.tracer.exits(this.index);
+  }
+
   /** Records an event that {@linkcode hit} has counted. */
   record(event: number, a = 0, b = 0, c = 0, d = 0, e = 0): void {
     this.tracer.record(event, this.index, this.clock, a, b, c, d, e);

@@ -363,7 +363,7 @@ export class Vm {
   exits(): Record<string, number> {
     const exits: Record<string, number> = {};
     for (const vcpu of this.vcpus) {
-      for (const [reason, count] of this.tracer.exits(vcpu.index).entries()) {
+      for (const [reason, count] of vcpu.exitCounts.entries()) {
         if (count === 0) continue;
         const name = vcpu.backend.exitName(reason);
         exits[name] = (exits[name] ?? 0) + count;
