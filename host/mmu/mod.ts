@@ -6,6 +6,10 @@
 
 export * from "./ept_walk.ts";
 export * from "./guest_walk.ts";
+export * from "./invalidate.ts";
 export * from "./npt_walk.ts";
 export * from "./permissions.ts";
+export * from "./tlb.ts";
+export * from "./tlb_array.ts";
+export * from "./tlb_entry.ts";
 export * from "./translation.ts";

@@ -1,0 +1,318 @@
+/**
+ * One set-associative array of cached translations, with a bank for each page size. Replacement is true LRU within a
+ * set: no manual says what processors do, and this is repeatable and easy to reason about.
+ *
+ * @module
+ */
+
+import * as abi from "../../abi/mod.ts";
+import type { PageShift } from "../../abi/mod.ts";
+import * as entry from "./tlb_entry.ts";
+import {
+  type CachedTranslation,
+  flagsOf,
+  NO_EPT,
+  rightsOf,
+  type Scope,
+  type TlbTranslation,
+} from "./tlb_entry.ts";
+
+const { HIGH } = abi;
+const { ANY, COMBINED, GUEST_PHYSICAL, LINEAR, TLB_DIRTY, TLB_GLOBAL } = entry;
+
+/** The size of a bank. */
+export interface BankGeometry {
+  /** Sets, a power of two. */
+  readonly sets: number;
+  /** Entries of a set. */
+  readonly ways: number;
+}
+
+/** The banks of an array. */
+export interface ArrayGeometry {
+  /** For pages of 4 KiB. */
+  readonly small: BankGeometry;
+  /** For pages of 2 MiB. */
+  readonly large: BankGeometry;
+  /** For pages of 1 GiB. */
+  readonly huge: BankGeometry;
+}
+
+interface Bank {
+  readonly first: number;
+  readonly setMask: number;
+  readonly ways: number;
+  readonly shift: PageShift;
+  readonly pageMask: number;
+}
+
+const VALID = 1;
+const PCID_BITS = 12;
+const PCID_MASK = (1 << PCID_BITS) - 1;
+/** An id that no root has. */
+const UNKNOWN = -2;
+
+/** An array of cached translations. A slot is an entry's place, a small integer. */
+export class TlbArray {
+  /** Lookups that found an entry. */
+  hits = 0;
+  /** Lookups that found none. */
+  misses = 0;
+
+  #context = 0;
+  #root = 0;
+  #tick = 0;
+  #valid = 0;
+  /** Entries whose page the guest's tables specify larger: an address does not tell their sets. */
+  #fragments = 0;
+
+  readonly #guest: boolean;
+  readonly #addressMask: number;
+  readonly #banks: readonly Bank[];
+  /** The address's bits 31:12, and VALID. */
+  readonly #low: Int32Array;
+  /** The address's bits 47:32 or 51:32. */
+  readonly #high: Int32Array;
+  /** VPID and PCID. */
+  readonly #contexts: Int32Array;
+  /** The bits of the context that a lookup compares: global entries leave the PCID out. */
+  readonly #contextMasks: Int32Array;
+  readonly #roots: Int32Array;
+  readonly #flags: Uint8Array;
+  readonly #spans: Uint8Array;
+  readonly #shifts: Uint8Array;
+  readonly #memoryTypes: Int8Array;
+  readonly #physical: Float64Array;
+  readonly #guestPhysical: Float64Array;
+  readonly #used: Float64Array;
+  /** Roots by id: entries compare small integers. Id 0 is "no EPT". */
+  readonly #rootIds: number[] = [NO_EPT];
+
+  /** An empty array. `kind` is what it caches by: linear addresses or guest-physical ones. */
+  constructor(kind: "linear" | "guest-physical", geometry: ArrayGeometry) {
+    this.#guest = kind === "guest-physical";
+    this.#addressMask = this.#guest ? 0xf_ffff : 0xffff;
+    const banks: Bank[] = [];
+    let first = 0;
+    for (const [name, shift] of [["small", 12], ["large", 21], ["huge", 30]] as const) {
+      const { sets, ways } = geometry[name];
+      if (!Number.isInteger(sets) || sets < 1 || (sets & (sets - 1)) !== 0) {
+        throw new RangeError(
+          `Cannot build a TLB with ${sets} sets of ${name} pages: allowed are powers of two`,
+        );
+      }
+      if (!Number.isInteger(ways) || ways < 1) {
+        throw new RangeError(
+          `Cannot build a TLB with ${ways} ways for ${name} pages: allowed are 1 and more`,
+        );
+      }
+      banks.push({ first, setMask: sets - 1, ways, shift, pageMask: -(1 << shift) });
+      first += sets * ways;
+    }
+    this.#banks = banks;
+    this.#low = new Int32Array(first);
+    this.#high = new Int32Array(first);
+    this.#contexts = new Int32Array(first);
+    this.#contextMasks = new Int32Array(first);
+    this.#roots = new Int32Array(first);
+    this.#flags = new Uint8Array(first);
+    this.#spans = new Uint8Array(first);
+    this.#shifts = new Uint8Array(first);
+    this.#memoryTypes = new Int8Array(first);
+    this.#physical = new Float64Array(first);
+    this.#guestPhysical = new Float64Array(first);
+    this.#used = new Float64Array(first);
+  }
+
+  /** Entries that the array has room for. */
+  get size(): number {
+    return this.#low.length;
+  }
+
+  /** Entries that are valid. */
+  get valid(): number {
+    return this.#valid;
+  }
+
+  /** Sets the tags that lookups compare and fills give. `root` is an address or NO_EPT. */
+  setTags(vpid: number, pcid: number, root: number): void {
+    this.#context = vpid << PCID_BITS | pcid;
+    this.#root = this.#rootId(root, true);
+  }
+
+  /**
+   * The slot of an address, given by bits 63:32 and 31:0; -1 where there is none. Where pages of several sizes match,
+   * the smallest answers (SDM 3A 4.10.2.3 leaves the choice open).
+   */
+  lookup(high: number, low: number): number {
+    const banks = this.#banks;
+    for (let i = 0; i < banks.length; i++) {
+      const slot = this.#find(banks[i], high, low);
+      if (slot >= 0) {
+        this.#used[slot] = ++this.#tick;
+        this.hits++;
+        return slot;
+      }
+    }
+    this.misses++;
+    return -1;
+  }
+
+  /** {@linkcode lookup} of an address as a number. */
+  lookupAddress(address: number): number {
+    return this.lookup(Math.floor(address / HIGH) | 0, address | 0);
+  }
+
+  /** Where a slot's page begins in physical memory. */
+  physical(slot: number): number {
+    return this.#physical[slot];
+  }
+
+  /** The flags of a slot: TLB_WRITABLE and so on. */
+  flags(slot: number): number {
+    return this.#flags[slot];
+  }
+
+  /** Log2 of the bytes that a slot maps. */
+  shift(slot: number): number {
+    return this.#shifts[slot];
+  }
+
+  /** Notes that the dirty flag in memory has been set. */
+  setDirty(slot: number): void {
+    this.#flags[slot] |= TLB_DIRTY;
+  }
+
+  /** A slot's entry, for people to look at; undefined where it is not valid. */
+  entry(slot: number): CachedTranslation | undefined {
+    const low = this.#low[slot];
+    if ((low & VALID) === 0) return undefined;
+    return {
+      kind: this.#kind(slot),
+      vpid: this.#contexts[slot] >>> PCID_BITS,
+      pcid: this.#contexts[slot] & PCID_MASK,
+      root: this.#rootIds[this.#roots[slot]],
+      linear: addressOf(this.#high[slot], low & ~VALID, this.#guest),
+      physical: this.#physical[slot],
+      shift: this.#shifts[slot] as PageShift,
+      span: this.#spans[slot] as PageShift,
+      ...rightsOf(this.#flags[slot], this.#guestPhysical[slot]),
+      ...(this.#memoryTypes[slot] >= 0 ? { memoryType: this.#memoryTypes[slot] } : {}),
+    };
+  }
+
+  /** Caches a translation with the tags set: in place of the entry that answered, of none, or of the oldest. */
+  insert(translation: TlbTranslation): number {
+    const { linear, shift, span = shift } = translation;
+    const bank = this.#banks.find((b) => b.shift === shift)!;
+    const high = Math.floor(linear / HIGH) | 0;
+    const low = linear | 0;
+    let slot = this.#find(bank, high, low);
+    if (slot < 0) slot = this.#victim(bank, high, low);
+    this.#remove(slot);
+    this.#low[slot] = low & bank.pageMask | VALID;
+    this.#high[slot] = high & this.#addressMask;
+    this.#contexts[slot] = this.#context;
+    this.#contextMasks[slot] = translation.global ? ~PCID_MASK : -1;
+    this.#roots[slot] = this.#root;
+    this.#shifts[slot] = shift;
+    this.#spans[slot] = span;
+    this.#memoryTypes[slot] = translation.memoryType ?? -1;
+    this.#physical[slot] = translation.physical;
+    this.#guestPhysical[slot] = translation.host?.guest ?? -1;
+    this.#used[slot] = ++this.#tick;
+    this.#flags[slot] = flagsOf(translation);
+    this.#valid++;
+    if (span > shift) this.#fragments++;
+    return slot;
+  }
+
+  /** Drops the entries of a scope. Returns how many there were. */
+  drop(scope: Scope): number {
+    const before = this.#valid;
+    if (before === 0) return 0;
+    const root = scope.root === ANY ? ANY : this.#rootId(scope.root, false);
+    const { address } = scope;
+    if (address === undefined) {
+      for (let slot = 0; slot < this.#low.length; slot++) {
+        if (this.#covered(slot, scope, root)) this.#remove(slot);
+      }
+      return before - this.#valid;
+    }
+    const high = Math.floor(address / HIGH) & this.#addressMask;
+    const low = address | 0;
+    const all = this.#fragments > 0;
+    for (const bank of this.#banks) {
+      const first = all ? bank.first : setOf(bank, high, low);
+      const end = first + bank.ways * (all ? bank.setMask + 1 : 1);
+      for (let slot = first; slot < end; slot++) {
+        const inside = this.#high[slot] === high &&
+          ((this.#low[slot] ^ low) & -(1 << this.#spans[slot])) === 0;
+        if (inside && this.#covered(slot, scope, root)) this.#remove(slot);
+      }
+    }
+    return before - this.#valid;
+  }
+
+  #find(bank: Bank, high: number, low: number): number {
+    const key = low & bank.pageMask | VALID;
+    const highKey = high & this.#addressMask;
+    const first = setOf(bank, highKey, low);
+    for (let slot = first; slot < first + bank.ways; slot++) {
+      if (
+        this.#low[slot] === key && this.#high[slot] === highKey && this.#roots[slot] === this.#root &&
+        ((this.#contexts[slot] ^ this.#context) & this.#contextMasks[slot]) === 0
+      ) return slot;
+    }
+    return -1;
+  }
+
+  #victim(bank: Bank, high: number, low: number): number {
+    const first = setOf(bank, high & this.#addressMask, low);
+    let victim = first;
+    for (let slot = first; slot < first + bank.ways; slot++) {
+      if ((this.#low[slot] & VALID) === 0) return slot;
+      if (this.#used[slot] < this.#used[victim]) victim = slot;
+    }
+    return victim;
+  }
+
+  #remove(slot: number): void {
+    if ((this.#low[slot] & VALID) === 0) return;
+    this.#low[slot] = 0;
+    this.#valid--;
+    if (this.#spans[slot] > this.#shifts[slot]) this.#fragments--;
+  }
+
+  #kind(slot: number): number {
+    return this.#guest ? GUEST_PHYSICAL : this.#roots[slot] === 0 ? LINEAR : COMBINED;
+  }
+
+  /** Whether a scope holds an entry, its address aside. */
+  #covered(slot: number, scope: Scope, root: number): boolean {
+    if ((this.#low[slot] & VALID) === 0 || (this.#kind(slot) & scope.kinds) === 0) return false;
+    const context = this.#contexts[slot];
+    const vpid = context >>> PCID_BITS;
+    if (scope.vpid === ANY ? scope.exceptVpid0 && vpid === 0 : vpid !== scope.vpid) return false;
+    if (root !== ANY && root !== this.#roots[slot]) return false;
+    const global = (this.#flags[slot] & TLB_GLOBAL) !== 0;
+    if (global && scope.globals !== "dropped") return scope.globals === "any PCID";
+    return scope.pcid === ANY || scope.pcid === (context & PCID_MASK);
+  }
+
+  #rootId(root: number, add: boolean): number {
+    const known = this.#rootIds.indexOf(root);
+    if (known >= 0) return known;
+    return add ? this.#rootIds.push(root) - 1 : UNKNOWN;
+  }
+}
+
+function setOf(bank: Bank, high: number, low: number): number {
+  const page = low >>> bank.shift | high << (32 - bank.shift);
+  return bank.first + (page & bank.setMask) * bank.ways;
+}
+
+/** An address from its halves; linear ones are canonical for 48 bits. */
+function addressOf(high: number, low: number, guest: boolean): number {
+  return (guest ? high : high << 16 >> 16) * HIGH + (low >>> 0);
+}
