@@ -9,6 +9,8 @@ export * from "./guest_walk.ts";
 export * from "./invalidate.ts";
 export * from "./npt_walk.ts";
 export * from "./permissions.ts";
+export * from "./stale_translation.ts";
+export * from "./staleness.ts";
 export * from "./tlb.ts";
 export * from "./tlb_array.ts";
 export * from "./tlb_entry.ts";

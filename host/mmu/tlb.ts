@@ -39,8 +39,6 @@ export const DEFAULT_TLB_GEOMETRY: TlbGeometry = {
 
 /** A page of guest-physical addresses, as a walk of EPT or nested tables finds it. */
 export interface HostPageTranslation extends HostRights {
-  /** Where it is. */
-  readonly physical: number;
   /** Log2 of its bytes. */
   readonly shift: PageShift;
   /** The type that EPT gives the memory. */

@@ -196,14 +196,14 @@ export class TlbArray {
       physical: this.#physical[slot],
       shift: this.#shifts[slot] as PageShift,
       span: this.#spans[slot] as PageShift,
-      ...rightsOf(this.#flags[slot], this.#guestPhysical[slot]),
+      ...rightsOf(this.#flags[slot], { guest: this.#guestPhysical[slot], physical: this.#physical[slot] }),
       ...(this.#memoryTypes[slot] >= 0 ? { memoryType: this.#memoryTypes[slot] } : {}),
     };
   }
 
   /** Caches a translation with the tags set: in place of the entry that answered, of none, or of the oldest. */
   insert(translation: TlbTranslation): number {
-    const { linear, shift, span = shift } = translation;
+    const { linear, physical, shift, span = shift, host } = translation;
     const bank = this.#banks.find((b) => b.shift === shift)!;
     const high = Math.floor(linear / HIGH) | 0;
     const low = linear | 0;
@@ -218,8 +218,8 @@ export class TlbArray {
     this.#shifts[slot] = shift;
     this.#spans[slot] = span;
     this.#memoryTypes[slot] = translation.memoryType ?? -1;
-    this.#physical[slot] = translation.physical;
-    this.#guestPhysical[slot] = translation.host?.guest ?? -1;
+    this.#physical[slot] = physical;
+    this.#guestPhysical[slot] = host === undefined ? -1 : host.guest + physical - host.physical;
     this.#used[slot] = ++this.#tick;
     this.#flags[slot] = flagsOf(translation);
     this.#valid++;

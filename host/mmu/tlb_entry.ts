@@ -37,8 +37,10 @@ export const TLB_HOST_EXECUTABLE = 128;
 
 /** What the second dimension allows. */
 export interface HostRights {
-  /** The page's guest-physical address. */
+  /** A guest-physical address: of the page, or of a larger one around it. */
   readonly guest: number;
+  /** Where that is. */
+  readonly physical: number;
   /** Reads are allowed. */
   readonly readable: boolean;
   /** Writes are allowed. */
@@ -122,11 +124,12 @@ export function flagsOf(translation: TlbTranslation): number {
 /** A translation's rights from its flags; `guest` is negative where there is no second dimension. */
 export function rightsOf(
   flags: number,
-  guest: number,
+  { guest, physical }: { readonly guest: number; readonly physical: number },
 ): Omit<TlbTranslation, "linear" | "physical" | "shift" | "span" | "memoryType"> {
   const dirty = (flags & TLB_DIRTY) !== 0;
   const host = {
     guest,
+    physical,
     readable: (flags & TLB_HOST_READABLE) !== 0,
     writable: (flags & TLB_HOST_WRITABLE) !== 0,
     executable: (flags & TLB_HOST_EXECUTABLE) !== 0,

@@ -20,7 +20,14 @@ describe("an entry", () => {
   it("comes back with its tags, rights and the rights of the second dimension", () => {
     const tlb = new Tlb("vmx");
     tlb.setTags({ vpid: 7, pcid: 0xabc, root: 0x12_3456_7000 });
-    const host = { guest: 0x20_0000_0000, readable: true, writable: false, executable: false, dirty: false };
+    const host = {
+      guest: 0x20_0000_0000,
+      physical: 2 ** 51,
+      readable: true,
+      writable: false,
+      executable: false,
+      dirty: false,
+    };
     const found = translation(-(2 ** 47) + 0x5000, {
       physical: 2 ** 51,
       writable: false,
@@ -81,6 +88,16 @@ describe("an entry", () => {
     const first = linear.insert(translation(0x5000, { dirty: false }));
     assertEquals(linear.insert(translation(0x5000, { physical: 0x9000 })), first);
     assertEquals([linear.valid, linear.physical(first)], [1, 0x9000]);
+  });
+});
+
+describe("a page within a larger one of EPT's", () => {
+  it("has its own guest-physical address", () => {
+    const { linear } = new Tlb("vmx");
+    const rights = { readable: true, writable: true, executable: true, dirty: true };
+    const host = { ...rights, guest: 0x40_0000, physical: 0x1000_0000 };
+    const slot = linear.insert(translation(0x7000, { physical: 0x1000_3000, host }));
+    assertEquals(linear.entry(slot)!.host, { ...rights, guest: 0x40_3000, physical: 0x1000_3000 });
   });
 });
 
