@@ -85,7 +85,7 @@ export function descend(tables: Tables, linear: number): Descent {
     accesses++;
     user &&= (low & PTE_US) !== 0;
     writable &&= (low & PTE_RW) !== 0;
-    executable &&= !nx || (high & PTE_NX_HIGH) === 0;
+    executable &&= (high & PTE_NX_HIGH) === 0;
     const rights = { user, writable, executable };
     if ((low & PTE_P) === 0) {
       return { end: "absent", entries, low, physical: 0, shift, ...rights, accesses };

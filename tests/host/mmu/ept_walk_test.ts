@@ -309,6 +309,16 @@ describe("a mapping in two dimensions", () => {
     }
   });
 
+  it("serves no write that has to set the host's dirty flag, though the guest's is set", () => {
+    const guest = new Guest(true);
+    guest.try(WRITE);
+    guest.map(PAGE, ALL);
+    const made = guest.translate(0x7000, READ);
+    if (made.kind !== "mapping") throw new Error(made.kind);
+    assertEquals([made.mapping.dirty, made.mapping.host?.dirty], [true, false]);
+    assertEquals([READ, WRITE].map((access) => serves(made.mapping, access, guest.state)), [true, false]);
+  });
+
   it("serves no read where EPT allows fetches alone", () => {
     const guest = new Guest();
     guest.map(PAGE, EPT_X | EPT_WB);

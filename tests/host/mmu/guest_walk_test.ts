@@ -340,6 +340,28 @@ describe("the rights of a page", () => {
   });
 });
 
+describe("a mapping that is held", () => {
+  it("follows the registers: CR0.WP, CR4.SMEP and IA32_EFER.NXE count when it is used", () => {
+    const guest = new Guest();
+    mapPage(guest.tables, 0, { physical: 0x5000, flags: PTE_P | PTE_US | PTE_D, noExecute: true });
+    const found = guest.translate(0, READ);
+    if (found.kind !== "mapping") throw new Error(found.kind);
+    const serve = (access: AccessKind, change: Partial<PagingState>) =>
+      serves(found.mapping, access, { ...guest.state, ...change });
+    assertEquals([serve(WRITE, {}), serve(WRITE, { cr0: CR0_PG | CR0_PE })], [false, true]);
+    assertEquals([serve(USER_WRITE, {}), serve(USER_WRITE, { cr0: CR0_PG | CR0_PE })], [false, false]);
+    assertEquals([serve(FETCH, {}), serve(FETCH, { efer: EFER_LMA })], [false, true]);
+    assertEquals(serve(FETCH, { efer: EFER_LMA, cr4: CR4_PAE | CR4_SMEP }), false);
+    assertEquals([
+      serve(READ, { cr4: CR4_PAE | CR4_SMAP }),
+      serve(READ, { cr4: CR4_PAE | CR4_SMAP, ac: true }),
+    ], [
+      false,
+      true,
+    ]);
+  });
+});
+
 describe("without paging", () => {
   it("addresses are physical, and everything is allowed without an access", () => {
     const guest = new Guest();
