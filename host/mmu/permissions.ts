@@ -4,17 +4,11 @@
  * @module
  */
 
-import {
-  CR0_WP,
-  CR4_PAE,
-  CR4_SMAP,
-  CR4_SMEP,
-  EFER_NX,
-  PFERR_FETCH,
-  PFERR_USER,
-  PFERR_WRITE,
-} from "../../abi/mod.ts";
+import * as abi from "../../abi/mod.ts";
 import type { AccessKind, Mapping, PagingState, Rights } from "./translation.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const { CR0_WP, CR4_PAE, CR4_SMAP, CR4_SMEP, EFER_NX, PFERR_FETCH, PFERR_USER, PFERR_WRITE } = abi;
 
 /** Whether the guest's rights allow an access. */
 export function permits(rights: Rights, access: AccessKind, state: PagingState): boolean {
