@@ -146,6 +146,8 @@ function secondDimension(paging: Paging, access: AccessKind, page: GuestPage): T
     linear: linear - inside,
     physical: host.physical + (physical - host.guest) - inside,
     shift: smaller,
+    // Without paging there is no page that this could be a part of.
+    ...(smaller < shift && page.accesses > 0 && { span: shift }),
     ...rights,
     global,
     dirty,

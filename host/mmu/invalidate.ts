@@ -125,7 +125,7 @@ export interface Invalidation {
   readonly address?: number;
 }
 
-/** What an operation invalidates on a processor whose accesses have these tags. Throws for an operand that lacks. */
+/** What an operation invalidates on a processor whose accesses have these tags. Throws `TypeError` where an operand is missing. */
 export function scopeOf(invalidation: Invalidation, current: TlbTags): Scope {
   const rule = INVALIDATIONS[invalidation.operation];
   return {

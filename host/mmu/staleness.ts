@@ -156,7 +156,7 @@ export class StalenessOracle {
   #each(range: TranslationRange, visit: (life: Life) => void): void {
     for (let cpu = 0; cpu < this.#processors.length; cpu++) {
       for (const life of this.#lives(cpu)) {
-        if (life.covered === undefined && inRange(range, life.entry)) visit(life);
+        if (inRange(range, life.entry)) visit(life);
       }
     }
   }

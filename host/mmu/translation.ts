@@ -85,6 +85,8 @@ export interface Mapping extends Rights {
   readonly physical: number;
   /** Its size: in two dimensions the smaller one. */
   readonly shift: PageShift;
+  /** The size that the guest's own tables specify, where that is larger. */
+  readonly span?: PageShift;
   /** It is kept over changes of PCID: G is set where CR4.PGE is. */
   readonly global: boolean;
   /** A write sets no dirty flag of the guest's any more. */

@@ -175,6 +175,10 @@ describe("a guest that keeps its PCIDs apart", () => {
     const tlb = new Tlb("vmx");
     for (let i = 0; i < 512; i += 100) tlb.linear.insert(translation(0x20_0000 + i * 0x1000, { span: 21 }));
     tlb.linear.insert(translation(0x40_0000));
+    for (let page = 0x80_0000; page < 0x88_0000; page += 0x1000) {
+      tlb.linear.insert(translation(page));
+      invalidate(tlb, { operation: "INVLPG", address: page });
+    }
     invalidate(tlb, { operation: "INVLPG", address: 0x20_0000 + 0x7_7000 });
     assertEquals(tlb.entries().map(({ linear }) => linear), [0x40_0000]);
   });

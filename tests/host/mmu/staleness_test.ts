@@ -137,6 +137,29 @@ describe("a shootdown", () => {
   });
 });
 
+describe("a large page", () => {
+  it("is old as a whole where a part of it changes", () => {
+    const machine = new Machine();
+    machine.tables.set(0, { shift: 21, physical: 0 });
+    machine.fill(0, 0);
+    machine.tables.set(0, { shift: 21, physical: 0x20_0000 });
+    machine.oracle.changed(FREED);
+    machine.oracle.gone(FREED);
+    assertThrows(() => machine.use(0), StaleTranslation, "the tables map it to 0x205008, not to 0x5008");
+  });
+
+  it("that EPT maps by small ones has to go by INVLPG of any of its addresses", () => {
+    const machine = new Machine();
+    machine.tables.set(PAGE, { span: 21 });
+    machine.fill(0);
+    machine.change(PAGE, undefined);
+    machine.oracle.invalidated(0, { operation: "INVLPG", address: 0x20_0000 }, machine.tlbs[0].tags);
+    assertEquals(machine.use(0), "legally stale");
+    machine.oracle.invalidated(0, { operation: "INVLPG", address: 0x1f_f000 }, machine.tlbs[0].tags);
+    assertThrows(() => machine.use(0), StaleTranslation, "CPU 0 has executed INVLPG since it was cached");
+  });
+});
+
 describe("rights", () => {
   it("that were taken away must be gone once software relies on it", () => {
     const machine = new Machine();
