@@ -168,7 +168,7 @@ interface ProcessorLives {
 }
 
 /** Whether an invalidation must drop an entry. Written apart from the TLB's own search, which it is held against. */
-export function covers(scope: Scope, entry: CachedTranslation): boolean {
+function covers(scope: Scope, entry: CachedTranslation): boolean {
   const { address } = scope;
   if ((scope.kinds & entry.kind) === 0) return false;
   if (scope.vpid === ANY ? scope.exceptVpid0 && entry.vpid === 0 : scope.vpid !== entry.vpid) return false;

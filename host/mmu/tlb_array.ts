@@ -234,7 +234,14 @@ export class TlbArray {
     const root = scope.root === ANY ? ANY : this.#rootId(scope.root, false);
     const { address } = scope;
     if (address === undefined) {
-      for (let slot = 0; slot < this.#low.length; slot++) {
+      const { vpid, pcid, globals } = scope;
+      const lows = this.#low;
+      const contexts = this.#contexts;
+      // Most entries of a full array belong to somebody else: one comparison passes them by.
+      const context = (vpid === ANY ? 0 : vpid << PCID_BITS) | (pcid === ANY ? 0 : pcid);
+      const mask = (vpid === ANY ? 0 : ~PCID_MASK) | (pcid === ANY || globals === "any PCID" ? 0 : PCID_MASK);
+      for (let slot = 0; slot < lows.length; slot++) {
+        if ((lows[slot] & VALID) === 0 || ((contexts[slot] ^ context) & mask) !== 0) continue;
         if (this.#covered(slot, scope, root)) this.#remove(slot);
       }
       return before - this.#valid;
@@ -258,13 +265,18 @@ export class TlbArray {
     const key = low & bank.pageMask | VALID;
     const highKey = high & this.#addressMask;
     const first = setOf(bank, highKey, low);
-    for (let slot = first; slot < first + bank.ways; slot++) {
-      if (
-        this.#low[slot] === key && this.#high[slot] === highKey && this.#roots[slot] === this.#root &&
-        ((this.#contexts[slot] ^ this.#context) & this.#contextMasks[slot]) === 0
-      ) return slot;
+    const end = first + bank.ways;
+    const lows = this.#low;
+    for (let slot = first; slot < end; slot++) {
+      if (lows[slot] === key && this.#high[slot] === highKey && this.#tagged(slot)) return slot;
     }
     return -1;
+  }
+
+  /** Whether accesses with the tags set may use an entry. */
+  #tagged(slot: number): boolean {
+    return this.#roots[slot] === this.#root &&
+      ((this.#contexts[slot] ^ this.#context) & this.#contextMasks[slot]) === 0;
   }
 
   #victim(bank: Bank, high: number, low: number): number {
