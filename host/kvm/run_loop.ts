@@ -249,7 +249,7 @@ function prepare(vcpu: Vcpu): boolean {
   injectEvents(vcpu);
   if (vcpu.lapic.enabled) {
     updateCr8Intercept(vcpu);
-    vcpu.pvEoi.arm();
+    if (vcpu.pvEoiEnabled) vcpu.pvEoi.arm();
   }
   return true;
 }

@@ -46,7 +46,7 @@ function straightEoi(vcpu: Vcpu): boolean {
     !plain(vcpu, 0) || !lapic.x2apicMode || processor.regs[RDX] !== 0 || lapic.irrRegisters !== 0 ||
     vector === -1
   ) return false;
-  if (time >= processor.asyncAt || vcpu.pvEoi.enabled || vcpu.ioapicHandles(vector)) return false;
+  if (time >= processor.asyncAt || vcpu.pvEoiEnabled || vcpu.ioapicHandles(vector)) return false;
   vcpu.time = time;
   lapic.endService(vector);
   processor.skipInstruction();
@@ -76,7 +76,7 @@ function straightInterrupt(vcpu: Vcpu): boolean {
   stats.req_event++;
   injectInterrupt(vcpu, vector);
   updateCr8Intercept(vcpu);
-  vcpu.pvEoi.arm();
+  if (vcpu.pvEoiEnabled) vcpu.pvEoi.arm();
   if (vcpu.time >= processor.asyncAt) vcpu.serveInterrupts();
   return true;
 }

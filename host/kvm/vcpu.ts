@@ -79,6 +79,8 @@ export class Vcpu extends Thread {
   immediateExit = false;
   /** Whether there are {@linkcode ioapicHandledVectors}. */
   ioapicHandlesSome = false;
+  /** Whether the guest has enabled paravirtual EOI. */
+  pvEoiEnabled = false;
   /** It waits for an event: it polls, or sleeps. */
   blocked = false;
   /** The physical CPU that it runs on; undefined while it has none. */
@@ -143,10 +145,10 @@ export class Vcpu extends Thread {
   declare readonly stats: VcpuStats;
   /** The processor. */
   declare readonly processor: Processor;
-  /** Paravirtual end of interrupt. */
-  declare readonly pvEoi: PvEoi;
   /** The local APIC. */
   declare readonly lapic: Lapic;
+  /** Paravirtual end of interrupt. */
+  declare readonly pvEoi: PvEoi;
   /** MSRs that KVM keeps for it. */
   declare readonly msrs: MsrState;
   /** Halt polling. */
@@ -178,8 +180,8 @@ export class Vcpu extends Thread {
       cost: vm.cost,
       virtualization: this.backend.hardware,
     });
-    this.pvEoi = new PvEoi(this);
     this.lapic = new Lapic(this);
+    this.pvEoi = new PvEoi(this);
     this.msrs = new MsrState(this);
     this.haltPolling = new HaltPolling(this);
     if (vm.engine.explores) this.attention |= ATTENTION_INTERLEAVE;

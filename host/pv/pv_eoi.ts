@@ -52,6 +52,7 @@ export class PvEoi {
   reset(): void {
     this.msrLow = 0;
     this.msrHigh = 0;
+    this.#vcpu.pvEoiEnabled = false;
     this.#vcpu.attention &= ~ATTENTION_PV_EOI;
   }
 
@@ -62,7 +63,7 @@ export class PvEoi {
 
   /** Whether the guest has enabled it. */
   get enabled(): boolean {
-    return (this.msrLow & KVM_MSR_ENABLED) !== 0;
+    return this.#vcpu.pvEoiEnabled;
   }
 
   /**
@@ -76,6 +77,7 @@ export class PvEoi {
       if (!this.#flag.init(address, 1)) return false;
     }
     this.msrLow = low;
+    this.#vcpu.pvEoiEnabled = (low & KVM_MSR_ENABLED) !== 0;
     this.msrHigh = high;
     return true;
   }
@@ -94,7 +96,7 @@ export class PvEoi {
 
   /** Before an entry, in the event block: tells the guest that clearing the bit is enough, where that is safe. */
   arm(): void {
-    if ((this.msrLow & KVM_MSR_ENABLED) === 0) return;
+    if (!this.enabled) return;
     const { lapic } = this.#vcpu;
     if (
       lapic.irrPending || lapic.highestIsrCache === -1 || this.#vcpu.ioapicHandles(lapic.highestIsrCache)
