@@ -53,7 +53,7 @@ export class Stopwatch {
 }
 
 function vcpuExits(vm: Vm): number[] {
-  return vm.vcpus.map(({ counts }) => counts[TP.kvm_exit]);
+  return vm.vcpus.map(({ tracer, index }) => tracer.count(TP.kvm_exit, index));
 }
 
 function read(vm: Vm): Counts {

@@ -53,10 +53,10 @@ function straightEoi(vcpu: Vcpu): boolean {
   vcpu.immediateExit = false;
   vcpu.backend.updateCr8Intercept(0, -1);
   vcpu.stats.req_event++;
-  const { counts, row } = vcpu;
-  counts[row + TP.kvm_apic]++;
-  counts[row + TP.kvm_eoi]++;
-  counts[row + TP.kvm_msr]++;
+  const { countRows, row } = vcpu;
+  countRows[row + TP.kvm_apic]++;
+  countRows[row + TP.kvm_eoi]++;
+  countRows[row + TP.kvm_msr]++;
   return true;
 }
 

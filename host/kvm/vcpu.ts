@@ -136,7 +136,7 @@ export class Vcpu extends Thread {
   /** The vendor module's part. */
   declare readonly backend: Backend;
   /** Where its own events and exits are counted: see {@linkcode tracing.CountRow}. */
-  declare readonly counts: Uint32Array;
+  declare readonly countRows: Uint32Array;
   /** Where its row begins there. */
   declare readonly row: number;
   /** Whether events are recorded. */
@@ -168,7 +168,7 @@ export class Vcpu extends Thread {
     this.mpState = this.bootstrap ? MpState.Runnable : MpState.Uninitialized;
     this.backend = createBackend(this, vm.backend);
     const { counts, start } = vm.tracer.addVcpu(this.backend.exitNumbers);
-    this.counts = counts;
+    this.countRows = counts;
     this.row = start;
     this.recording = vm.tracer.recording;
     this.stats = new VcpuStats();
@@ -232,13 +232,13 @@ export class Vcpu extends Thread {
 
   /** Counts an event. Whether it is to be recorded as well: hot paths look its arguments up only then. */
   hit(event: number): boolean {
-    this.counts[this.row + event]++;
+    this.countRows[this.row + event]++;
     return this.recording;
   }
 
   /** Counts an exit. Whether that is to be recorded. */
   hitExit(reason: number): boolean {
-    this.counts[this.row + EXITS + reason]++;
+    this.countRows[this.row + EXITS + reason]++;
     return this.hit(TP.kvm_exit);
   }
 
