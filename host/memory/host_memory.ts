@@ -5,7 +5,7 @@
  * @module
  */
 
-import { hex } from "../../abi/mod.ts";
+import { hex, HIGH } from "../../abi/mod.ts";
 
 /** A piece of the host's memory. */
 export interface HostBlock {
@@ -17,8 +17,11 @@ export interface HostBlock {
 
 /** Where the first block is: above what a guest's addresses could be taken for. */
 const FIRST = 0x10_0000_0000;
+const FIRST_HIGH = FIRST / HIGH;
 const LINE = 64;
 const LINE_SHIFT = 6;
+/** Upper halves, from the first one's on, whose lines have small integers as numbers. */
+const LINES_HIGH = 16;
 
 /** Memory of the host that hardware reaches by address. */
 export class HostMemory {
@@ -57,6 +60,13 @@ export class HostMemory {
     if (line >= this.#lines.length) return undefined;
     const block = this.#lines[line];
     return block !== undefined && block.address === address ? block : undefined;
+  }
+
+  /** As {@linkcode find}, of an address in halves, as an entry of a table has it: small integers. `low` is a line's. */
+  findHalves(low: number, high: number): HostBlock | undefined {
+    const above = high - FIRST_HIGH;
+    const line = (above << (32 - LINE_SHIFT)) | (low >>> LINE_SHIFT);
+    return above >>> 0 < LINES_HIGH && line < this.#lines.length ? this.#lines[line] : undefined;
   }
 
   /** What hardware finds at an address that a control structure names. Throws where no block begins there. */

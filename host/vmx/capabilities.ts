@@ -9,6 +9,7 @@ import {
   CPU_BASED_ALWAYSON_WITHOUT_TRUE_MSR,
   CPU_BASED_CR3_LOAD_EXITING,
   CPU_BASED_CR3_STORE_EXITING,
+  HIGH,
   IA32_VMX_BASIC,
   IA32_VMX_CR0_FIXED0,
   IA32_VMX_CR0_FIXED1,
@@ -224,6 +225,11 @@ export class VmxCapabilities {
       default:
         return undefined;
     }
+  }
+
+  /** The same of an address's upper half. */
+  beyondHigh(high: number): boolean {
+    return high >= this.#addressEnd / HIGH;
   }
 
   /** Whether an address has bits that this processor's physical addresses have not. */

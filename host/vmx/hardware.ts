@@ -13,6 +13,7 @@ import type { Vcpu } from "../kvm/vcpu.ts";
 import { checkControls } from "./entry_failed.ts";
 import { accessPageMapped, accessPageMemory } from "../kvm/access_page.ts";
 import type { MsrBitmap } from "./msr_bitmap.ts";
+import { PiDescriptor } from "./posted_descriptor.ts";
 import { processAtOnce, processPostedInterrupts } from "./posted_interrupts.ts";
 import { VirtualApic } from "./virtual_apic.ts";
 import { VirtualInterrupts } from "./virtual_interrupts.ts";
@@ -95,6 +96,8 @@ export class VmxHardware implements Virtualization {
   declare readonly virtualInterrupts: VirtualInterrupts;
   /** The virtualized APIC. */
   declare readonly virtualApic: VirtualApic;
+  #descriptor: PiDescriptor | undefined = undefined;
+  #pidTable: Uint32Array | undefined = undefined;
 
   /** The hardware that `vmcs` controls. */
   constructor(vcpu: Vcpu, vmcs: Vmcs) {
@@ -132,13 +135,34 @@ export class VmxHardware implements Virtualization {
    */
   #checkAndInject(p: Processor, info: number): void {
     const { vmcs } = this;
-    if (vmcs.unchecked !== 0) checkControls(this.vcpu, vmcs);
+    if (vmcs.unchecked !== 0) this.#checkControls();
     if ((info & INTR_INFO_VALID) === 0) return;
     vmcs.entryIntrInfo = 0;
     const vector = info & 0xff;
     if ((info & INTR_TYPE_MASK) === INTR_TYPE_EXT_INTR) deliverInterrupt(p, vector, false);
     else if ((info & INTR_TYPE_MASK) === INTR_TYPE_NMI) deliverInterrupt(p, NMI_VECTOR, true);
     else deliverInjectedException(p, vector, vmcs.entryErrorCode);
+  }
+
+  /** Checks the controls; what they point to is looked for again. */
+  #checkControls(): void {
+    checkControls(this.vcpu, this.vmcs);
+    this.#descriptor = undefined;
+    this.#pidTable = undefined;
+  }
+
+  /** The posted-interrupt descriptor. */
+  descriptor(): PiDescriptor {
+    return this.#descriptor ??= new PiDescriptor(this.#at(this.vmcs.postedIntrDesc));
+  }
+
+  /** The PID-pointer table. */
+  pidTable(): Uint32Array {
+    return this.#pidTable ??= this.#at(this.vmcs.pidPointerTable);
+  }
+
+  #at(address: number): Uint32Array {
+    return this.vcpu.machine.hostMemory.at(address);
   }
 
   /** The preemption timer has priority over windows and virtual interrupts, and these over external ones (SDM 3C 26.2). */

@@ -12,6 +12,7 @@ import * as abi from "../../abi/mod.ts";
 import { hex } from "../../abi/mod.ts";
 import type { Steps } from "../core/mod.ts";
 import type { Processor } from "../cpu/mod.ts";
+import type { Vcpu } from "../kvm/vcpu.ts";
 import type { Vm } from "../kvm/vm.ts";
 import type { Machine } from "../machine.ts";
 import type { HostBlock } from "../memory/mod.ts";
@@ -168,17 +169,21 @@ export function ipiAtOnce(p: Processor, low: number, destination: number): void 
 }
 
 /** The descriptor that the table names for an APIC ID; undefined where the entry is none, or is beyond the table. */
-function descriptorOf({ vmcs, vcpu }: VmxHardware, apicId: number): PiDescriptor | undefined {
+function descriptorOf(hardware: VmxHardware, apicId: number): PiDescriptor | undefined {
+  const { vmcs, vcpu } = hardware;
   if (apicId > vmcs.lastPidPointerIndex) return undefined;
-  const { hostMemory } = vcpu.machine;
-  const table = hostMemory.at(vmcs.pidPointerTable);
-  const low = table[2 * apicId];
-  const high = table[2 * apicId + 1];
-  const address = high * HIGH + low - (low & ENTRY_LOW_BITS);
-  if ((low & ENTRY_LOW_BITS) !== ENTRY_VALID || vmcs.capabilities.beyond(address)) return undefined;
-  const block = hostMemory.find(address);
-  if (block !== undefined) return new PiDescriptor(block.words);
-  return vcpu.vm.hostFailure(
+  const pidTable = hardware.pidTable();
+  const low = pidTable[2 * apicId];
+  const high = pidTable[2 * apicId + 1];
+  if ((low & ENTRY_LOW_BITS) !== ENTRY_VALID || vmcs.capabilities.beyondHigh(high)) return undefined;
+  const block = vcpu.machine.hostMemory.findHalves(low, high);
+  return block === undefined
+    ? followedToNowhere(vcpu, apicId, high * HIGH + low - ENTRY_VALID)
+    : new PiDescriptor(block.words);
+}
+
+function followedToNowhere({ vm }: Vcpu, apicId: number, address: number): never {
+  return vm.hostFailure(
     `IPI virtualization follows PID-pointer table entry ${apicId} to ${hex(address)}, which is free`,
   );
 }

@@ -182,8 +182,8 @@ function highestIn(register: number, bits: number): number {
  * indifferent to RFLAGS.IF. It harvests whether or not ON was set.
  */
 export function* processPostedInterrupts(p: Processor, hardware: VmxHardware): Steps {
-  const { vmcs, vcpu } = hardware;
-  const descriptor = new PiDescriptor(vcpu.machine.hostMemory.at(vmcs.postedIntrDesc));
+  const { vcpu } = hardware;
+  const descriptor = hardware.descriptor();
   p.charge(p.cost.postedProcessing);
   descriptor.clearOn();
   let highest = -1;
@@ -196,8 +196,8 @@ export function* processPostedInterrupts(p: Processor, hardware: VmxHardware): S
 
 /** The same in one piece: timed runs, in which nobody comes between two accesses, need no generator. */
 export function processAtOnce(p: Processor, hardware: VmxHardware): void {
-  const { vmcs, vcpu } = hardware;
-  const descriptor = new PiDescriptor(vcpu.machine.hostMemory.at(vmcs.postedIntrDesc));
+  const { vcpu } = hardware;
+  const descriptor = hardware.descriptor();
   p.charge(p.cost.postedProcessing);
   descriptor.clearOn();
   let highest = -1;
