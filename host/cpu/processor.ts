@@ -109,7 +109,8 @@ export class Processor {
   asyncAt: number = FAR;
   /** When it must look for an event. */
   eventAt: number = FAR;
-  #windowRequested = false;
+  /** Something waits for an instruction boundary at which the guest takes it: {@linkcode requestWindow}. */
+  windowRequested = false;
   /** The STI shadow: interrupts are held off until the next instruction has completed. */
   shadow = false;
   /** NMIs are blocked until the next IRET. */
@@ -338,7 +339,7 @@ export class Processor {
   /** At an instruction boundary: an asynchronous event that is due, or a window that is open. */
   #event(): boolean {
     if (this.asyncDue && this.virtualization.asynchronous(this)) return true;
-    return this.#windowRequested && this.virtualization.window(this);
+    return this.windowRequested && this.virtualization.window(this);
   }
 
   /** The instruction completed. */
@@ -353,12 +354,12 @@ export class Processor {
   /** The next asynchronous event is due at `time`. */
   setAsync(time: number): void {
     this.asyncAt = time;
-    this.eventAt = this.#windowRequested ? LONG_AGO : time;
+    this.eventAt = this.windowRequested ? LONG_AGO : time;
   }
 
   /** Software asks, or does not ask any more, for an exit at an interrupt or NMI window. */
   requestWindow(requested: boolean): void {
-    this.#windowRequested = requested;
+    this.windowRequested = requested;
     this.eventAt = requested ? LONG_AGO : this.asyncAt;
   }
 

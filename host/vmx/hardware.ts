@@ -168,7 +168,7 @@ export class VmxHardware implements Virtualization {
   /** The preemption timer has priority over windows and virtual interrupts, and these over external ones (SDM 3C 26.2). */
   asynchronous(p: Processor): boolean {
     if (this.vcpu.preemptionTimerExpired) return p.leave(EXIT_REASON_PREEMPTION_TIMER);
-    if (this.virtualInterrupts.awaited && this.window(p)) return true;
+    if (p.windowRequested && this.window(p)) return true;
     if (!this.#notified(p)) return p.leave(EXIT_REASON_EXTERNAL_INTERRUPT);
     if (p.engine.explores) return p.perform(processPostedInterrupts(p, this));
     processAtOnce(p, this);
@@ -197,13 +197,12 @@ export class VmxHardware implements Virtualization {
   /** NMI-window exits have priority over interrupt-window exits, and over the virtual interrupts that come in their place. */
   window(p: Processor): boolean {
     if (p.shadow) return false;
-    const { primary, secondary } = this.vmcs;
+    const { primary } = this.vmcs;
     if ((primary & CPU_BASED_NMI_WINDOW_EXITING) !== 0 && !p.nmiBlocked) {
       return p.leave(EXIT_REASON_NMI_WINDOW);
     }
     if ((p.regs[RFLAGS] & FLAG_IF) === 0) return false;
     if ((primary & CPU_BASED_INTR_WINDOW_EXITING) !== 0) return p.leave(EXIT_REASON_INTERRUPT_WINDOW);
-    if ((secondary & SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY) === 0) return false;
     const { virtualInterrupts } = this;
     return virtualInterrupts.recognized && virtualInterrupts.deliver(p);
   }

@@ -115,15 +115,10 @@ export class VirtualInterrupts {
     this.#recognize(above && (primary & CPU_BASED_INTR_WINDOW_EXITING) === 0);
   }
 
-  /** Whether something waits for an instruction boundary at which the guest takes it. */
-  get awaited(): boolean {
-    return this.recognized || (this.#vmcs.primary & WINDOWS) !== 0;
-  }
-
   /** The processor looks at each instruction boundary whether it can be delivered. */
   #recognize(recognized: boolean): void {
     this.recognized = recognized;
-    this.#vcpu.processor.requestWindow(this.awaited);
+    this.#vcpu.processor.requestWindow(recognized || (this.#vmcs.primary & WINDOWS) !== 0);
   }
 
   /** Delivery of the one that is recognized (SDM 3C 30.2.2). Whether another could follow is not looked at. */
