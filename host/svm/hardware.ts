@@ -52,7 +52,7 @@ const {
   V_TPR_MASK,
   X2APIC_MSR_BASE,
 } = abi;
-const { DIRECT_ACCESS_MSRS } = permissions;
+const { DIRECT_ACCESS_MSRS, X2AVIC_PASSES } = permissions;
 const { deliverInjectedException, deliverInterrupt, raise } = cpu;
 const { EVTINJ_TYPE_INTR, EVTINJ_TYPE_MASK, EVTINJ_TYPE_NMI, EVTINJ_VALID } = control;
 
@@ -182,7 +182,8 @@ export class SvmHardware implements Virtualization {
   #exits(msr: number): boolean {
     const { msrPermissions } = this.vmcb;
     const x2apic = (msr & X2APIC_MSRS) === X2APIC_MSR_BASE;
-    return (x2apic && msrPermissions === DIRECT_ACCESS_MSRS) || !msrPermissions.has(msr);
+    if (!x2apic) return !msrPermissions.has(msr);
+    return msrPermissions === DIRECT_ACCESS_MSRS || X2AVIC_PASSES[msr & 0xff] === 0;
   }
 
   /** VMMCALL exits; VMCALL is an invalid opcode here. */

@@ -118,7 +118,7 @@ export class AvicHardware {
     const vector = highestVector(page, APIC_IRR);
     this.vcpu.lapic.clearIrr(vector);
     setVector(page, APIC_ISR, vector);
-    this.#updatePpr();
+    page[PPR] = vector & 0xf0; // Its class is above all others in service, and above the task priority.
     this.#settle(p, false); // What else is requested is not above this one.
     p.charge(p.cost.virtualInterrupt);
     deliverInterrupt(p, vector, false);

@@ -44,7 +44,7 @@ const {
   X2APIC_BROADCAST,
 } = abi;
 const { setVector } = vectors;
-const { physicalDoorbell, physicalPage, physicalValid } = tables;
+const { physicalBlock, physicalDoorbell, physicalPage, physicalValid } = tables;
 
 /** DFR bits 31:28: all ones are the flat model. */
 const DFR_MODEL = 0xf;
@@ -106,7 +106,7 @@ export function sendDirected(avic: AvicHardware, p: Processor, low: number, high
   const id = vmcb.x2avic ? high : high >>> 24;
   if (id > vmcb.avicMaxIndex || (id === APIC_BROADCAST && !vmcb.x2avic)) return false;
   if (!physicalValid(physical, id)) return false;
-  const page = vcpu.machine.hostMemory.find(physicalPage(physical, id));
+  const page = physicalBlock(physical, id, vcpu.machine.hostMemory);
   if (page === undefined) return false;
   p.charge(p.cost.postIpi);
   setVector(page.words, APIC_IRR, vector);

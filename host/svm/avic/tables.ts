@@ -10,7 +10,7 @@
 
 import * as abi from "../../../abi/mod.ts";
 import type { Vm } from "../../kvm/vm.ts";
-import type { HostBlock } from "../../memory/mod.ts";
+import type { HostBlock, HostMemory } from "../../memory/mod.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
@@ -47,6 +47,12 @@ export function physicalValid(table: Uint32Array, id: number): boolean {
 export function physicalPage(table: Uint32Array, id: number): number {
   const low = (table[2 * id] & AVIC_PHYSICAL_PAGE_LOW) >>> 0;
   return (table[2 * id + 1] & AVIC_PHYSICAL_PAGE_HIGH) * HIGH + low;
+}
+
+/** The same page, as the host's memory has it: undefined where nothing is there. */
+export function physicalBlock(table: Uint32Array, id: number, memory: HostMemory): HostBlock | undefined {
+  const low = table[2 * id] & AVIC_PHYSICAL_PAGE_LOW;
+  return memory.findHalves(low, table[2 * id + 1] & AVIC_PHYSICAL_PAGE_HIGH);
 }
 
 /** The CPU whose doorbell an entry says to ring; -1 where the vCPU is not running. One access: both stand in 64 bits. */
