@@ -56,13 +56,11 @@ export class HostMemory {
 
   /** The block at an address; undefined where there is none, or none any more. */
   find(address: number): HostBlock | undefined {
-    const line = lineOf(address);
-    if (line >= this.#lines.length) return undefined;
-    const block = this.#lines[line];
+    const block = this.findHalves(address >>> 0, Math.floor(address / HIGH));
     return block !== undefined && block.address === address ? block : undefined;
   }
 
-  /** As {@linkcode find}, of an address in halves, as an entry of a table has it: small integers. `low` is a line's. */
+  /** The same, of an address in halves, as an entry of a table has it: small integers. The bits within a line do not count. */
   findHalves(low: number, high: number): HostBlock | undefined {
     const above = high - FIRST_HIGH;
     const line = (above << (32 - LINE_SHIFT)) | (low >>> LINE_SHIFT);
@@ -77,7 +75,7 @@ export class HostMemory {
   }
 }
 
-/** The number of the line that an address is in. One that is beyond this memory is taken for some line, but is no block's. */
+/** The number of the line that a block's address is in. */
 function lineOf(address: number): number {
   return (address - FIRST) >>> LINE_SHIFT;
 }
