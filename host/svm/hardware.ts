@@ -52,7 +52,7 @@ const {
   V_TPR_MASK,
   X2APIC_MSR_BASE,
 } = abi;
-const { DIRECT_ACCESS_MSRS, X2AVIC_PASSES } = permissions;
+const { DIRECT_ACCESS_MSRS } = permissions;
 const { deliverInjectedException, deliverInterrupt, raise } = cpu;
 const { EVTINJ_TYPE_INTR, EVTINJ_TYPE_MASK, EVTINJ_TYPE_NMI, EVTINJ_VALID } = control;
 
@@ -178,12 +178,9 @@ export class SvmHardware implements Virtualization {
     return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && this.avic.readMsr(p, msr);
   }
 
-  /** What guests access most, x2APIC registers, need not be looked up where all of them exit. */
   #exits(msr: number): boolean {
-    const { msrPermissions } = this.vmcb;
-    const x2apic = (msr & X2APIC_MSRS) === X2APIC_MSR_BASE;
-    if (!x2apic) return !msrPermissions.has(msr);
-    return msrPermissions === DIRECT_ACCESS_MSRS || X2AVIC_PASSES[msr & 0xff] === 0;
+    if ((msr & X2APIC_MSRS) === X2APIC_MSR_BASE) return this.vmcb.x2apicPermissions[msr & 0xff] === 0;
+    return !DIRECT_ACCESS_MSRS.has(msr);
   }
 
   /** VMMCALL exits; VMCALL is an invalid opcode here. */

@@ -5,7 +5,7 @@
  */
 
 import { V_INTR_MASKING_MASK } from "../../abi/mod.ts";
-import { DIRECT_ACCESS_MSRS } from "./msr_permissions.ts";
+import { NO_X2APIC_MSRS } from "./msr_permissions.ts";
 
 /** A virtual machine control block. */
 export class Vmcb {
@@ -27,8 +27,8 @@ export class Vmcb {
   avicMaxIndex = 0;
   /** VMCB clean bit 11, the other way round: AVIC's fields were written since the last VMRUN. */
   avicDirty = false;
-  /** MSR permission map: those that do not exit. */
-  msrPermissions: ReadonlySet<number> = DIRECT_ACCESS_MSRS;
+  /** MSR permission map, of the x2APIC's MSRs: those that do not exit. The others' part is always the same. */
+  x2apicPermissions: Uint8Array = NO_X2APIC_MSRS;
   /** Intercept of MOV to CR8: on until KVM first looks at an enabled APIC (init_vmcb). */
   interceptCr8Write = true;
   /** Intercept of a virtual interrupt. */

@@ -15,7 +15,7 @@ import type { Steps } from "../../core/mod.ts";
 import { setApicvInhibit } from "../../kvm/apicv.ts";
 import type { Vcpu } from "../../kvm/vcpu.ts";
 import type { SvmHardware } from "../hardware.ts";
-import { DIRECT_ACCESS_MSRS, X2AVIC_PERMISSIONS } from "../msr_permissions.ts";
+import { NO_X2APIC_MSRS, X2AVIC_PERMISSIONS } from "../msr_permissions.ts";
 import type { Vmcb } from "../vmcb.ts";
 import { LogicalIds } from "./logical_ids.ts";
 import { type AvicTables, avicTables, writePhysical } from "./tables.ts";
@@ -112,7 +112,7 @@ export class Avic {
     vmcb.avic = true;
     vmcb.x2avic = x2avic;
     vmcb.avicMaxIndex = Math.min(vm.maxVcpuIds - 1, x2avic ? X2AVIC_MAX_PHYSICAL_ID : AVIC_MAX_PHYSICAL_ID);
-    vmcb.msrPermissions = x2avic ? X2AVIC_PERMISSIONS : DIRECT_ACCESS_MSRS;
+    vmcb.x2apicPermissions = x2avic ? X2AVIC_PERMISSIONS : NO_X2APIC_MSRS;
     vmcb.avicDirty = true;
     // Hardware keeps V_TPR and the page together: no write of CR8 has to exit.
     if (!vm.quirk("avic-cr8-out-of-sync")) vmcb.interceptCr8Write = false;
@@ -123,7 +123,7 @@ export class Avic {
     vmcb.avic = false;
     vmcb.x2avic = false;
     vmcb.avicMaxIndex = 0;
-    vmcb.msrPermissions = DIRECT_ACCESS_MSRS;
+    vmcb.x2apicPermissions = NO_X2APIC_MSRS;
     vmcb.avicDirty = true;
     if (!this.vcpu.vm.quirk("avic-cr8-out-of-sync")) vmcb.interceptCr8Write = true;
   }
