@@ -11,6 +11,7 @@
 import { APIC_DEFAULT_BASE, APIC_PAGE_SIZE } from "../../abi/mod.ts";
 import { ACCESS, emulateOperand, type Processor } from "../cpu/mod.ts";
 import { GuestMemory, type HostBlock } from "../memory/mod.ts";
+import { perVm } from "./per_vm.ts";
 import type { Vm } from "./vm.ts";
 
 interface AccessPage {
@@ -18,20 +19,13 @@ interface AccessPage {
   readonly memory: GuestMemory;
 }
 
-const PAGES = new WeakMap<Vm, AccessPage>();
-
 /** KVM allocates it with the first vCPU (kvm_alloc_apic_access_page). */
-function pageOf(vm: Vm): AccessPage {
-  let page = PAGES.get(vm);
-  if (page === undefined) {
-    const memory = new GuestMemory();
-    const { u8 } = memory.addSlot({ base: APIC_DEFAULT_BASE, size: APIC_PAGE_SIZE });
-    const words = new Uint32Array(u8.buffer, u8.byteOffset, APIC_PAGE_SIZE / 4);
-    page = { block: vm.machine.hostMemory.adopt(words, APIC_PAGE_SIZE), memory };
-    PAGES.set(vm, page);
-  }
-  return page;
-}
+const pageOf: (vm: Vm) => AccessPage = perVm((vm) => {
+  const memory = new GuestMemory();
+  const { u8 } = memory.addSlot({ base: APIC_DEFAULT_BASE, size: APIC_PAGE_SIZE });
+  const words = new Uint32Array(u8.buffer, u8.byteOffset, APIC_PAGE_SIZE / 4);
+  return { block: vm.machine.hostMemory.adopt(words, APIC_PAGE_SIZE), memory };
+});
 
 /** The page's host-physical address. */
 export function accessPageAddress(vm: Vm): number {

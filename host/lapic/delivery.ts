@@ -220,6 +220,7 @@ function acceptFixed(
   vcpu.kick();
   return 1;
 }
+
 /** A vector's trigger mode, in the TMR. */
 function recordTrigger({ page }: Lapic, vector: number, levelTriggered: boolean): void {
   if (testVector(page, APIC_TMR, vector) === levelTriggered) return;

@@ -13,6 +13,7 @@ import { hex } from "../../abi/mod.ts";
 import type { Steps } from "../core/mod.ts";
 import type { Processor } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
+import { perVm } from "../kvm/per_vm.ts";
 import type { Vm } from "../kvm/vm.ts";
 import type { Machine } from "../machine.ts";
 import type { HostBlock } from "../memory/mod.ts";
@@ -34,22 +35,8 @@ const ENTRY_VALID = 1;
 const ENTRY_LOW_BITS = 0x3f;
 /** Vectors below this are reserved (SDM 3A 11.5.2). */
 const FIRST_VECTOR = 16;
-/** The bits of an ICR that may be set: the vector, and the level, which means nothing to an edge. */
-const ICR_VIRTUALIZED = 0x40ff;
 
 // KVM's side.
-
-const TABLES = new WeakMap<Vm, PidPointerTable>();
-
-/** A virtual machine's table; it comes with the first vCPU (vmx_vcpu_precreate). */
-export function pidPointerTable(vm: Vm): PidPointerTable {
-  let table = TABLES.get(vm);
-  if (table === undefined) {
-    table = new PidPointerTable(vm);
-    TABLES.set(vm, table);
-  }
-  return table;
-}
 
 /** A virtual machine's PID-pointer table: one entry for each vCPU number that there may be. */
 export class PidPointerTable {
@@ -81,6 +68,9 @@ export class PidPointerTable {
     this.#block.words[2 * vcpuId + 1] = 0;
   }
 }
+
+/** A virtual machine's table; it comes with the first vCPU (vmx_vcpu_precreate). */
+export const pidPointerTable: (vm: Vm) => PidPointerTable = perVm((vm) => new PidPointerTable(vm));
 
 /**
  * A vCPU's VMCS learns of its descriptor and of the table, and the table of the descriptor: last, as all else may fail
@@ -119,15 +109,7 @@ export function ndstOf({ x2apicHost }: Machine, pcpu: Pcpu): number {
 // The hardware's side.
 
 /**
- * Whether the low half of an ICR asks for what is virtualized: one edge-triggered fixed interrupt to a physical
- * destination, and no reserved bit. What the vector and the destination are the algorithm itself looks at.
- */
-export function isVirtualizedIpi(low: number): boolean {
-  return (low & ~ICR_VIRTUALIZED) === 0;
-}
-
-/**
- * Sends an IPI that {@linkcode isVirtualizedIpi} accepts, and whose ICR is stored already. It retires the instruction, or
+ * Sends an IPI that may be virtualized as far as its ICR says, which is stored already. It retires the instruction, or
  * ends in an APIC-write exit, which software then serves as any other ICR write.
  *
  * Unlike software it sets ON even where the vector was posted before, and it heeds SN.

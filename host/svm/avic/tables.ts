@@ -9,6 +9,7 @@
  */
 
 import * as abi from "../../../abi/mod.ts";
+import { perVm } from "../../kvm/per_vm.ts";
 import type { Vm } from "../../kvm/vm.ts";
 import type { HostBlock, HostMemory } from "../../memory/mod.ts";
 
@@ -90,14 +91,5 @@ export class AvicTables {
   }
 }
 
-const TABLES = new WeakMap<Vm, AvicTables>();
-
 /** A virtual machine's tables; they are made for its first vCPU. */
-export function avicTables(vm: Vm): AvicTables {
-  let tables = TABLES.get(vm);
-  if (tables === undefined) {
-    tables = new AvicTables(vm);
-    TABLES.set(vm, tables);
-  }
-  return tables;
-}
+export const avicTables: (vm: Vm) => AvicTables = perVm((vm) => new AvicTables(vm));
