@@ -23,6 +23,14 @@ const ARMED: [boolean, number] = [true, 1];
 const ENDED: [boolean, number] = [true, 0];
 const OFF: [boolean, number] = [false, 0];
 
+/** Takes one interrupt with PV EOI enabled: the story is its handler's. */
+function* takeOne(cpu: X86Cpu): Asking<void> {
+  yield* enable(cpu);
+  yield cpu.sti();
+  yield selfIpi(cpu, MIDDLE);
+  yield cpu.cli();
+}
+
 for (const backend of BACKENDS) {
   const rigWith = (options: RigOptions = {}) => tracingRig({ ...options, vm: { backend, ...options.vm } });
 
@@ -58,12 +66,7 @@ for (const backend of BACKENDS) {
         yield cpu.cpuid(0);
         assertEquals(state(rig.vm), OFF, "an ordinary entry does not arm it again");
         assertEquals(yield* endOfInterrupt(cpu), "register");
-      }).finish(function* (cpu) {
-        yield* enable(cpu);
-        yield cpu.sti();
-        yield selfIpi(cpu, MIDDLE);
-        yield cpu.cli();
-      });
+      }).finish(takeOne);
       assertEquals([count(rig.vm, "kvm_eoi"), count(rig.vm, "kvm_pv_eoi")], [1, 0]);
     });
 
@@ -130,12 +133,7 @@ for (const backend of BACKENDS) {
         assertEquals(state(rig.vm), OFF);
         assertEquals(rig.vm.bootstrap.pvEoi.explain(), "another vector may be pending");
         assertEquals(yield* endOfInterrupt(cpu), "register");
-      }).finish(function* (cpu) {
-        yield* enable(cpu);
-        yield cpu.sti();
-        yield selfIpi(cpu, MIDDLE);
-        yield cpu.cli();
-      });
+      }).finish(takeOne);
       assertEquals([count(rig.vm, "kvm_eoi"), count(rig.vm, "kvm_pv_eoi")], [1, 0]);
     });
 
@@ -155,12 +153,7 @@ for (const backend of BACKENDS) {
         story.push(`inner ends by ${yield* endOfInterrupt(cpu)}`);
         yield cpu.cpuid(0);
         note("behind an exit");
-      }).finish(function* (cpu) {
-        yield* enable(cpu);
-        yield cpu.sti();
-        yield selfIpi(cpu, MIDDLE);
-        yield cpu.cli();
-      });
+      }).finish(takeOne);
       assertEquals(story, [
         "outer begins: true,1",
         "inner begins: true,1",
@@ -225,12 +218,7 @@ for (const backend of BACKENDS) {
         assertEquals(state(rig.vm), OFF);
         assertEquals(rig.vm.bootstrap.pvEoi.explain(), "the local APIC is disabled");
         assertEquals(yield* endOfInterrupt(cpu), "register");
-      }).finish(function* (cpu) {
-        yield* enable(cpu);
-        yield cpu.sti();
-        yield selfIpi(cpu, MIDDLE);
-        yield cpu.cli();
-      });
+      }).finish(takeOne);
       assertEquals([count(rig.vm, "kvm_eoi"), count(rig.vm, "kvm_pv_eoi")], [1, 0]);
     });
 
@@ -270,12 +258,7 @@ for (const backend of BACKENDS) {
         yield* lookAtEvents(cpu);
         assertEquals(yield* endOfInterrupt(cpu), "flag");
         yield cpu.in8(0x60); // Armed, ended.
-      }).finish(function* (cpu) {
-        yield* enable(cpu);
-        yield cpu.sti();
-        yield selfIpi(cpu, MIDDLE);
-        yield cpu.cli();
-      });
+      }).finish(takeOne);
       assertEquals(seen, [OFF, OFF]);
     });
 
@@ -290,12 +273,7 @@ for (const backend of BACKENDS) {
           if (!first) assertEquals(yield* endOfInterrupt(cpu), "register");
           yield* lookAtEvents(cpu);
           assertEquals(state(rig.vm), OFF);
-        }).finish(function* (cpu) {
-          yield* enable(cpu);
-          yield cpu.sti();
-          yield selfIpi(cpu, MIDDLE);
-          yield cpu.cli();
-        });
+        }).finish(takeOne);
         assertEquals([count(rig.vm, "kvm_eoi"), count(rig.vm, "kvm_pv_eoi")], [1, first ? 1 : 0]);
       }
     });
@@ -328,12 +306,7 @@ for (const backend of BACKENDS) {
         yield cpu.cpuid(0);
         assertEquals(vectors(rig.vm.bootstrap.lapic, ISR), [MIDDLE]);
         assertEquals(yield* endOfInterrupt(cpu), "register");
-      }).finish(function* (cpu) {
-        yield* enable(cpu);
-        yield cpu.sti();
-        yield selfIpi(cpu, MIDDLE);
-        yield cpu.cli();
-      });
+      }).finish(takeOne);
       assertEquals([count(rig.vm, "kvm_eoi"), count(rig.vm, "kvm_pv_eoi")], [1, 0]);
     });
 
@@ -405,12 +378,7 @@ for (const backend of BACKENDS) {
         const from = mark(rig.vm);
         yield cpu.cpuid(0);
         assertEquals(eventsOf(rig.vm, "kvm_pv_eoi", from).map(({ args }) => args[1] | 0), [-1]);
-      }).finish(function* (cpu) {
-        yield* enable(cpu);
-        yield cpu.sti();
-        yield selfIpi(cpu, MIDDLE);
-        yield cpu.cli();
-      });
+      }).finish(takeOne);
       assertEquals(count(rig.vm, "kvm_pv_eoi"), 1);
     });
   });

@@ -34,6 +34,14 @@ function* guestTime(
   }
 }
 
+/** A processor that says that it is up, and sleeps but for its interrupts. */
+function* sleeper(cpu: X86Cpu) {
+  yield* enableX2apic(cpu);
+  yield cpu.sti();
+  yield cpu.store32(DATA, 1);
+  for (;;) yield cpu.hlt();
+}
+
 /** A rig whose vCPUs all come up, compute for `cycles`, and note when they are done. */
 function computing(
   vcpus: number,
@@ -165,12 +173,7 @@ describe("the host's scheduler", () => {
       yield cpu.rdtsc();
       handled = tsc(cpu);
       yield cpu.wrmsr(X2APIC_EOI, 0);
-    }).aps(function* (cpu) {
-      yield* enableX2apic(cpu);
-      yield cpu.sti();
-      yield cpu.store32(DATA, 1);
-      for (;;) yield cpu.hlt();
-    }).finish(function* (cpu) {
+    }).aps(sleeper).finish(function* (cpu) {
       yield* enableX2apic(cpu);
       yield* startAps(cpu, 1);
       yield cpu.pauseWhile(DATA, 0);
@@ -347,12 +350,7 @@ describe("halt polling", () => {
       yield cpu.rdtsc();
       ran = tsc(cpu);
       yield cpu.wrmsr(X2APIC_EOI, 0);
-    }).aps(function* (cpu) {
-      yield* enableX2apic(cpu);
-      yield cpu.sti();
-      yield cpu.store32(DATA, 1);
-      for (;;) yield cpu.hlt();
-    }).finish(function* (cpu) {
+    }).aps(sleeper).finish(function* (cpu) {
       yield* enableX2apic(cpu);
       yield* startAps(cpu, 1);
       for (let up = 0; up === 0; up = cpu.eax) yield cpu.pause(), yield cpu.load32(DATA);

@@ -4,7 +4,7 @@ import type { VmOptions } from "../../../host/mod.ts";
 import { type ApicMode, bringUp, enter, send, until, vectors, write } from "../../support/apic.ts";
 import { hostWords, type Scene, sendFrom, stage, svm } from "../../support/avic.ts";
 import { chain, events, eventsOf, mark, tracingRig } from "../../support/events.ts";
-import { DATA } from "../../support/guests.ts";
+import { DATA, type Rig } from "../../support/guests.ts";
 
 /** Four vCPUs that run, with logical IDs 1, 2, 4 and 8. */
 function awake(mode: ApicMode): Scene {
@@ -144,6 +144,19 @@ for (const mode of ["xapic", "x2apic"] as const) {
   describe(`the exit for an incomplete IPI (${mode})`, () => {
     const options: VmOptions = { backend: "svm", acceleration: mode === "xapic" ? "avic" : "x2avic" };
 
+    /** A guest whose second vCPU runs until it is told to stop; whoever is interrupted counts it. */
+    function spinning(vm: VmOptions = {}): Rig {
+      return tracingRig({ vm: { ...options, vcpus: 2, ...vm } }).on(0x41, function* (cpu) {
+        yield* write(cpu, mode, 0x0b0, 0);
+        yield cpu.xadd32(DATA + 4, 1);
+      }).aps(function* (cpu) {
+        yield* enter(cpu, mode);
+        yield cpu.sti();
+        yield cpu.xadd32(DATA, 1);
+        yield cpu.pauseWhile(DATA + 8, 0);
+      });
+    }
+
     it("comes behind the instruction, with the ICR as it was written: KVM enters there again", () => {
       const rig = tracingRig({ vm: { ...options, vcpus: 2, haltPollNs: 0 } });
       const { vm } = rig;
@@ -183,18 +196,9 @@ for (const mode of ["xapic", "x2apic"] as const) {
     });
 
     it("is not there while the target runs: nobody traces anything, at either end", () => {
-      const rig = tracingRig({ vm: { ...options, vcpus: 2 } });
+      const rig = spinning();
       const { vm } = rig;
-      rig.on(0x41, function* (cpu) {
-        yield* write(cpu, mode, 0x0b0, 0);
-        yield cpu.xadd32(DATA + 4, 1);
-      });
-      rig.aps(function* (cpu) {
-        yield* enter(cpu, mode);
-        yield cpu.sti();
-        yield cpu.xadd32(DATA, 1);
-        yield cpu.pauseWhile(DATA + 8, 0);
-      }).finish(function* (cpu) {
+      rig.finish(function* (cpu) {
         yield* enter(cpu, mode);
         yield* bringUp(cpu, mode, 1);
         yield* until(cpu, DATA, 1);
@@ -209,18 +213,9 @@ for (const mode of ["xapic", "x2apic"] as const) {
     });
 
     it("is there each time without enable_ipiv: the table never says that anybody runs, and KVM rings", () => {
-      const rig = tracingRig({ vm: { ...options, vcpus: 2, ipiv: false } });
+      const rig = spinning({ ipiv: false });
       const { vm } = rig;
-      rig.on(0x41, function* (cpu) {
-        yield* write(cpu, mode, 0x0b0, 0);
-        yield cpu.xadd32(DATA + 4, 1);
-      });
-      rig.aps(function* (cpu) {
-        yield* enter(cpu, mode);
-        yield cpu.sti();
-        yield cpu.xadd32(DATA, 1);
-        yield cpu.pauseWhile(DATA + 8, 0);
-      }).finish(function* (cpu) {
+      rig.finish(function* (cpu) {
         yield* enter(cpu, mode);
         yield* bringUp(cpu, mode, 1);
         yield* until(cpu, DATA, 1);
