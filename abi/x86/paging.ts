@@ -73,7 +73,7 @@ export interface PagingFeatures {
   readonly maxPhysicalBits: number;
   /** Pages of 1 GiB (CPUID 8000_0001 EDX bit 26). Without them bit 7 of a PDPTE is reserved. */
   readonly pages1G: boolean;
-  /** Bit 8 of PML4Es and of PDPTEs that map no page is reserved, as on AMD's processors. */
+  /** Bit 8 of a PML4E is reserved, as on AMD's processors; entries below that map no page ignore it there too. */
   readonly amd?: boolean;
 }
 
@@ -104,11 +104,11 @@ export function reservedBitSet(
 }
 
 function reservedLow(low: number, level: number, { pages1G, amd }: PagingFeatures): number {
-  const nonLeafGlobal = amd === true ? PTE_G : 0;
-  if (level === LEVEL_PML4) return PTE_PS | nonLeafGlobal;
+  // AMD's bit 8: Linux commit 5ecad245de2a, "bit 8 of non-leaf PDPEs is not reserved".
+  if (level === LEVEL_PML4) return amd === true ? PTE_PS | PTE_G : PTE_PS;
   if (level === LEVEL_PDPT) {
-    if (!pages1G) return PTE_PS | nonLeafGlobal;
-    return (low & PTE_PS) === 0 ? nonLeafGlobal : 0x3fff_e000; // bits 29:13
+    if (!pages1G) return PTE_PS;
+    return (low & PTE_PS) === 0 ? 0 : 0x3fff_e000; // bits 29:13
   }
   return level === LEVEL_PD && (low & PTE_PS) !== 0 ? 0x001f_e000 : 0; // bits 20:13
 }

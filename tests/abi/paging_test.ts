@@ -84,12 +84,12 @@ describe("an entry", () => {
     }
   });
 
-  it("reserves PS in a PDPTE without pages of 1 GiB, and bit 8 above pages on AMD", () => {
+  it("reserves PS in a PDPTE without pages of 1 GiB, and on AMD bit 8 in a PML4E alone", () => {
     const reserved = (level: number, entry: bigint, amd = false) =>
       reservedBitSet({ ...halves(entry), nx: true }, level, { maxPhysicalBits: 46, pages1G: false, amd });
     assertEquals([reserved(3, 0x81n), reserved(2, 0x81n), reserved(3, 1n)], [true, false, false]);
-    // APM 2 figures 5-20 and 5-21; a PDE that references a table ignores the bit.
-    assertEquals([4, 3, 2, 1].map((level) => reserved(level, 0x101n, true)), [true, true, false, false]);
+    // Linux commit 5ecad245de2a: AMD reserves the bit in PML4Es, and ignores it in PDPTEs and PDEs that map no page.
+    assertEquals([4, 3, 2, 1].map((level) => reserved(level, 0x101n, true)), [true, false, false, false]);
     assertEquals([4, 3, 2, 1].map((level) => reserved(level, 0x101n)), [false, false, false, false]);
   });
 
