@@ -2,8 +2,10 @@
  * What each operation invalidates, as far as the architecture requires and no farther: processors may drop more, which
  * hides the flushes that software forgets.
  *
- * On AMD the rules for linear mappings are read with the ASID for the VPID (APM 2 15.16). Paging-structure caches are
- * not modelled (see tlb.ts), so that their part of each rule is left out.
+ * On AMD the rules for linear mappings are read with the ASID for the VPID: what flushes, flushes the current ASID's
+ * entries, and a global entry is global within its ASID (APM 2 15.16, 15.16.1). VMRUN and #VMEXIT flush nothing of
+ * themselves. That AMD flushes also where CR0.PG is set and CR4.PSE is changed (15.16.1) is left out: Intel requires
+ * neither. Paging-structure caches are not modelled (see tlb.ts), so that their part of each rule is left out.
  *
  * @module
  */
@@ -64,7 +66,7 @@ const PAGING = {
 const VPID = { ...PAGING, vpid: "operand", source: "SDM 3C 29.4.3.1" } as const;
 const EPT = { ...VPID, kinds: COMBINED | GUEST_PHYSICAL, vpid: "any" } as const;
 const NEED_NOT = { ...PAGING, kinds: 0, source: "SDM 3C 29.4.3.2" } as const;
-const ASID = { ...VPID, kinds: ALL, source: "APM 2 15.16.1" } as const;
+const ASID = { ...VPID, kinds: ALL, source: "APM 2 15.16.1, table 15-9" } as const;
 
 /** The table: one row an operation. */
 // deno-fmt-ignore
@@ -83,7 +85,8 @@ export const INVALIDATIONS: Readonly<Record<InvalidationName, InvalidationRule>>
   "INVPCID type 1":                 { ...PAGING, pcid: "operand", globals: "kept" },
   "INVPCID type 2":                 { ...PAGING },
   "INVPCID type 3":                 { ...PAGING, globals: "kept" },
-  // A global entry counts as one of the current PCID, which it is used with: else the fault would recur.
+  // A global entry counts as one of the current PCID, which it is used with: else the fault would recur. Not confirmed:
+  // the SDM speaks of entries associated with the current PCID, and of global ones only for INVLPG.
   "page fault":                     { ...PAGING, pcid: "current", globals: "any PCID", pages: "operand" },
 
   "VM entry without VPID":          { ...VPID, vpid: "zero" },
@@ -107,7 +110,11 @@ export const INVALIDATIONS: Readonly<Record<InvalidationName, InvalidationRule>>
   "TLB_CONTROL 0":                  { ...ASID, kinds: 0 },
   "TLB_CONTROL 1":                  { ...ASID, vpid: "any" },
   "TLB_CONTROL 3":                  { ...ASID },
+  // Not confirmed: that 7 reaches guest-physical entries, which are not global. After a change of nested tables the APM
+  // has the host use 1 or 3.
   "TLB_CONTROL 7":                  { ...ASID, globals: "kept" },
+  // A guest virtual page: no nested translation goes. Not confirmed: that global entries go, and those of all PCIDs,
+  // neither of which the APM mentions; KVM counts on it for global ones (svm_flush_tlb_gva).
   "INVLPGA":                        { ...ASID, kinds: LINEAR, pages: "operand", source: "APM 2 15.16.2" },
 };
 

@@ -1,5 +1,7 @@
 /**
- * Walks of AMD's nested page tables (APM 2 15.25): the ordinary format, in which every access is a user's.
+ * Walks of AMD's nested page tables (APM 2 15.25.5): the ordinary format, in which every access is a user's. Read-only
+ * guest page tables, with which a walk of the guest's tables counts as a write only where it sets a flag, are not
+ * modelled.
  *
  * @module
  */
@@ -63,6 +65,7 @@ export class Npt implements SecondDimension {
     const fetch = final && access.fetch;
     const descent = descend({ memory, root: tableRoot(this.ncr3), nx, features }, physical);
     const { accesses, user, writable, executable, shift } = descent;
+    // The bits are those of 15.25.6. Not confirmed: that the fetch bit needs EFER.NXE, as it does for page faults.
     const fault = (cause: number): HostFault => ({
       kind: "nested page fault",
       errorCode: (cause | (write ? PFERR_WRITE : 0) | PFERR_USER | (fetch && nx ? PFERR_FETCH : 0)) +

@@ -4,8 +4,9 @@
  *
  * Left out is all that has no part in that. The instruction is not among those that guests have: a caller looks the
  * UITT entry up, and calls {@linkcode senduipi} in the place of an instruction. KVM offers its guests no user
- * interrupts; what it would make of the APIC-write exits that this can cause is its own business: the ICR on the page is
- * none of SENDUIPI's.
+ * interrupts; what it would make of the APIC-write exits that this can cause is its own business: here the ICR on the
+ * page stays as it was. Not confirmed: SDM 3C 30.7 may have the notification stored there first, as it is where IPIs are
+ * not virtualized.
  *
  * @module
  */
@@ -22,7 +23,7 @@ export interface UittEntry {
   readonly valid: boolean;
   /** UV, bits 15:8: the user vector, 0 to 63. */
   readonly userVector: number;
-  /** UPIDADDR, bits 127:64: where the target's descriptor is in guest memory, a multiple of 64. */
+  /** UPIDADDR, bits 127:64: where the target's descriptor is, a multiple of 64. A linear address, here not translated. */
   readonly upid: number;
 }
 
