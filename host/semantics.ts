@@ -26,7 +26,7 @@ export interface HostBehaviour {
   readonly deadlineFastPath: boolean;
   /** So may HLT, since v6.12 (2024), and INVD, since v6.18 (2025). */
   readonly haltFastPath: boolean;
-  /** KVM_HC_SEND_IPI looks at its map and bounds before it uses them. Fixed in stable after 4.20. */
+  /** KVM_HC_SEND_IPI looks at its bounds (bdf7ffc89922, v4.19) and at its map (38ab012f109c, v4.20) before their use. */
   readonly sendIpiChecked: boolean;
   /** A vCPU that halts may be polled for first. Since v4.0 (2015). */
   readonly haltPolling: boolean;
