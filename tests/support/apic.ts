@@ -91,6 +91,18 @@ export function* send(cpu: X86Cpu, mode: ApicMode, icr: IcrHalves): Asking<void>
   yield* write(cpu, mode, 0x300, icr.low, icr.high);
 }
 
+/** Handles vectors: each handler notes that it begins, and ends its interrupt. Which have begun, in order. */
+export function logging(rig: Rig, mode: ApicMode, ...vectors: number[]): number[] {
+  const log: number[] = [];
+  for (const vector of vectors) {
+    rig.on(vector, function* (cpu) {
+      log.push(vector);
+      yield* write(cpu, mode, 0x0b0, 0);
+    });
+  }
+  return log;
+}
+
 /** A virtual machine that stands still, in the bootstrap processor's thread. */
 export function still(options: VmOptions = {}, machine: MachineOptions = {}): Vm {
   const vm = new Machine({ pcpus: 1, ...machine }).createVm({ memory: 0, ...options });
