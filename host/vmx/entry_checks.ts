@@ -6,6 +6,9 @@
  * addresses, VM functions, VMCS shadowing, Intel PT. The entry's interruption information is not checked either: a
  * processor looks at it at each entry, these rows only after a control was written.
  *
+ * Not confirmed in the SDM's words: the rows on IPI virtualization, which are its need of the TPR shadow, and the
+ * PID-pointer table's alignment and width.
+ *
  * @module
  */
 
