@@ -59,7 +59,7 @@ export function* lookAtEvents(cpu: X86Cpu): Asking<void> {
 }
 
 /** The MSR of a register. */
-export function msrOf(offset: number): number {
+function msrOf(offset: number): number {
   return X2APIC_MSR_BASE + (offset >>> 4);
 }
 

@@ -12,7 +12,7 @@ import type { X86Cpu } from "../../abi/mod.ts";
 import { vectors } from "./apic.ts";
 
 /** The port: what is written inhibits (1) or allows (0). */
-export const APICV_PORT = 0x90;
+const APICV_PORT = 0x90;
 
 /** Gives a virtual machine the port. User space debugs the guest with interrupts blocked, or does not any more. */
 export function addApicvPort(vm: Vm): void {

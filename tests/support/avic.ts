@@ -58,7 +58,7 @@ export function logicalEntries(vm: Vm): [index: number, id: number][] {
 }
 
 /** Which vCPUs, by number, have a vector's request in their page. */
-export function requestedAt(vm: Vm, vector: number): number[] {
+function requestedAt(vm: Vm, vector: number): number[] {
   return vm.vcpus.filter(({ lapic }) => vectors(lapic, 0x200).includes(vector)).map(({ vcpuId }) => vcpuId);
 }
 
