@@ -17,7 +17,8 @@ import { MpState } from "./kvm/modes.ts";
 import { Vm } from "./kvm/vm.ts";
 import type { VmOptions } from "./kvm/vm_options.ts";
 import { checkQuirks, type Quirk } from "./quirks.ts";
-import { HostMemory } from "./memory/mod.ts";
+import { HostMemory, PhysicalSpace } from "./memory/mod.ts";
+import { StalenessOracle } from "./mmu/mod.ts";
 import { HostScheduler } from "./sched/mod.ts";
 
 /** How a machine is made. Everything has a default. */
@@ -37,6 +38,8 @@ export interface MachineOptions {
   readonly seed?: number;
   /** What a run may use up. */
   readonly limits?: Partial<Limits>;
+  /** Whether an oracle judges each use of a cached translation; false by default, as it makes each dearer. */
+  readonly staleness?: boolean;
   /** Named deviations; none by default. */
   readonly quirks?: readonly Quirk[];
 }
@@ -95,6 +98,10 @@ export class Machine {
   declare readonly x2apicHost: boolean;
   /** The host's memory, where hardware looks at it by address. */
   readonly hostMemory: HostMemory = new HostMemory();
+  /** The host's physical memory: guests' pages, and tables. */
+  readonly physical: PhysicalSpace = new PhysicalSpace(this.hostMemory);
+  /** Judges each use of a cached translation, where that was asked for. */
+  declare readonly staleness: StalenessOracle | undefined;
   /** The virtual machines. */
   readonly vms: Vm[] = [];
   readonly #exitLimit: number;
@@ -119,6 +126,11 @@ export class Machine {
       pcpus: options.pcpus ?? most,
       slice: options.timeSlice ?? DEFAULT_SLICE,
     });
+    this.staleness = options.staleness
+      ? new StalenessOracle((cpu, entry, address) => {
+        return this.scheduler.pcpus[cpu].current!.processor.mmu!.now(entry.kind, address);
+      })
+      : undefined;
   }
 
   /** Adds a virtual machine. Throws `RangeError` for options that cannot be. */

@@ -7,7 +7,7 @@
 export * from "./core/mod.ts";
 export * from "./cost/mod.ts";
 export { GuestError, NotModelled } from "./cpu/errors.ts";
-export type { Dealt, HostThread, Processor, Virtualization } from "./cpu/mod.ts";
+export type { Access, Dealt, HostThread, Mmu, Processor, SystemFault, Virtualization } from "./cpu/mod.ts";
 export { type Acceleration, ACCELERATIONS, AVIC_KICKS, type AvicKick } from "./kvm/acceleration.ts";
 export { APICV_INHIBITS, type ApicvInhibit } from "./kvm/apicv.ts";
 export type { Backend, FastPath } from "./kvm/backend.ts";
@@ -36,6 +36,7 @@ export type {
 } from "./lapic/mod.ts";
 export * from "./machine.ts";
 export * from "./memory/mod.ts";
+export * from "./mmu/mod.ts";
 export type { PvEoi, PvEoiState } from "./pv/pv_eoi.ts";
 export * from "./quirks.ts";
 export * from "./sched/mod.ts";

@@ -23,6 +23,7 @@ const { HIGH } = bits;
 const {
   OP_BTR,
   OP_BTS,
+  OP_CLAC,
   OP_CLI,
   OP_CMPXCHG32,
   OP_CMPXCHG64,
@@ -32,6 +33,8 @@ const {
   OP_IN32,
   OP_IN8,
   OP_INVD,
+  OP_INVLPG,
+  OP_INVPCID,
   OP_IRET,
   OP_LIDT,
   OP_LOAD16,
@@ -42,6 +45,7 @@ const {
   OP_LOCK_BTS,
   OP_LRET,
   OP_MOV_FROM_CR0,
+  OP_MOV_FROM_CR2,
   OP_MOV_FROM_CR3,
   OP_MOV_FROM_CR4,
   OP_MOV_FROM_CR8,
@@ -57,6 +61,7 @@ const {
   OP_PUSHF,
   OP_RDMSR,
   OP_RDTSC,
+  OP_STAC,
   OP_STI,
   OP_STORE16,
   OP_STORE32,
@@ -76,6 +81,9 @@ const {
   OP_XCHG64,
 } = instructions;
 const { FLAG_FIXED, FLAG_IF, R11, RAX, RBX, RCX, RDI, RDX, RFLAGS, RIP, RSI } = registers;
+
+/** The upper half of linear addresses is written as negative numbers: this many of them are canonical. */
+const LOWEST = 2 ** 47;
 
 /** An execution context of an x86 processor, and the instructions that it can be given. See the module's description. */
 export class X86Cpu extends X86Context {
@@ -290,7 +298,10 @@ export class X86Cpu extends X86Context {
   movToCr0(lo: number): number {
     return this.#value(OP_MOV_TO_CR0, lo, 0);
   }
-  /** MOV to CR3. Privileged. */
+  /**
+   * MOV to CR3. Privileged. Bit 63, bit 31 of `hi`, keeps the translations of the PCID that it switches to, where
+   * CR4.PCIDE is set. A CR3 whose table is at 0 leaves addresses flat: linear ones are physical ones.
+   */
   movToCr3(lo: number, hi: number = 0): number {
     return this.#value(OP_MOV_TO_CR3, lo, hi);
   }
@@ -306,6 +317,10 @@ export class X86Cpu extends X86Context {
   movFromCr0(): number {
     return this.#begin(OP_MOV_FROM_CR0);
   }
+  /** MOV from CR2 to RAX: the address of the last page fault. Privileged. */
+  movFromCr2(): number {
+    return this.#begin(OP_MOV_FROM_CR2);
+  }
   /** MOV from CR3 to RAX. Privileged. */
   movFromCr3(): number {
     return this.#begin(OP_MOV_FROM_CR3);
@@ -317,6 +332,26 @@ export class X86Cpu extends X86Context {
   /** MOV from CR8 to RAX. Privileged. */
   movFromCr8(): number {
     return this.#begin(OP_MOV_FROM_CR8);
+  }
+
+  /** INVLPG: drops the translation of `address` in the current PCID, and global ones. Privileged. */
+  invlpg(address: number): number {
+    return this.#memory(OP_INVLPG, address);
+  }
+  /**
+   * INVPCID of a type (0: an address, 1: a PCID, 2: all with global ones, 3: all but global ones) with the descriptor at
+   * `address`: 64 bits of PCID, and 64 of linear address. Privileged.
+   */
+  invpcid(type: number, address: number): number {
+    return this.#store(OP_INVPCID, address, type, 0);
+  }
+  /** STAC: with CR4.SMAP, user pages may be read and written from here on. Privileged. */
+  stac(): number {
+    return this.#begin(OP_STAC);
+  }
+  /** CLAC: ends what {@linkcode stac} began. Privileged. */
+  clac(): number {
+    return this.#begin(OP_CLAC);
   }
 
   /** LIDT from the memory operand at `address`. Privileged. */
@@ -420,11 +455,11 @@ export class X86Cpu extends X86Context {
     regs[RDI] = address;
     if (address >>> 0 === address) {
       regs[RDI + 1] = 0;
-    } else if (Number.isSafeInteger(address) && address >= 0) {
-      regs[RDI + 1] = address / HIGH;
+    } else if (Number.isSafeInteger(address) && address >= -LOWEST) {
+      regs[RDI + 1] = Math.floor(address / HIGH);
     } else {
       this.pending = 0;
-      throw new RangeError(`Cannot address ${address}: allowed are whole numbers from 0 to 2^53 - 1`);
+      throw new RangeError(`Cannot address ${address}: allowed are whole numbers from -2^47 to 2^53 - 1`);
     }
   }
 

@@ -119,6 +119,16 @@ export const OP_PAUSE_WHILE = 51;
 export const OP_SWITCH = 52;
 /** PUSHFQ; POP RAX: RFLAGS to RAX. */
 export const OP_PUSHF = 53;
+/** MOV RAX, CR2: the address of the last page fault. */
+export const OP_MOV_FROM_CR2 = 54;
+/** INVLPG [RDI]: the translation of the operand's address is dropped. */
+export const OP_INVLPG = 55;
+/** INVPCID RAX, [RDI]: the type in RAX, the descriptor in memory. */
+export const OP_INVPCID = 56;
+/** STAC: sets RFLAGS.AC. */
+export const OP_STAC = 57;
+/** CLAC: clears RFLAGS.AC. */
+export const OP_CLAC = 58;
 
 /** Bytes of a block of text. */
 export const BLOCK = 0x100;
@@ -189,6 +199,11 @@ const T: readonly (readonly [opcode: number, text: string, bytes: string])[] = [
   [OP_PAUSE_WHILE, "pause; cmp dword ptr [rdi], eax; je .-4", "f3 90 39 07 74 fa"],
   [OP_SWITCH, "xchg rsp, rax", "48 94"],
   [OP_PUSHF, "pushfq; pop rax", "9c 58"],
+  [OP_MOV_FROM_CR2, "mov rax, cr2", "0f 20 d0"],
+  [OP_INVLPG, "invlpg [rdi]", "0f 01 3f"],
+  [OP_INVPCID, "invpcid rax, [rdi]", "66 0f 38 82 07"],
+  [OP_STAC, "stac", "0f 01 cb"],
+  [OP_CLAC, "clac", "0f 01 ca"],
 ];
 
 /** Every instruction, in the order in which a block of text holds their sites. */

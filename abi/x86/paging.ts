@@ -170,6 +170,21 @@ export const CR4_CET: number = 1 << 23;
 /** CR4.PKS: protection keys of supervisor pages. Not modelled. */
 export const CR4_PKS: number = 1 << 24;
 
+/** CPUID leaf 1, ECX: CR4.PCIDE. */
+export const CPUID_1_ECX_PCID: number = 1 << 17;
+/** CPUID leaf 1, EDX: CR4.PGE. */
+export const CPUID_1_EDX_PGE: number = 1 << 13;
+/** CPUID leaf 7, EBX: CR4.SMEP. */
+export const CPUID_7_EBX_SMEP: number = 1 << 7;
+/** CPUID leaf 7, EBX: INVPCID. */
+export const CPUID_7_EBX_INVPCID: number = 1 << 10;
+/** CPUID leaf 7, EBX: CR4.SMAP, STAC and CLAC. */
+export const CPUID_7_EBX_SMAP: number = 1 << 20;
+/** CPUID leaf 8000_0001, EDX: IA32_EFER.NXE. */
+export const CPUID_EXT1_EDX_NX: number = 1 << 20;
+/** CPUID leaf 8000_0001, EDX: pages of 1 GiB. */
+export const CPUID_EXT1_EDX_GBPAGES: number = 1 << 26;
+
 /** RFLAGS.AC: with CR4.SMAP, the supervisor may read and write user pages. */
 export const FLAG_AC: number = 1 << 18;
 

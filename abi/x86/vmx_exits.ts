@@ -96,6 +96,8 @@ export const EXIT_REASON_CPUID = 10;
 export const EXIT_REASON_HLT = 12;
 /** INVD. */
 export const EXIT_REASON_INVD = 13;
+/** INVLPG. */
+export const EXIT_REASON_INVLPG = 14;
 /** VMCALL. */
 export const EXIT_REASON_VMCALL = 18;
 /** Control-register access. */
@@ -122,6 +124,8 @@ export const EXIT_REASON_PREEMPTION_TIMER = 52;
 export const EXIT_REASON_WBINVD = 54;
 /** APIC write: behind an instruction that wrote to the virtual-APIC page. */
 export const EXIT_REASON_APIC_WRITE = 56;
+/** INVPCID. */
+export const EXIT_REASON_INVPCID = 58;
 
 /** APIC-access exit qualification bits 15:12: a data read by an instruction (SDM 3C table 28-6). */
 export const APIC_ACCESS_LINEAR_READ = 0 << 12;

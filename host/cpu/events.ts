@@ -8,8 +8,10 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { exceptionOf, type Guest, hex, instructionText, type X86Cpu } from "../../abi/mod.ts";
+import { exceptionOf, type Guest, hex, instructionText, linearAddress, type X86Cpu } from "../../abi/mod.ts";
 import * as activations from "./frames.ts";
+import { NotModelled } from "./errors.ts";
+import { FAULTED, READS_SYSTEM } from "./mmu.ts";
 import type { Processor } from "./processor.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -47,6 +49,25 @@ const ERROR_EXT = 1;
 
 /** What {@linkcode deliver} answers when the handler has begun. */
 const DELIVERED = 0;
+/** And when reading the gate has exited: the event has not been delivered, and software must see to it. */
+const EXITED = -1;
+
+/** What was being delivered when the guest exited: nothing. */
+export const VECTORED_NOTHING = 0;
+/** An external interrupt. */
+export const VECTORED_INTERRUPT = 1;
+/** An NMI. */
+export const VECTORED_NMI = 2;
+/** An exception. */
+export const VECTORED_EXCEPTION = 3;
+
+/** The exit interrupted the delivery of an event (SDM 3C 28.2.4: IDT-vectoring information; APM 2 15.7.2: EXITINTINFO). */
+function vectored(p: Processor, kind: number, vector: number, errorCode: number): void {
+  if (kind === VECTORED_NMI) p.nmiBlocked = false;
+  p.vectored = kind;
+  p.vectoredVector = vector;
+  p.vectoredErrorCode = errorCode;
+}
 
 /**
  * Delivers an external interrupt or an NMI. What goes wrong with the gate raises an exception in its place.
@@ -55,7 +76,8 @@ export function deliverInterrupt(p: Processor, vector: number, nmi: boolean): vo
   p.stopWaiting();
   if (nmi) p.nmiBlocked = true;
   const second = deliver(p, vector, 0);
-  if (second !== DELIVERED) raise(p, second >>> 16, second & 0xffff);
+  if (second === EXITED) vectored(p, nmi ? VECTORED_NMI : VECTORED_INTERRUPT, vector, 0);
+  else if (second !== DELIVERED) raise(p, second >>> 16, second & 0xffff);
 }
 
 /** Raises an exception: the pending instruction stays pending, and the handler decides what becomes of it. */
@@ -64,6 +86,7 @@ export function raise(p: Processor, vector: number, errorCode: number): void {
     if (p.virtualization.exception(p, vector, errorCode)) return;
     const second = deliver(p, vector, errorCode);
     if (second === DELIVERED) return;
+    if (second === EXITED) return vectored(p, VECTORED_EXCEPTION, vector, errorCode);
     if (vector === DF_VECTOR) {
       p.virtualization.tripleFault(p);
       return;
@@ -82,7 +105,8 @@ export function raise(p: Processor, vector: number, errorCode: number): void {
 export function deliverInjectedException(p: Processor, vector: number, errorCode: number): void {
   const second = deliver(p, vector, errorCode < 0 ? 0 : errorCode);
   if (second === DELIVERED) return;
-  if (vector === DF_VECTOR) p.virtualization.tripleFault(p);
+  if (second === EXITED) vectored(p, VECTORED_EXCEPTION, vector, errorCode);
+  else if (vector === DF_VECTOR) p.virtualization.tripleFault(p);
   else if (doubles(vector, second >>> 16)) raise(p, DF_VECTOR, 0);
   else raise(p, second >>> 16, second & 0xffff);
 }
@@ -102,7 +126,7 @@ const gate = { address: 0, selector: 0, type: 0 };
 /** Begins the handler of a vector. Otherwise answers with the exception that this raises: vector << 16 | error code. */
 function deliver(p: Processor, vector: number, errorCode: number): number {
   const fault = (vector << 3) | ERROR_IDT | ERROR_EXT;
-  if (!readGate(p, vector)) return (GP_VECTOR << 16) | fault;
+  if (!readGate(p, vector)) return gateFault === DELIVERED ? (GP_VECTOR << 16) | fault : takeGateFault();
   const { selector, type } = gate;
   const kind = type & 0x1f;
   if (kind !== TYPE_INTERRUPT && kind !== TYPE_TRAP) return (GP_VECTOR << 16) | fault;
@@ -121,9 +145,18 @@ function deliver(p: Processor, vector: number, errorCode: number): number {
   return DELIVERED;
 }
 
-/** Reads a vector's gate. false where the IDT ends before it. */
+/** What reading a gate came to, where its address is translated: as {@linkcode deliver} answers. */
+let gateFault = DELIVERED;
+
+function takeGateFault(): number {
+  const fault = gateFault;
+  gateFault = DELIVERED;
+  return fault;
+}
+
+/** Reads a vector's gate. false where the IDT ends before it, or reading it has faulted. */
 function readGate(p: Processor, vector: number): boolean {
-  const { sys, memory } = p;
+  const { sys, direct: memory } = p;
   const base = sys[SYS_IDT_BASE];
   const first = ((base >>> 2) + (vector << 2)) | 0;
   const flat = ((base & 3) | sys[SYS_IDT_BASE + 1]) === 0 && ((first + 3) | 0) < memory.flatWords;
@@ -143,7 +176,7 @@ function readGateSlowly(p: Processor, vector: number): boolean {
     if (offset + IDT_GATE64.size - 1 > limit) return false;
     const entry = idtBase(p) + offset;
     gate64(gateWord(p, entry), gateWord(p, entry + 4), gateWord(p, entry + 8));
-    return true;
+    return gateFault === DELIVERED;
   }
   if (p.realMode) {
     // SDM 3B 21.1.4: four bytes, offset and segment.
@@ -152,12 +185,12 @@ function readGateSlowly(p: Processor, vector: number): boolean {
     gate.address = (entry >>> 16) * 16 + (entry & 0xffff);
     gate.selector = entry >>> 16;
     gate.type = GATE_PRESENT | TYPE_INTERRUPT;
-    return true;
+    return gateFault === DELIVERED;
   }
   const offset = IDT_GATE32.size * vector;
   if (offset + IDT_GATE32.size - 1 > limit) return false;
   gate64(gateWord(p, idtBase(p) + offset), gateWord(p, idtBase(p) + offset + 4), 0);
-  return true;
+  return gateFault === DELIVERED;
 }
 
 /** Takes a gate apart; a 32-bit gate is a 64-bit one whose third word is 0. */
@@ -169,12 +202,28 @@ function gate64(low: number, middle: number, high: number): void {
 }
 
 function idtBase(p: Processor): number {
-  return linear(p.sys[SYS_IDT_BASE], p.sys[SYS_IDT_BASE + 1]);
+  const { sys } = p;
+  return p.translates
+    ? linearAddress(sys[SYS_IDT_BASE], sys[SYS_IDT_BASE + 1])!
+    : linear(sys[SYS_IDT_BASE], sys[SYS_IDT_BASE + 1]);
 }
 
+/** A word of a gate: of none, where reading it has faulted. */
 function gateWord(p: Processor, address: number): number {
-  if (!p.memory.backed(address, 4)) throw p.error(`its IDT is at ${hex(address)}, which no memory backs`);
-  return p.memory.word(address);
+  if (!p.translates) {
+    if (!p.memory.backed(address, 4)) throw p.error(`its IDT is at ${hex(address)}, which no memory backs`);
+    return p.memory.word(address);
+  }
+  if (gateFault !== DELIVERED) return 0;
+  if ((address & 3) !== 0) {
+    throw new NotModelled("an IDT that is not aligned to 4 bytes, translated", "SDM 3A 6.10");
+  }
+  const mmu = p.mmu!;
+  const physical = mmu.translate(address, READS_SYSTEM, 4);
+  if (physical !== FAULTED) return mmu.physical.word(physical);
+  const fault = mmu.takeSystemFault();
+  gateFault = fault === undefined ? EXITED : (fault.vector << 16) | fault.errorCode;
+  return 0;
 }
 
 /**

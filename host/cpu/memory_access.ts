@@ -8,11 +8,13 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { instructionText, u64 } from "../../abi/mod.ts";
+import { instructionText, isCanonical, linearAddress, u64 } from "../../abi/mod.ts";
 import type { Costs } from "../cost/mod.ts";
+import type { PhysicalSpace } from "../memory/mod.ts";
 import * as slots from "../memory/mod.ts";
 import { raise } from "./events.ts";
 import { additionFlags, comparisonFlags, comparisonFlags64, STATUS_FLAGS } from "./flags.ts";
+import * as mmus from "./mmu.ts";
 import type { Processor } from "./processor.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -51,6 +53,7 @@ const {
   SYS_CR2,
 } = abi;
 const { PAGE_SIZE } = slots;
+const { FAULTED, READS, VIRTUALIZED, WRITES } = mmus;
 
 /** How an instruction uses memory. */
 export interface AccessSpec {
@@ -119,7 +122,7 @@ export function operandBase(p: Processor): number {
 
 /** The short way of {@linkcode accessMemory} for 32 bits, where they are aligned and flat: MOV and BTR. */
 export function access32(p: Processor, op: number): void {
-  const { memory, regs } = p;
+  const { direct: memory, regs } = p;
   const address = regs[RDI];
   const word = address >>> 2;
   const bit = regs[RCX];
@@ -151,7 +154,7 @@ export function accessMemory(p: Processor, op: number): void {
   const { bytes, reads, writes, primitive } = ACCESS[op]!;
   if (bytes === 8) p.needs64BitMode(op);
   const address = effectiveAddress(p, op, operandBase(p));
-  const { memory } = p;
+  const { direct: memory } = p;
   const flat = address >= 0 && address + bytes <= memory.flat;
   const slot = flat ? undefined : memory.find(address, bytes);
   if (!flat && (slot === undefined || (writes && (slot.readonly || slot.guestReadonly)))) {
@@ -265,6 +268,7 @@ function compute(p: Processor, op: number): boolean {
 /** An access that no single plain slot serves. */
 function elsewhere(p: Processor, op: number, address: number, bytes: number, writes: boolean): void {
   const { memory } = p;
+  if (p.direct !== memory) return accessLinear(p, op);
   if (address < 0 || address + bytes > PHYSICAL_ADDRESS_LIMIT) return raise(p, GP_VECTOR, 0);
   if (writes) {
     const locked = readonlyByte(p, address, bytes);
@@ -291,6 +295,74 @@ function elsewhere(p: Processor, op: number, address: number, bytes: number, wri
   }
   p.charge(priceOf(p.cost, ACCESS[op]!.primitive));
   p.retire(op);
+}
+
+/** Where the operand is in the host's physical memory; behind its first bytes, so many of them, it may go on elsewhere. */
+let place = 0;
+let placeBehind = 0;
+let bytesBefore = 0;
+
+/** An access whose address is translated, page by page, before anything is read or written. */
+function accessLinear(p: Processor, op: number): void {
+  const { bytes, reads, writes, primitive } = ACCESS[op]!;
+  const linear = linearOperand(p, op);
+  if (linear === undefined) return raise(p, GP_VECTOR, 0);
+  const mmu = p.mmu!;
+  const access = writes ? WRITES : READS;
+  const first = Math.min(bytes, PAGE_SIZE - (linear & (PAGE_SIZE - 1)));
+  const physical = mmu.translate(linear, access, bytes);
+  if (physical === FAULTED) return;
+  const behind = first < bytes && physical !== VIRTUALIZED ? mmu.translate(linear + first, access, bytes) : 0;
+  if (behind === FAULTED) return;
+  if (physical === VIRTUALIZED || behind === VIRTUALIZED) {
+    if (!writes) {
+      oldLow = p.virtualValue;
+      oldHigh = 0;
+      compute(p, op);
+    }
+  } else {
+    place = physical;
+    placeBehind = behind;
+    bytesBefore = first;
+    if (reads) readPhysical(mmu.physical, bytes);
+    if (compute(p, op)) writePhysical(mmu.physical, bytes);
+  }
+  p.charge(priceOf(p.cost, primitive));
+  p.retire(op);
+}
+
+function readPhysical(space: PhysicalSpace, bytes: number): void {
+  oldLow = 0;
+  oldHigh = 0;
+  if (bytes >= 4 && (place & 3) === 0 && bytesBefore === bytes) {
+    oldLow = space.word(place) | 0;
+    if (bytes === 8) oldHigh = space.word(place + 4) | 0;
+    return;
+  }
+  for (let i = 0; i < bytes && i < 4; i++) oldLow |= space.byte(placeOf(i)) << (8 * i);
+  for (let i = 4; i < bytes; i++) oldHigh |= space.byte(placeOf(i)) << (8 * (i - 4));
+}
+
+function writePhysical(space: PhysicalSpace, bytes: number): void {
+  if (bytes >= 4 && (place & 3) === 0 && bytesBefore === bytes) {
+    if (bytes === 8) space.setQuad(place, newLow, newHigh);
+    else space.setWord(place, newLow);
+    return;
+  }
+  for (let i = 0; i < bytes && i < 4; i++) space.setByte(placeOf(i), newLow >>> (8 * i));
+  for (let i = 4; i < bytes; i++) space.setByte(placeOf(i), newHigh >>> (8 * (i - 4)));
+}
+
+function placeOf(byte: number): number {
+  return byte < bytesBefore ? place + byte : placeBehind + byte - bytesBefore;
+}
+
+/** The linear address of the pending instruction's operand, a signed number; undefined where it is not canonical. */
+export function linearOperand(p: Processor, op: number): number | undefined {
+  const base = linearAddress(p.regs[RDI], p.regs[RDI + 1]);
+  if (base === undefined) return undefined;
+  const linear = effectiveAddress(p, op, base);
+  return isCanonical(linear) && isCanonical(linear + ACCESS[op]!.bytes - 1) ? linear : undefined;
 }
 
 /** The first byte of a range that the guest has mapped read-only for itself, -1 for none. */

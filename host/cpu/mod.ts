@@ -6,7 +6,9 @@
 
 export { GuestError, NotModelled } from "./errors.ts";
 export * from "./events.ts";
+export { setCr3 } from "./control_registers.ts";
 export * from "./memory_access.ts";
+export * from "./mmu.ts";
 export * from "./processor.ts";
 export * from "./reset.ts";
 export * from "./virtualization.ts";

@@ -7,7 +7,11 @@
 import * as abi from "../../abi/mod.ts";
 import { raise } from "./events.ts";
 import { entryAt, linear, pushFrame, switchContext } from "./frames.ts";
+import { movFromCr, movToCr } from "./control_registers.ts";
+import { readLinear, readOperand } from "./linear.ts";
+import * as mmus from "./mmu.ts";
 import { knownSelector, type Processor } from "./processor.ts";
+import { invlpg, invpcid, setAc } from "./tlb_instructions.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
@@ -30,10 +34,14 @@ const {
   KERNEL_CS,
   NO_VECTOR,
   OP_IN8,
+  OP_CLAC,
   OP_INVD,
+  OP_INVLPG,
+  OP_INVPCID,
   OP_LIDT,
   OP_LRET,
   OP_MOV_FROM_CR0,
+  OP_MOV_FROM_CR2,
   OP_MOV_FROM_CR3,
   OP_MOV_FROM_CR4,
   OP_MOV_FROM_CR8,
@@ -42,6 +50,7 @@ const {
   OP_MOV_TO_CR4,
   OP_MOV_TO_CR8,
   OP_OUT8,
+  OP_STAC,
   OP_SWITCH,
   OP_SYSCALL,
   OP_SYSRET,
@@ -50,13 +59,9 @@ const {
   R11,
   RAX,
   RCX,
-  RDI,
   RDX,
   RFLAGS,
   SYSCALL_ENTRY,
-  SYS_CR0,
-  SYS_CR3,
-  SYS_CR4,
   SYS_CSTAR,
   SYS_EFER,
   SYS_FMASK,
@@ -71,6 +76,8 @@ const {
   USER_CS,
   VECTOR,
 } = abi;
+
+const { FETCHES, READS } = mmus;
 
 /** MSRs that a processor keeps in its system registers and that hosts let guests reach without an exit. */
 const SYSTEM_MSRS: ReadonlyMap<number, number> = new Map<number, number>([
@@ -146,10 +153,15 @@ function setPair(p: Processor, low: number, high: number): void {
  */
 export function hypercall(p: Processor): void {
   const site = p.rip;
-  const { memory } = p;
-  const third = site + 2 < memory.flat
-    ? hypercallByte(memory.u8, site)
-    : hypercallByte(codeBytes(p, site), 0);
+  const { direct: memory } = p;
+  let third: number;
+  if (site + 2 < memory.flat) {
+    third = hypercallByte(memory.u8, site);
+  } else {
+    const bytes = readLinear(p, site, 3, FETCHES);
+    if (bytes === undefined) return;
+    third = hypercallByte(new Uint8Array(bytes.buffer), 0);
+  }
   if (third < 0) throw p.error("the bytes at its hypercall site are neither VMCALL nor VMMCALL any more");
   p.virtualization.hypercall(p, third === VMMCALL_BYTE);
 }
@@ -164,12 +176,6 @@ function hypercallByte(bytes: Uint8Array, at: number): number {
   const known = bytes[at] === 0x0f && bytes[at + 1] === 0x01 &&
     (third === VMCALL_BYTE || third === VMMCALL_BYTE);
   return known ? third : -1;
-}
-
-function codeBytes(p: Processor, site: number): Uint8Array {
-  const { memory } = p;
-  if (!memory.backed(site, 3)) return new Uint8Array(3);
-  return Uint8Array.of(memory.byte(site), memory.byte(site + 1), memory.byte(site + 2));
 }
 
 /** IN and OUT. */
@@ -205,6 +211,16 @@ export function system(p: Processor, op: number): void {
     case OP_MOV_FROM_CR8:
       p.needs64BitMode(op);
       return movFromCr(p, op, 8);
+    case OP_MOV_FROM_CR2:
+      return movFromCr(p, op, 2);
+    case OP_INVLPG:
+      return invlpg(p, op);
+    case OP_INVPCID:
+      return invpcid(p, op);
+    case OP_STAC:
+      return setAc(p, op, true);
+    case OP_CLAC:
+      return setAc(p, op, false);
     case OP_LIDT:
       return lidt(p, op);
     case OP_LRET:
@@ -229,53 +245,13 @@ export function system(p: Processor, op: number): void {
   }
 }
 
-const CR_WORD: Readonly<Record<number, number>> = { 0: SYS_CR0, 3: SYS_CR3, 4: SYS_CR4 };
-
-function movToCr(p: Processor, op: number, cr: number): void {
-  if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
-  if (p.virtualization.movToCr(p, cr)) return;
-  const { regs } = p;
-  if (cr === 8) {
-    // CR8 bits 63:4 are reserved.
-    if (regs[RAX] > 15 || regs[RAX + 1] !== 0) return raise(p, GP_VECTOR, 0);
-    const value = regs[RAX];
-    p.charge(p.cost.system);
-    p.retire(op);
-    p.virtualization.writeCr8(p, value);
-    return;
-  }
-  const word = CR_WORD[cr];
-  p.sys[word] = regs[RAX];
-  p.sys[word + 1] = regs[RAX + 1];
-  p.charge(p.cost.system);
-  p.retire(op);
-}
-
-function movFromCr(p: Processor, op: number, cr: number): void {
-  if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
-  if (p.virtualization.movFromCr(p, cr)) return;
-  const { regs } = p;
-  if (cr === 8) {
-    regs[RAX] = p.virtualization.readCr8(p);
-    regs[RAX + 1] = 0;
-  } else {
-    const word = CR_WORD[cr];
-    regs[RAX] = p.sys[word];
-    regs[RAX + 1] = p.sys[word + 1];
-  }
-  p.charge(p.cost.system);
-  p.retire(op);
-}
-
 function lidt(p: Processor, op: number): void {
   if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
-  const { memory } = p;
-  const address = p.regs[RDI + 1] * HIGH + p.regs[RDI];
-  const bytes = p.longActive ? DESCRIPTOR_PTR64.size : 6;
-  if (!memory.backed(address, bytes)) throw p.error("LIDT's operand is not in plain memory");
-  p.sys[SYS_IDT_LIMIT] = memory.word(address) & 0xffff;
-  p.sys[SYS_IDT_BASE] = memory.word(address + 2);
-  p.sys[SYS_IDT_BASE + 1] = p.longActive ? memory.word(address + 6) : 0;
+  const operand = readOperand(p, p.longActive ? DESCRIPTOR_PTR64.size : 6, READS);
+  if (operand === undefined) return;
+  p.sys[SYS_IDT_LIMIT] = operand.getUint16(0, true);
+  p.sys[SYS_IDT_BASE] = operand.getUint32(2, true);
+  p.sys[SYS_IDT_BASE + 1] = p.longActive ? operand.getUint32(6, true) : 0;
   p.charge(p.cost.system);
   p.retire(op);
 }

@@ -11,11 +11,13 @@ import type { CodeStore, Guest } from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
 import { type Engine, type Steps, straight, type Thread } from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
-import type { GuestMemory, Watcher } from "../memory/mod.ts";
+import { GuestMemory, type PhysicalSpace, type Watcher } from "../memory/mod.ts";
 import { escaped, GuestError, misbuilt } from "./errors.ts";
 import * as events from "./events.ts";
 import * as instruction from "./execute.ts";
 import * as activations from "./frames.ts";
+import * as mmus from "./mmu.ts";
+import { Mmu } from "./mmu.ts";
 import * as privileged from "./privileged.ts";
 import { resetProcessor } from "./reset.ts";
 import * as waiting from "./waiting.ts";
@@ -24,6 +26,7 @@ import type { Virtualization } from "./virtualization.ts";
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
   CR0_PE,
+  CR0_PG,
   CS,
   EFER_LMA,
   HIGH,
@@ -33,6 +36,7 @@ const {
   OP_WRMSR,
   RIP,
   SYS_CR0,
+  SYS_CR3,
   SYS_EFER,
   SYS_WORDS,
   USER32_CS,
@@ -42,6 +46,7 @@ const { FAR, LONG_AGO } = core;
 // And so are functions.
 const { endFrame } = events;
 const { execute } = instruction;
+const { FAULTED, FETCHES } = mmus;
 const { linear, resumeAt } = activations;
 const { writeMsr } = privileged;
 const { endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } = waiting;
@@ -70,11 +75,16 @@ export interface ProcessorParts {
   readonly thread: HostThread;
   /** The virtual machine's memory. */
   readonly memory: GuestMemory;
+  /** The host's physical memory. */
+  readonly physical: PhysicalSpace;
   /** Prices. */
   readonly cost: Costs;
   /** Its virtualization hardware. */
   readonly virtualization: Virtualization;
 }
+
+/** What instructions reach without translation while addresses are translated. */
+const NOTHING = new GuestMemory();
 
 /** A logical processor in guest mode. */
 export class Processor {
@@ -137,13 +147,27 @@ export class Processor {
   declare readonly thread: HostThread;
   /** The virtual machine's memory. */
   declare readonly memory: GuestMemory;
+  /** What instructions reach by addresses as they are: that memory, or none while addresses are translated. */
+  declare direct: GuestMemory;
   /** Prices. */
   declare readonly cost: Costs;
   /** Its virtualization hardware. */
   declare readonly virtualization: Virtualization;
 
+  /** What was being delivered when the guest exited: VECTORED_NOTHING and so on; software clears it. */
+  vectored = 0;
+  /** Its vector. */
+  vectoredVector = 0;
+  /** Its error code. */
+  vectoredErrorCode = 0;
   /** Its name in messages. */
   declare readonly name: string;
+  /** The host's physical memory. */
+  declare readonly physical: PhysicalSpace;
+  /** Translates addresses; undefined until that was first needed. */
+  mmu: Mmu | undefined = undefined;
+  /** KVM wants the guest's accesses to go through its own tables, even where the guest has none. */
+  tracked = false;
   /** The context that it began with at reset. */
   declare bootContext: X86Cpu;
 
@@ -152,6 +176,8 @@ export class Processor {
     this.engine = parts.engine;
     this.thread = parts.thread;
     this.memory = parts.memory;
+    this.direct = parts.memory;
+    this.physical = parts.physical;
     this.cost = parts.cost;
     this.virtualization = parts.virtualization;
     this.name = parts.name;
@@ -339,7 +365,29 @@ export class Processor {
   /** At an instruction boundary: an asynchronous event that is due, or a window that is open. */
   #event(): boolean {
     if (this.asyncDue && this.virtualization.asynchronous(this)) return true;
-    return this.windowRequested && this.virtualization.window(this);
+    if (this.windowRequested && this.virtualization.window(this)) return true;
+    return this.translates && !this.#fetchable();
+  }
+
+  /** Whether addresses are translated. */
+  get translates(): boolean {
+    return this.direct !== this.memory;
+  }
+
+  /** Whether the next instruction can be fetched; otherwise that has faulted, or exited. Blocks of text cross no page. */
+  #fetchable(): boolean {
+    return this.mmu!.translate(this.rip, FETCHES, 1) !== FAULTED;
+  }
+
+  /** The registers that paging depends on have changed, or who wants translation. */
+  pagingChanged(): void {
+    const { sys } = this;
+    const paging = (sys[SYS_CR0] & CR0_PG) !== 0 && (sys[SYS_CR3] >= 4096 || sys[SYS_CR3 + 1] !== 0);
+    if (!paging && !this.tracked && this.mmu === undefined) return;
+    this.mmu ??= new Mmu(this, this.physical);
+    this.mmu.changed();
+    this.direct = paging || this.tracked ? NOTHING : this.memory;
+    this.setAsync(this.asyncAt);
   }
 
   /** The instruction completed. */
@@ -354,13 +402,13 @@ export class Processor {
   /** The next asynchronous event is due at `time`. */
   setAsync(time: number): void {
     this.asyncAt = time;
-    this.eventAt = this.windowRequested ? LONG_AGO : time;
+    this.eventAt = this.windowRequested || this.direct !== this.memory ? LONG_AGO : time;
   }
 
   /** Software asks, or does not ask any more, for an exit at an interrupt or NMI window. */
   requestWindow(requested: boolean): void {
     this.windowRequested = requested;
-    this.eventAt = requested ? LONG_AGO : this.asyncAt;
+    this.eventAt = requested || this.direct !== this.memory ? LONG_AGO : this.asyncAt;
   }
 
   /** Whether an asynchronous event is due. */

@@ -67,6 +67,8 @@ export function resetProcessor(p: Processor, init: boolean): void {
   p.regs[CS] = 0;
   p.shadow = false;
   p.nmiBlocked = false;
+  p.vectored = 0;
+  p.pagingChanged();
   p.requestWindow(false);
   p.microcode = undefined;
   p.working = false;
@@ -81,6 +83,7 @@ export function startLongMode(p: Processor, entry: number): void {
   p.sys[SYS_CR4] = CR4_PAE;
   p.sys[SYS_EFER] = EFER_LME | EFER_LMA;
   p.regs[CS] = KERNEL_CS;
+  p.pagingChanged();
   p.setRip(entry);
 }
 
@@ -88,5 +91,6 @@ export function startLongMode(p: Processor, entry: number): void {
 export function startProtectedMode(p: Processor, entry: number): void {
   p.sys[SYS_CR0] = CR0_PE | CR0_ET;
   p.regs[CS] = KERNEL32_CS;
+  p.pagingChanged();
   p.setRip(entry);
 }

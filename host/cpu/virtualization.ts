@@ -5,6 +5,8 @@
  * @module
  */
 
+import type { PagingFeatures } from "../../abi/mod.ts";
+import type { CpuTlb, HostFault, PhysicalMemory, SecondDimension } from "../mmu/mod.ts";
 import type { Processor } from "./processor.ts";
 
 /**
@@ -54,6 +56,24 @@ export interface Virtualization {
    * in {@linkcode Processor.virtualValue} and is not dealt with.
    */
   unbacked(p: Processor, address: number, bytes: number, write: boolean): Dealt;
+
+  /** What the processor has of paging. */
+  readonly pagingFeatures: PagingFeatures;
+  /** Whether it has STAC and CLAC. */
+  readonly smap: boolean;
+  /** The TLB of the CPU that it runs on. */
+  cpuTlb(): CpuTlb;
+  /** What its accesses are tagged with, the PCID aside. `root` is NO_EPT where EPT is not in use. */
+  tlbTags(): { readonly vpid: number; readonly root: number };
+  /** EPT, or nested tables, in `memory`. */
+  second(memory: PhysicalMemory): SecondDimension;
+  /** EPT or nested tables do not allow an access to memory. Always exits. */
+  hostFault(p: Processor, fault: HostFault): void;
+  /** INVLPG, at CPL 0. */
+  invlpg(p: Processor, linear: number): Dealt;
+  /** INVPCID, at CPL 0. */
+  invpcid(p: Processor, type: number): Dealt;
+
   /** The task priority that MOV CR8 reads without an exit. */
   readCr8(p: Processor): number;
   /** MOV to CR8 that did not exit: sets the task priority, which may cause a trap-like exit. */

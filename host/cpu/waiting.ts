@@ -11,11 +11,13 @@
 import * as abi from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
 import { comparisonFlags, STATUS_FLAGS } from "./flags.ts";
-import { operandBase } from "./memory_access.ts";
+import { raise } from "./events.ts";
+import { linearOperand, operandBase } from "./memory_access.ts";
+import { FAULTED, READS, VIRTUALIZED } from "./mmu.ts";
 import type { Processor } from "./processor.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const { OP_PAUSE_WHILE, OP_WORK, RAX, RCX, RFLAGS } = abi;
+const { GP_VECTOR, OP_LOAD32, OP_PAUSE_WHILE, OP_WORK, RAX, RCX, RFLAGS } = abi;
 const { FAR } = core;
 
 /** The longest sleep at a stretch; a longer computation goes on behind it. */
@@ -78,7 +80,8 @@ function giveBack(regs: Uint32Array, cycles: number): void {
 /** Executes PAUSE; CMP [RDI], EAX; JE: looks at the word, and sleeps until it may have changed. */
 export function pauseWhile(p: Processor): void {
   const { engine, thread, memory, spin } = p;
-  const address = operandBase(p);
+  const address = spinAddress(p);
+  if (address === FAULTED) return;
   if (!memory.backed(address, 4)) throw p.error("a PAUSE loop can only spin on plain memory");
   const value = memory.word(address);
   if (value !== p.regs[RAX]) {
@@ -103,6 +106,18 @@ export function pauseWhile(p: Processor): void {
   p.sleepStart = thread.time;
   if (p.asyncAt !== FAR) engine.wakeAt(thread, turnAfter(p, p.asyncAt));
   else engine.park(thread);
+}
+
+/** The guest-physical address of the word; FAULTED where looking at it has faulted, or exited. */
+function spinAddress(p: Processor): number {
+  if (!p.translates) return operandBase(p);
+  const linear = linearOperand(p, OP_LOAD32);
+  if (linear === undefined) {
+    raise(p, GP_VECTOR, 0);
+    return FAULTED;
+  }
+  const physical = p.mmu!.translate(linear, READS, 4);
+  return physical < 0 ? physical : p.mmu!.guestAddress(physical) ?? VIRTUALIZED;
 }
 
 /** The loop is not asleep any more. */

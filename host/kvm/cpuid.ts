@@ -7,9 +7,19 @@
 
 import {
   CPUID_1_ECX_HYPERVISOR,
+  CPUID_1_ECX_PCID,
   CPUID_1_ECX_TSC_DEADLINE,
   CPUID_1_ECX_X2APIC,
   CPUID_1_EDX_APIC,
+  CPUID_1_EDX_PGE,
+  CPUID_7_EBX_INVPCID,
+  CPUID_7_EBX_SMAP,
+  CPUID_7_EBX_SMEP,
+  CPUID_EXT1_EDX_GBPAGES,
+  CPUID_EXT1_EDX_NX,
+  CR4_PCIDE,
+  CR4_SMAP,
+  CR4_SMEP,
   hex,
   HYPERVISOR_CPUID_BASE,
   HYPERVISOR_CPUID_END,
@@ -20,6 +30,7 @@ import {
   KVM_SIGNATURE_ECX,
   KVM_SIGNATURE_EDX,
   type KvmFeature,
+  type PagingFeatures,
   RAX,
   RBX,
   RCX,
@@ -53,6 +64,8 @@ export interface CpuModel {
   readonly x2apic: boolean;
   /** Whether the APIC timer has TSC-deadline mode. */
   readonly tscDeadline: boolean;
+  /** Whether it has INVPCID. */
+  readonly invpcid: boolean;
   /** Whether CPUID tells of a hypervisor, and KVM's leaves are there. */
   readonly hypervisor: boolean;
   /** Where KVM's leaves are: 0x40000000, or 0x100 steps above. */
@@ -65,6 +78,8 @@ export interface CpuModel {
   readonly tscKhz: number;
 }
 
+/** CR4 bits that every processor here has: VME to OSXMMEXCPT. */
+const CR4_ALWAYS = 0x7ff;
 /** The physical address width that models have. */
 const PHYSICAL_BITS = 46;
 const MAX_BASIC_LEAF = 0x16;
@@ -81,11 +96,12 @@ export function cpuModel(model: CpuModel): CpuidEntry[] {
   const [ebx, edx, ecx] = VENDOR[model.vendor];
   // Family 6 model 85 (Skylake server); family 25 (Zen 3).
   const signature = model.vendor === "intel" ? 0x0005_0654 : 0x00a2_0f12;
-  const features1 = (1 << 13) | // CMPXCHG16B
+  const features1 = (1 << 13) | CPUID_1_ECX_PCID | // CMPXCHG16B
     (model.x2apic ? CPUID_1_ECX_X2APIC : 0) | (model.tscDeadline ? CPUID_1_ECX_TSC_DEADLINE : 0) |
     (model.hypervisor ? CPUID_1_ECX_HYPERVISOR : 0);
   // FPU, TSC, MSR, PAE, CX8, APIC, PGE, CMOV, PAT, MMX, FXSR, SSE, SSE2.
-  const features1d = (1 << 0) | (1 << 4) | (1 << 5) | (1 << 6) | (1 << 8) | CPUID_1_EDX_APIC | (1 << 13) |
+  const features1d = (1 << 0) | (1 << 4) | (1 << 5) | (1 << 6) | (1 << 8) | CPUID_1_EDX_APIC |
+    CPUID_1_EDX_PGE |
     (1 << 15) | (1 << 16) | (1 << 23) | (1 << 24) | (1 << 25) | (1 << 26);
   const logical = Math.min(model.cpus, 255);
   const shift = Math.max(1, Math.ceil(Math.log2(Math.max(2, model.cpus))));
@@ -95,6 +111,11 @@ export function cpuModel(model: CpuModel): CpuidEntry[] {
       leaf: 1,
       registers: [signature, ((model.apicId & 0xff) << 24) | (logical << 16), features1, features1d],
     },
+    {
+      leaf: 7,
+      subleaf: 0,
+      registers: [0, CPUID_7_EBX_SMEP | (model.invpcid ? CPUID_7_EBX_INVPCID : 0) | CPUID_7_EBX_SMAP, 0, 0],
+    },
     // Extended topology: one thread a core, all cores in one package.
     { leaf: 0xb, subleaf: 0, registers: [0, 1, 0x100, model.apicId] },
     { leaf: 0xb, subleaf: 1, registers: [shift, model.cpus & 0xffff, 0x201, model.apicId] },
@@ -103,7 +124,11 @@ export function cpuModel(model: CpuModel): CpuidEntry[] {
       registers: [Math.round(model.tscKhz / 1000), Math.round(model.tscKhz / 1000), 100, 0],
     },
     { leaf: 0x8000_0000, registers: [MAX_EXTENDED_LEAF, 0, 0, 0] },
-    { leaf: 0x8000_0001, registers: [signature, 0, 0, (1 << 11) | (1 << 20) | (1 << 29)] }, // SYSCALL, NX, LM
+    // SYSCALL, NX, pages of 1 GiB, LM.
+    {
+      leaf: 0x8000_0001,
+      registers: [signature, 0, 0, (1 << 11) | CPUID_EXT1_EDX_NX | CPUID_EXT1_EDX_GBPAGES | (1 << 29)],
+    },
     { leaf: 0x8000_0007, registers: [0, 0, 0, 1 << 8] }, // Invariant TSC
     { leaf: 0x8000_0008, registers: [PHYSICAL_BITS | (48 << 8), 0, 0, 0] },
   ];
@@ -134,6 +159,14 @@ export class CpuidTable {
   readonly tscDeadlineTimer: boolean;
   /** MAXPHYADDR. */
   readonly physicalAddressBits: number;
+  /** What walks of the guest's tables depend on. */
+  readonly paging: PagingFeatures;
+  /** The bits that CR4 may hold. */
+  readonly cr4: number;
+  /** Whether IA32_EFER.NXE may be set. */
+  readonly nx: boolean;
+  /** Whether there is INVPCID. */
+  readonly invpcid: boolean;
   /** EAX of the feature leaf, found as guests find it; 0 without KVM's signature. */
   readonly pvFeatures: number;
 
@@ -156,6 +189,17 @@ export class CpuidTable {
     this.x2apic = leaf1 !== undefined && (leaf1[2] & CPUID_1_ECX_X2APIC) !== 0;
     this.tscDeadlineTimer = leaf1 !== undefined && (leaf1[2] & CPUID_1_ECX_TSC_DEADLINE) !== 0;
     this.physicalAddressBits = (this.find(0x8000_0008, 0)?.[0] ?? 36) & 0xff;
+    const extended = this.find(0x8000_0001, 0)?.[3] ?? 0;
+    this.nx = (extended & CPUID_EXT1_EDX_NX) !== 0;
+    this.paging = {
+      maxPhysicalBits: this.physicalAddressBits,
+      pages1G: (extended & CPUID_EXT1_EDX_GBPAGES) !== 0,
+      amd: !this.intelCompatible,
+    };
+    const leaf7 = this.find(7, 0)?.[1] ?? 0;
+    this.invpcid = (leaf7 & CPUID_7_EBX_INVPCID) !== 0;
+    this.cr4 = CR4_ALWAYS | (((leaf1?.[2] ?? 0) & CPUID_1_ECX_PCID) !== 0 ? CR4_PCIDE : 0) |
+      ((leaf7 & CPUID_7_EBX_SMEP) !== 0 ? CR4_SMEP : 0) | ((leaf7 & CPUID_7_EBX_SMAP) !== 0 ? CR4_SMAP : 0);
     this.pvFeatures = this.#findPvFeatures();
   }
 

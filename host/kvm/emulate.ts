@@ -11,12 +11,15 @@ import {
   CR0_NW,
   CR0_PE,
   CR0_PG,
+  CR3_PCID,
   CR4_PAE,
+  CR4_PCIDE,
   EFER_LMA,
   EFER_LME,
   high,
   instructionText,
   KERNEL_CS,
+  loadCr3,
   low,
   OP_VMCALL,
   OP_VMMCALL,
@@ -34,7 +37,19 @@ import {
   USER_CS,
 } from "../../abi/mod.ts";
 import { CR0_WP, CS } from "../../abi/mod.ts";
-import { ACCESS, effectiveAddress, emulateOperand, NotModelled, operandBase } from "../cpu/mod.ts";
+import {
+  ACCESS,
+  type Access,
+  type AccessSpec,
+  effectiveAddress,
+  emulateOperand,
+  linearOperand,
+  NotModelled,
+  operandBase,
+  READS,
+  setCr3,
+  WRITES,
+} from "../cpu/mod.ts";
 import { readPage, writePage } from "../lapic/mod.ts";
 import { TP } from "../trace/mod.ts";
 import { PAGE_SIZE } from "../memory/mod.ts";
@@ -55,15 +70,47 @@ export function emulateMemoryAccess(vcpu: Vcpu): void {
     throw new NotModelled(`emulation of ${instructionText(op)}`, "arch/x86/kvm/emulate.c");
   }
   startEmulation(vcpu);
-  const address = effectiveAddress(processor, op, operandBase(processor));
-  const operand = spec.reads ? readOperand(vcpu, address, spec.bytes) : 0n;
+  const parts = operandParts(vcpu, op, spec);
+  if (parts === undefined) return; // The guest's tables are against it.
+  const operand = spec.reads ? readOperand(vcpu, parts) : 0n;
   const result = emulateOperand(processor, op, operand);
-  if (spec.writes && result !== undefined) writeOperand(vcpu, address, spec.bytes, result);
+  if (spec.writes && result !== undefined) writeOperand(vcpu, parts, result);
   vcpu.backend.skipInstruction();
 }
 
+/** A part of an operand: a guest-physical address, and bytes. */
+type Part = readonly [address: number, bytes: number];
+
+/** Where the operand is: in up to two pages. Undefined where the guest's tables raise a page fault, which is queued. */
+function operandParts(vcpu: Vcpu, op: number, spec: AccessSpec): Part[] | undefined {
+  const { processor } = vcpu;
+  if (!processor.translates) {
+    return [...fragments(effectiveAddress(processor, op, operandBase(processor)), spec.bytes)];
+  }
+  const linear = linearOperand(processor, op)!; // It has exited: the address was good.
+  const parts: Part[] = [];
+  for (const [at, bytes] of fragments(linear, spec.bytes)) {
+    const address = guestPhysical(vcpu, at, spec.writes ? WRITES : READS);
+    if (address === undefined) return undefined;
+    parts.push([address, bytes]);
+  }
+  return parts;
+}
+
+/** The guest-physical address of a linear one; undefined where that is a page fault, which is queued. */
+function guestPhysical(vcpu: Vcpu, linear: number, access: Access): number | undefined {
+  const { processor } = vcpu;
+  if (!processor.translates) return linear;
+  const address = processor.mmu!.guestPhysical(linear, access);
+  if (address >= 0) return address;
+  processor.sys[SYS_CR2] = linear;
+  processor.sys[SYS_CR2 + 1] = Math.floor(linear / 2 ** 32);
+  vcpu.queueException(PF_VECTOR, -1 - address);
+  return undefined;
+}
+
 /** Where an operand is split: at the page boundary, each part MMIO or memory by itself. */
-function* fragments(address: number, bytes: number): Generator<readonly [address: number, bytes: number]> {
+function* fragments(address: number, bytes: number): Generator<Part> {
   const boundary = (Math.floor(address / PAGE_SIZE) + 1) * PAGE_SIZE;
   if (address + bytes <= boundary) {
     yield [address, bytes];
@@ -73,10 +120,10 @@ function* fragments(address: number, bytes: number): Generator<readonly [address
   }
 }
 
-function readOperand(vcpu: Vcpu, address: number, bytes: number): bigint {
+function readOperand(vcpu: Vcpu, parts: readonly Part[]): bigint {
   let value = 0n;
   let shift = 0n;
-  for (const [at, size] of fragments(address, bytes)) {
+  for (const [at, size] of parts) {
     const part = vcpu.vm.memory.read(at, size) ?? readMmio(vcpu, at, size);
     value |= part << shift;
     shift += BigInt(8 * size);
@@ -84,9 +131,9 @@ function readOperand(vcpu: Vcpu, address: number, bytes: number): bigint {
   return value;
 }
 
-function writeOperand(vcpu: Vcpu, address: number, bytes: number, value: bigint): void {
+function writeOperand(vcpu: Vcpu, parts: readonly Part[], value: bigint): void {
   let rest = value;
-  for (const [at, size] of fragments(address, bytes)) {
+  for (const [at, size] of parts) {
     const part = rest & ((1n << BigInt(8 * size)) - 1n);
     if (!vcpu.vm.memory.write(at, size, part)) writeMmio(vcpu, at, size, part);
     rest >>= BigInt(8 * size);
@@ -158,9 +205,7 @@ export function emulateMovToCr(vcpu: Vcpu, cr: number): void {
       ok = setCr0(vcpu, value, upper);
       break;
     case 3:
-      processor.sys[SYS_CR3] = value;
-      processor.sys[SYS_CR3 + 1] = upper;
-      ok = true;
+      ok = setsCr3(vcpu, value, upper);
       break;
     case 4:
       ok = setCr4(vcpu, value, upper);
@@ -202,17 +247,30 @@ function setCr0(vcpu: Vcpu, value: number, upper: number): boolean {
     if (regs[CS] === KERNEL_CS || regs[CS] === USER_CS) return false;
     sys[SYS_EFER] &= ~EFER_LMA;
   }
+  // Not with PCIDs (kvm_set_cr0).
+  if (!paging && (sys[SYS_CR4] & CR4_PCIDE) !== 0) return false;
   sys[SYS_CR0] = value | CR0_ET;
+  vcpu.processor.pagingChanged();
   return true;
 }
 
-/** CR4: long mode needs PAE. Bits that this CPU model lacks are reserved. */
+/** CR3: bits that are reserved (kvm_set_cr3). */
+function setsCr3(vcpu: Vcpu, value: number, upper: number): boolean {
+  const pcide = (vcpu.processor.sys[SYS_CR4] & CR4_PCIDE) !== 0;
+  if (loadCr3({ low: value, high: upper }, pcide, vcpu.cpuid.physicalAddressBits) === undefined) return false;
+  setCr3(vcpu.processor, value, upper);
+  return true;
+}
+
+/** CR4: long mode needs PAE, and PCIDs need that and a CR3 whose is 0. Bits that this CPU model lacks are reserved. */
 function setCr4(vcpu: Vcpu, value: number, upper: number): boolean {
   const { sys } = vcpu.processor;
-  const known = 0x0000_07ff; // VME to OSXMMEXCPT
-  if (upper !== 0 || (value & ~known) !== 0) return false;
-  if ((sys[SYS_EFER] & EFER_LMA) !== 0 && (value & CR4_PAE) === 0) return false;
+  if (upper !== 0 || (value & ~vcpu.cpuid.cr4) !== 0) return false;
+  const long = (sys[SYS_EFER] & EFER_LMA) !== 0;
+  if (long && (value & CR4_PAE) === 0) return false;
+  if ((value & ~sys[SYS_CR4] & CR4_PCIDE) !== 0 && (!long || (sys[SYS_CR3] & CR3_PCID) !== 0)) return false;
   sys[SYS_CR4] = value;
+  vcpu.processor.pagingChanged();
   return true;
 }
 
@@ -238,11 +296,12 @@ export function emulateInvalidOpcode(vcpu: Vcpu): void {
  */
 function fixHypercall(vcpu: Vcpu): void {
   const { processor, vm, backend } = vcpu;
-  const site = processor.rip;
   const user = vcpu.cpl === 3;
   // The emulator's tables have VMCALL as privileged, and VMMCALL not (group7_rm0, group7_rm3).
   if (backend.name === "svm" && vcpu.cpl !== 0) return vcpu.injectGp();
   if (!vm.kvmQuirk("FIX_HYPERCALL_INSN")) return vcpu.queueException(UD_VECTOR, -1);
+  const site = guestPhysical(vcpu, processor.rip, WRITES);
+  if (site === undefined) return;
   const slot = vm.memory.find(site, 3);
   if (slot?.guestReadonly && ((processor.sys[SYS_CR0] & CR0_WP) !== 0 || user)) {
     processor.sys[SYS_CR2] = low(site);

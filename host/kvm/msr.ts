@@ -174,11 +174,12 @@ function adjustTsc(vcpu: Vcpu, by: bigint): void {
 function writeEfer(vcpu: Vcpu, low: number, high: number): boolean {
   const { sys } = vcpu.processor;
   // LMA is hardware's: what is written to it is ignored (arch/x86/kvm/x86.c, set_efer).
-  const writable = EFER_SCE | EFER_LME | EFER_NX;
+  const writable = EFER_SCE | EFER_LME | (vcpu.cpuid.nx ? EFER_NX : 0);
   if ((low & ~(writable | EFER_LMA)) !== 0 || high !== 0) return false;
   const paging = (sys[SYS_CR0] & CR0_PG) !== 0;
   if (paging && ((sys[SYS_EFER] ^ low) & EFER_LME) !== 0) return false;
   sys[SYS_EFER] = (low & writable) | (sys[SYS_EFER] & EFER_LMA);
+  vcpu.processor.pagingChanged();
   return true;
 }
 

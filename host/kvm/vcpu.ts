@@ -177,6 +177,7 @@ export class Vcpu extends Thread {
       engine: vm.engine,
       thread: this,
       memory: vm.memory,
+      physical: vm.machine.physical,
       cost: vm.cost,
       virtualization: this.backend.hardware,
     });

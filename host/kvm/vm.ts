@@ -83,9 +83,9 @@ export class Vm {
   /** The TSC's frequency in kHz. */
   declare readonly tscKhz: number;
   /** Guest memory. */
-  readonly memory: GuestMemory = new GuestMemory();
+  declare readonly memory: GuestMemory;
   /** Pages that KVM has marked as MMIO. */
-  readonly mmioMarks: MmioMarks = new MmioMarks(this.memory);
+  declare readonly mmioMarks: MmioMarks;
   /** The vCPUs, by index. */
   declare readonly vcpus: readonly Vcpu[];
   /** Events, counted and recorded. */
@@ -139,6 +139,8 @@ export class Vm {
   /** Builds a virtual machine, its vCPUs reset and not started. Throws `RangeError` for options that cannot be. */
   constructor(machine: Machine, options: VmOptions = {}) {
     this.machine = machine;
+    this.memory = new GuestMemory(machine.physical);
+    this.mmioMarks = new MmioMarks(this.memory);
     this.engine = machine.engine;
     this.scheduler = machine.scheduler;
     this.apicMapLock = new Mutex(machine.engine);

@@ -22,6 +22,7 @@ import { HOST_SEMANTICS, type HostSemantics } from "../semantics.ts";
 import type { Acceleration, AvicKick } from "./acceleration.ts";
 import type { BackendName } from "./backends.ts";
 import { type CpuidEntry, CpuidTable, cpuModel } from "./cpuid.ts";
+import type { VmxSetup } from "../vmx/setup.ts";
 
 /** The most vCPUs of one virtual machine (KVM_MAX_VCPUS' default). */
 export const VCPU_LIMIT = 1024;
@@ -123,6 +124,8 @@ export interface CpuidHost {
   readonly semantics: HostSemantics;
   /** The TSC's frequency in kHz. */
   readonly tscKhz: number;
+  /** On VMX, the processor. */
+  readonly vmxSetup: Pick<VmxSetup, "capabilities"> | undefined;
 }
 
 /** What CPUID says to vCPU `id` of `cpus`. Throws `RangeError` for options that cannot be. */
@@ -139,6 +142,7 @@ export function cpuidTable(options: VmOptions, host: CpuidHost, id: number, cpus
     cpus,
     x2apic: options.x2apic ?? true,
     tscDeadline: options.tscDeadline ?? true,
+    invpcid: host.vmxSetup?.capabilities.has("invpcid") ?? true,
     hypervisor: options.hypervisor ?? true,
     kvmBase: base,
     features: featureMask(offeredFeatures(options, host.semantics)),

@@ -9,6 +9,7 @@
 
 import * as abi from "../../abi/mod.ts";
 import { hex } from "../../abi/mod.ts";
+import type { PhysicalSpace } from "./physical_space.ts";
 import { Slot, SLOT_LIMIT, type SlotOptions } from "./slot.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -42,6 +43,12 @@ export class GuestMemory {
 
   readonly #watchers: Watcher[] = [];
   readonly #filter = new Uint16Array(FILTER);
+  readonly #space: PhysicalSpace | undefined;
+
+  /** Memory without slots. `space` is the host's physical memory that its slots take up. */
+  constructor(space?: PhysicalSpace) {
+    this.#space = space;
+  }
 
   /** Adds a slot. Throws `RangeError` where it overlaps another, or there are too many. */
   addSlot(options: SlotOptions): Slot {
@@ -56,6 +63,7 @@ export class GuestMemory {
       );
     }
     const slot = new Slot(options);
+    this.#space?.place(this, slot);
     this.slots.push(slot);
     this.slots.sort((a, b) => a.base - b.base);
     this.#changed();
@@ -67,6 +75,7 @@ export class GuestMemory {
     const index = this.slots.indexOf(slot);
     if (index < 0) throw new RangeError(`Cannot remove memory slot ${slot}: it is not in use`);
     this.slots.splice(index, 1);
+    this.#space?.remove(slot);
     this.#changed();
   }
 

@@ -37,6 +37,8 @@ export class Slot {
   declare readonly readonly: boolean;
   /** Mapped read-only by the guest itself. */
   declare readonly guestReadonly: boolean;
+  /** Where the slot begins in the host's physical memory; its own base unless it is placed there. */
+  declare host: number;
   /** The bytes. */
   declare readonly u8: Uint8Array;
   /** The bytes as aligned little-endian words. */
@@ -65,6 +67,7 @@ export class Slot {
     this.base = base;
     this.size = size;
     this.end = base + size;
+    this.host = base;
     this.readonly = options.readonly ?? false;
     this.guestReadonly = options.guestReadonly ?? false;
     const buffer = new ArrayBuffer(size);

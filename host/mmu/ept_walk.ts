@@ -71,6 +71,11 @@ export class Ept implements SecondDimension {
     this.features = features;
   }
 
+  /** They do with EPTP bit 6 (29.3.3.2). */
+  get tableAccessWrites(): boolean {
+    return (this.eptp & EPTP_AD) !== 0;
+  }
+
   /** Translates a guest-physical address. */
   translate(physical: number, access: PhysicalAccess): HostPage | HostFault {
     const { memory, features } = this;

@@ -4,9 +4,12 @@
  * @module
  */
 
+export * from "./cached_second.ts";
+export * from "./cpu_tlb.ts";
 export * from "./ept_walk.ts";
 export * from "./guest_walk.ts";
 export * from "./invalidate.ts";
+export * from "./look_up.ts";
 export * from "./npt_walk.ts";
 export * from "./permissions.ts";
 export * from "./stale_translation.ts";

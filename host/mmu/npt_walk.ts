@@ -46,6 +46,9 @@ export class Npt implements SecondDimension {
   /** What the processor has. */
   declare readonly features: PagingFeatures;
 
+  /** They do. */
+  readonly tableAccessWrites = true;
+
   /** Uses the tables at N_CR3. */
   constructor({ memory, ncr3, nx, features }: NptOptions) {
     this.memory = memory;

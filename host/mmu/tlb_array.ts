@@ -16,9 +16,20 @@ import {
   type Scope,
   type TlbTranslation,
 } from "./tlb_entry.ts";
+import type { HostPage } from "./translation.ts";
 
 const { HIGH } = abi;
-const { ANY, COMBINED, GUEST_PHYSICAL, LINEAR, TLB_DIRTY, TLB_GLOBAL } = entry;
+const {
+  ANY,
+  COMBINED,
+  GUEST_PHYSICAL,
+  LINEAR,
+  TLB_DIRTY,
+  TLB_GLOBAL,
+  TLB_HOST_EXECUTABLE,
+  TLB_HOST_READABLE,
+  TLB_HOST_WRITABLE,
+} = entry;
 
 /** The size of a bank. */
 export interface BankGeometry {
@@ -176,6 +187,24 @@ export class TlbArray {
   /** Log2 of the bytes that a slot maps. */
   shift(slot: number): number {
     return this.#shifts[slot];
+  }
+
+  /** A slot of guest-physical mappings as the page that a walk had found. */
+  hostPage(slot: number): HostPage {
+    const flags = this.#flags[slot];
+    const memoryType = this.#memoryTypes[slot];
+    return {
+      kind: "page",
+      guest: addressOf(this.#high[slot], this.#low[slot] & ~VALID, true),
+      physical: this.#physical[slot],
+      shift: this.#shifts[slot] as PageShift,
+      readable: (flags & TLB_HOST_READABLE) !== 0,
+      writable: (flags & TLB_HOST_WRITABLE) !== 0,
+      executable: (flags & TLB_HOST_EXECUTABLE) !== 0,
+      dirty: (flags & TLB_DIRTY) !== 0,
+      ...(memoryType >= 0 ? { memoryType } : {}),
+      accesses: 0,
+    };
   }
 
   /** Notes that the dirty flag in memory has been set. */

@@ -170,6 +170,8 @@ export interface PhysicalAccess {
 export interface SecondDimension {
   /** Translates a guest-physical address. */
   translate(physical: number, access: PhysicalAccess): HostPage | HostFault;
+  /** Whether reads of the guest's tables count as writes: on AMD, and on Intel where EPT has accessed and dirty flags. */
+  readonly tableAccessWrites: boolean;
 }
 
 /** What a processor walks with. */

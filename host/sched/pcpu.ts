@@ -7,6 +7,7 @@
 import * as core from "../core/mod.ts";
 import { type Engine, type Rebased, rebased, Timer } from "../core/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
+import { CpuTlb } from "../mmu/mod.ts";
 import * as tracing from "../trace/mod.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -44,6 +45,8 @@ export class Pcpu implements Rebased {
   readonly #engine: Engine;
   /** How often the vCPU had entered guest mode when it began to run here. */
   #entries = 0;
+  /** Its TLB, as soon as somebody translates. */
+  #tlb: CpuTlb | undefined = undefined;
   /** Fires when the wake-up interrupt arrives; undefined before the first one. */
   #wakeups: Timer | undefined = undefined;
 
@@ -66,9 +69,21 @@ export class Pcpu implements Rebased {
     this.current = vcpu;
     this.#entries = entries(vcpu);
     vcpu.pcpu = this;
+    vcpu.processor.mmu?.moved();
     if (this.interruptAt <= vcpu.time) this.interruptAt = FAR;
     if (this.notifiedAt <= vcpu.time) this.notifiedAt = FAR;
     vcpu.asynchronousEvent();
+  }
+
+  /** Its TLB, which the vCPUs that run here share. Throws where they are not all of one vendor's. */
+  tlb(vcpu: Vcpu): CpuTlb {
+    const vendor = vcpu.vm.backend;
+    const oracle = vcpu.machine.staleness;
+    const own = this.#tlb ??= new CpuTlb({ vendor, cpu: this.id, oracle });
+    if (own.tlb.vendor === vendor) return own;
+    throw new Error(
+      `Cannot translate for ${vcpu.name} on pcpu ${this.id}: that is a processor with ${own.tlb.vendor}`,
+    );
   }
 
   /** A physical interrupt arrives at `time`, counted from the epoch: in guest mode it is a VM exit. */

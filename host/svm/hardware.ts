@@ -6,10 +6,20 @@
  */
 
 import * as abi from "../../abi/mod.ts";
+import type { PagingFeatures } from "../../abi/mod.ts";
 import * as cpu from "../cpu/mod.ts";
 import type { Processor, Virtualization } from "../cpu/mod.ts";
 import { accessPageMapped, accessPageMemory } from "../kvm/access_page.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
+import {
+  type CpuTlb,
+  type HostFault,
+  NO_EPT,
+  Npt,
+  type PhysicalMemory,
+  type SecondDimension,
+} from "../mmu/mod.ts";
+import { SlotsSecond } from "../mmu/slots_second.ts";
 import { AvicHardware } from "./avic/hardware.ts";
 import { checkAvic } from "./entry_failed.ts";
 import * as permissions from "./msr_permissions.ts";
@@ -22,6 +32,7 @@ const {
   APIC_PAGE_SIZE,
   CR0_CD,
   CR0_NW,
+  CR4_SMAP,
   DB_VECTOR,
   FLAG_IF,
   NMI_VECTOR,
@@ -79,6 +90,9 @@ const IOIO_A64 = 1 << 9;
 const CR_OPERAND_RAX: number = 2 ** 63;
 /** CR0 bits that KVM keeps clear in the VMCB (KVM_X86_QUIRK_CD_NW_CLEARED): while the guest has them set, it is lied to. */
 const CR0_CACHE = CR0_CD | CR0_NW;
+
+/** The host's own paging, whose format nested tables have. */
+const HOST_PAGING: PagingFeatures = { maxPhysicalBits: 48, pages1G: true, amd: true };
 
 /** The virtualization hardware of one SVM processor. */
 export class SvmHardware implements Virtualization {
@@ -247,6 +261,50 @@ export class SvmHardware implements Virtualization {
     }
     const marked = vm.mmioMarks.has(address) ? NPF_RESERVED : 0;
     return p.leaveWith(SVM_EXIT_NPF, NPF_FINAL + marked + (write ? NPF_WRITE : 0), address);
+  }
+
+  // Translation.
+
+  /** What CPUID says to the guest; bit 8 of a PML4E is reserved. */
+  get pagingFeatures(): PagingFeatures {
+    return this.vcpu.cpuid.paging;
+  }
+
+  /** Likewise. */
+  get smap(): boolean {
+    return (this.vcpu.cpuid.cr4 & CR4_SMAP) !== 0;
+  }
+
+  /** The TLB of the CPU that it runs on. */
+  cpuTlb(): CpuTlb {
+    return this.vcpu.pcpu!.tlb(this.vcpu);
+  }
+
+  /** The ASID. Nested tables are no tag. */
+  tlbTags(): { readonly vpid: number; readonly root: number } {
+    return { vpid: this.vmcb.asid, root: NO_EPT };
+  }
+
+  /** Nested tables. */
+  second(memory: PhysicalMemory): SecondDimension {
+    if (this.vmcb.nestedCr3 === 0) return new SlotsSecond(this.vcpu.vm.memory);
+    return new Npt({ memory, ncr3: this.vmcb.nestedCr3, nx: true, features: HOST_PAGING });
+  }
+
+  /** A nested page fault. */
+  hostFault(p: Processor, fault: HostFault): void {
+    if (fault.kind !== "nested page fault") throw p.error(`${fault.kind} on a processor with nested paging`);
+    p.leaveWith(SVM_EXIT_NPF, fault.errorCode, fault.physical);
+  }
+
+  /** INVLPG does not exit with nested paging. */
+  invlpg(_p: Processor, _linear: number): boolean {
+    return false;
+  }
+
+  /** Nor does INVPCID where the guest has it. */
+  invpcid(_p: Processor, _type: number): boolean {
+    return false;
   }
 
   /** CR8 is V_TPR. */

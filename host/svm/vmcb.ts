@@ -11,6 +11,10 @@ import { NO_X2APIC_MSRS } from "./msr_permissions.ts";
 export class Vmcb {
   /** Virtual interrupt control (0x60): V_TPR, V_IRQ, V_INTR_PRIO, V_INTR_MASKING. AVIC's bits are below, by themselves. */
   intCtl: number = V_INTR_MASKING_MASK;
+  /** Guest ASID (0x58). */
+  asid = 0;
+  /** N_CR3 (0xb0): where the nested tables begin. */
+  nestedCr3 = 0;
   /** Virtual interrupt control bit 31: AVIC. */
   avic = false;
   /** Virtual interrupt control bit 30: AVIC in x2APIC mode. */

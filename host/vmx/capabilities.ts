@@ -9,6 +9,7 @@ import {
   CPU_BASED_ALWAYSON_WITHOUT_TRUE_MSR,
   CPU_BASED_CR3_LOAD_EXITING,
   CPU_BASED_CR3_STORE_EXITING,
+  type EptFeatures,
   HIGH,
   IA32_VMX_BASIC,
   IA32_VMX_CR0_FIXED0,
@@ -265,6 +266,18 @@ export class VmxCapabilities {
       (this.has("ept_5level") ? VMX_EPT_PAGE_WALK_5_BIT : 0) |
       (this.has("ept_1gb") ? VMX_EPT_1GB_PAGE_BIT : 0) |
       (this.has("ept_ad") ? VMX_EPT_AD_BIT : 0);
+  }
+
+  /** What walks of EPT depend on. Bit 22, advanced exit information, came with mode-based execution control. */
+  get eptFeatures(): EptFeatures {
+    return {
+      maxPhysicalBits: this.physicalAddressBits,
+      executeOnly: (this.ept & VMX_EPT_EXECUTE_ONLY_BIT) !== 0,
+      pages2M: (this.ept & VMX_EPT_2MB_PAGE_BIT) !== 0,
+      pages1G: (this.ept & VMX_EPT_1GB_PAGE_BIT) !== 0,
+      accessedDirty: (this.ept & VMX_EPT_AD_BIT) !== 0,
+      advancedExits: (this.ept & (1 << 22)) !== 0,
+    };
   }
 
   #vpidCapabilities(): number {

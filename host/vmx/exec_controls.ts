@@ -2,7 +2,7 @@
  * The controls of one vCPU, out of those that KVM uses (vmx_pin_based_exec_ctrl, vmx_exec_control and their kind in
  * arch/x86/kvm/vmx/vmx.c), and the VMCS that they are first written into (init_vmcs).
  *
- * Guests here have RDTSCP, and no INVPCID, RDRAND, RDSEED, XSAVES or WAITPKG; nothing logs dirty pages, traces, or has
+ * Guests here have RDTSCP, and no RDRAND, RDSEED, XSAVES or WAITPKG; nothing logs dirty pages, traces, or has
  * asked for bus-lock or notify exits, and PAUSE-loop exiting is off (ple_gap=0).
  *
  * @module
@@ -19,6 +19,8 @@ export interface VcpuControls {
   readonly apicvActive: boolean;
   /** Its VPID; 0 where it has none. */
   readonly vpid: number;
+  /** Whether CPUID offers it INVPCID. */
+  readonly invpcid: boolean;
 }
 
 /** Pin-based: posted interrupts go with APICv. */
@@ -50,14 +52,15 @@ export function primaryControls({ config, ept }: VmxSetup): number {
 const UNUSED_SECONDARY = abi.SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE | abi.SECONDARY_EXEC_ENABLE_VMFUNC |
   abi.SECONDARY_EXEC_DESC | abi.SECONDARY_EXEC_SHADOW_VMCS | abi.SECONDARY_EXEC_ENABLE_PML |
   abi.SECONDARY_EXEC_PT_USE_GPA | abi.SECONDARY_EXEC_PT_CONCEAL_VMX | abi.SECONDARY_EXEC_PAUSE_LOOP_EXITING |
-  abi.SECONDARY_EXEC_ENABLE_INVPCID | abi.SECONDARY_EXEC_ENABLE_XSAVES |
+  abi.SECONDARY_EXEC_ENABLE_XSAVES |
   abi.SECONDARY_EXEC_ENABLE_USR_WAIT_PAUSE | abi.SECONDARY_EXEC_BUS_LOCK_DETECTION |
   abi.SECONDARY_EXEC_NOTIFY_VM_EXITING;
 
 /** Secondary: of the virtualized APIC modes, the xAPIC's; the present mode decides later. */
-export function secondaryControls(setup: VmxSetup, { apicvActive, vpid }: VcpuControls): number {
+export function secondaryControls(setup: VmxSetup, { apicvActive, vpid, invpcid }: VcpuControls): number {
   return setup.config.secondary & ~(
     UNUSED_SECONDARY |
+    (invpcid ? 0 : abi.SECONDARY_EXEC_ENABLE_INVPCID) |
     (setup.flexpriority.on ? 0 : abi.SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES) |
     (setup.vpid.on && vpid !== 0 ? 0 : abi.SECONDARY_EXEC_ENABLE_VPID) |
     (setup.ept.on ? 0 : abi.SECONDARY_EXEC_ENABLE_EPT | abi.SECONDARY_EXEC_UNRESTRICTED_GUEST) |

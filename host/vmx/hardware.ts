@@ -7,9 +7,13 @@
  */
 
 import * as abi from "../../abi/mod.ts";
+import { type PagingFeatures, tableRoot } from "../../abi/mod.ts";
 import * as cpu from "../cpu/mod.ts";
 import type { Processor, Virtualization } from "../cpu/mod.ts";
+import { NotModelled } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
+import { type CpuTlb, Ept, type HostFault, type PhysicalMemory, type SecondDimension } from "../mmu/mod.ts";
+import { SlotsSecond } from "../mmu/slots_second.ts";
 import { checkControls } from "./entry_failed.ts";
 import { accessPageMapped, accessPageMemory } from "../kvm/access_page.ts";
 import type { MsrBitmap } from "./msr_bitmap.ts";
@@ -25,9 +29,11 @@ const {
   APIC_PAGE_SIZE,
   APIC_TASKPRI,
   CPU_BASED_INTR_WINDOW_EXITING,
+  CPU_BASED_INVLPG_EXITING,
   CPU_BASED_NMI_WINDOW_EXITING,
   CPU_BASED_TPR_SHADOW,
   CR0_WP,
+  CR4_SMAP,
   DB_VECTOR,
   EXIT_REASON_CPUID,
   EXIT_REASON_CR_ACCESS,
@@ -38,6 +44,8 @@ const {
   EXIT_REASON_HLT,
   EXIT_REASON_INTERRUPT_WINDOW,
   EXIT_REASON_INVD,
+  EXIT_REASON_INVLPG,
+  EXIT_REASON_INVPCID,
   EXIT_REASON_IO_INSTRUCTION,
   EXIT_REASON_MSR_READ,
   EXIT_REASON_MSR_WRITE,
@@ -56,6 +64,8 @@ const {
   PIN_BASED_POSTED_INTR,
   RAX,
   RFLAGS,
+  SECONDARY_EXEC_ENABLE_EPT,
+  SECONDARY_EXEC_ENABLE_INVPCID,
   SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY,
   SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES,
   SYS_CR0,
@@ -300,6 +310,62 @@ export class VmxHardware implements Virtualization {
     }
     if (this.vcpu.vm.mmioMarks.has(address)) return p.leaveWith(EXIT_REASON_EPT_MISCONFIG, 0, address);
     return p.leaveWith(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
+  }
+
+  // Translation.
+
+  /** What CPUID says to the guest. */
+  get pagingFeatures(): PagingFeatures {
+    return this.vcpu.cpuid.paging;
+  }
+
+  /** Likewise. */
+  get smap(): boolean {
+    return (this.vcpu.cpuid.cr4 & CR4_SMAP) !== 0;
+  }
+
+  /** The TLB of the CPU that it runs on. */
+  cpuTlb(): CpuTlb {
+    return this.vcpu.pcpu!.tlb(this.vcpu);
+  }
+
+  /** The VPID, and the address in the EPT pointer. */
+  tlbTags(): { readonly vpid: number; readonly root: number } {
+    return { vpid: this.vmcs.vpid, root: tableRoot(this.vmcs.eptPointer) };
+  }
+
+  /** EPT. */
+  second(memory: PhysicalMemory): SecondDimension {
+    if (this.vmcs.eptPointer < 4096) return new SlotsSecond(this.vcpu.vm.memory);
+    if ((this.vmcs.secondary & SECONDARY_EXEC_ENABLE_EPT) === 0) {
+      throw new NotModelled("translation without EPT: shadow page tables", "arch/x86/kvm/mmu/paging_tmpl.h");
+    }
+    return new Ept({
+      memory,
+      eptp: this.vmcs.eptPointer,
+      features: this.vcpu.vm.vmxSetup!.capabilities.eptFeatures,
+    });
+  }
+
+  /** EPT violations, with their qualification, and misconfigurations. */
+  hostFault(p: Processor, fault: HostFault): void {
+    if (fault.kind !== "ept violation") p.leaveWith(EXIT_REASON_EPT_MISCONFIG, 0, fault.physical);
+    else p.leaveWith(EXIT_REASON_EPT_VIOLATION, fault.qualification, fault.physical);
+  }
+
+  /** INVLPG is the guest's own with EPT. */
+  invlpg(p: Processor, linear: number): boolean {
+    if ((this.vmcs.primary & CPU_BASED_INVLPG_EXITING) === 0) return false;
+    return p.leaveWith(EXIT_REASON_INVLPG, linear, 0);
+  }
+
+  /** INVPCID is an invalid opcode until it is enabled, and exits as INVLPG does. */
+  invpcid(p: Processor, _type: number): boolean {
+    if ((this.vmcs.secondary & SECONDARY_EXEC_ENABLE_INVPCID) === 0) {
+      raise(p, UD_VECTOR, 0);
+      return true;
+    }
+    return (this.vmcs.primary & CPU_BASED_INVLPG_EXITING) !== 0 && p.leave(EXIT_REASON_INVPCID);
   }
 
   /** CR8 is the shadow's class. */

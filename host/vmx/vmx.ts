@@ -92,7 +92,7 @@ export class Vmx implements Backend {
     const setup = vcpu.vm.vmxSetup!;
     this.vmcs = new Vmcs(setup.capabilities);
     this.setup = setup;
-    initControls(this.vmcs, this.setup, { apicvActive: false, vpid: 0 });
+    initControls(this.vmcs, this.setup, { apicvActive: false, vpid: 0, invpcid: vcpu.cpuid.invpcid });
     this.hardware = new VmxHardware(vcpu, this.vmcs);
     this.posted = new PostedInterrupts(vcpu);
     this.#wakeup = new PiWakeup(vcpu, this.posted.descriptor);

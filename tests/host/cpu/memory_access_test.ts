@@ -148,7 +148,7 @@ describe("what only plain memory can hold", () => {
   it("is a word that a PAUSE loop spins on, and LIDT's operand", () => {
     const programs: [(cpu: X86Cpu) => number, string][] = [
       [(cpu) => cpu.pauseWhile(MMIO, 0), "a PAUSE loop can only spin on plain memory"],
-      [(cpu) => cpu.lidt(MMIO), "LIDT's operand is not in plain memory"],
+      [(cpu) => cpu.lidt(MMIO), "the operand of lidt [rdi], or its code, is not in plain memory"],
     ];
     for (const [op, message] of programs) {
       const rig = new Rig();

@@ -7,6 +7,8 @@ import {
   CR0_PE,
   CR0_PG,
   CR0_WP,
+  CR3_PCD,
+  CR3_PWT,
   CR4_PAE,
   CR4_PGE,
   EFER_LMA,
@@ -226,9 +228,9 @@ for (const backend of BACKENDS) {
         yield cpu.movToCr0(CR0_PE | CR0_PG | CR0_WP);
         yield cpu.movFromCr0();
         assertEquals(cpu.eax, (CR0_PE | CR0_PG | CR0_WP | CR0_ET) >>> 0);
-        yield cpu.movToCr3(0x1234_5000, 1);
+        yield cpu.movToCr3(CR3_PWT | CR3_PCD);
         yield cpu.movFromCr3();
-        assertEquals(cpu.rax, 0x1_1234_5000n);
+        assertEquals(cpu.rax, BigInt(CR3_PWT | CR3_PCD));
         yield cpu.movToCr4(CR4_PAE | CR4_PGE);
         yield cpu.movFromCr4();
         assertEquals(cpu.rax, BigInt(CR4_PAE | CR4_PGE));
@@ -247,6 +249,8 @@ for (const backend of BACKENDS) {
           ["paging without protection", () => cpu.movToCr0(CR0_PG)],
           ["NW without CD", () => cpu.movToCr0(CR0_PE | CR0_PG | CR0_NW)],
           ["no paging in 64-bit code", () => cpu.movToCr0(CR0_PE)],
+          ["bit 63 of CR3, without PCIDs", () => cpu.movToCr3(0, 0x8000_0000)],
+          ["an address in CR3 that the processor cannot reach", () => cpu.movToCr3(0, 1 << 14)],
           ["no PAE in long mode", () => cpu.movToCr4(0)],
           ["a reserved bit of CR4", () => cpu.movToCr4(CR4_PAE | 1 << 31)],
           ["VMXE, which this CPU lacks", () => cpu.movToCr4(CR4_PAE | 1 << 13)],

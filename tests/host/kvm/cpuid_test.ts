@@ -122,7 +122,7 @@ for (const backend of BACKENDS) {
 
   describe(`a CPUID leaf that is not there (${backend})`, () => {
     it("answers zeros within its range", () => {
-      for (const leaf of [0x2, 0x7, 0x8000_0005]) assertEquals(read({ backend }, leaf), ZEROS);
+      for (const leaf of [0x2, 0x5, 0x8000_0005]) assertEquals(read({ backend }, leaf), ZEROS);
     });
 
     /** Past the end of its range, or of a range that nobody has (get_out_of_range_cpuid_entry). */

@@ -28,7 +28,7 @@ const WIDTH = 2 ** PROCESSOR.physicalAddressBits;
 /** A VMCS as KVM sets it up, APICv and IPI virtualization in use or not: legal. */
 function legal(apicvActive: boolean, processor: VmxCapabilities = PROCESSOR): Vmcs {
   const vmcs = new Vmcs(processor);
-  initControls(vmcs, setupVmx(processor), { apicvActive, vpid: 1 });
+  initControls(vmcs, setupVmx(processor), { apicvActive, vpid: 1, invpcid: false });
   vmcs.msrBitmapAddress = 0x1000;
   vmcs.virtualApicPage = 0x2000;
   vmcs.apicAccessPage = 0x3000;

@@ -157,7 +157,7 @@ describe("KVM's controls on a processor", () => {
   it("hold for one vCPU only what it uses now", () => {
     const setup = setupVmx("ipiv");
     const vmcs = new Vmcs(setup.capabilities);
-    initControls(vmcs, setup, { apicvActive: true, vpid: 7 });
+    initControls(vmcs, setup, { apicvActive: true, vpid: 7, invpcid: false });
     assertEquals(vmcs.pin & abi.PIN_BASED_POSTED_INTR, abi.PIN_BASED_POSTED_INTR);
     assertEquals(vmcs.secondary & APICV_SECONDARY, APICV_SECONDARY);
     assertEquals(vmcs.tertiary, abi.TERTIARY_EXEC_IPI_VIRT);
@@ -166,7 +166,7 @@ describe("KVM's controls on a processor", () => {
     assertEquals(vmcs.eptPointer, 0x5e, "write-back, four levels, accessed and dirty flags");
     assertEquals([vmcs.vpid, vmcs.secondary & abi.SECONDARY_EXEC_ENABLE_VPID], [7, 0x20]);
 
-    initControls(vmcs, setup, { apicvActive: false, vpid: 0 });
+    initControls(vmcs, setup, { apicvActive: false, vpid: 0, invpcid: false });
     assertEquals(vmcs.pin & abi.PIN_BASED_POSTED_INTR, 0);
     assertEquals(vmcs.secondary & (APICV_SECONDARY | abi.SECONDARY_EXEC_ENABLE_VPID), 0);
     assertEquals(vmcs.tertiary, 0);

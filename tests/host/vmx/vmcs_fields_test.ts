@@ -106,7 +106,7 @@ describe("a VMCS", () => {
 
   it("wants its controls checked once one was written, and not for an interrupt window", () => {
     const vmcs = new Vmcs(EVERYTHING);
-    initControls(vmcs, setupVmx("ipiv"), { apicvActive: true, vpid: 1 });
+    initControls(vmcs, setupVmx("ipiv"), { apicvActive: true, vpid: 1, invpcid: false });
     const writes: readonly (() => void)[] = [
       () => void (vmcs.pin ^= abi.PIN_BASED_POSTED_INTR),
       () => void (vmcs.primary ^= abi.CPU_BASED_NMI_WINDOW_EXITING),
