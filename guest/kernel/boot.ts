@@ -44,6 +44,8 @@ export function* startKernel(cpu: X86Cpu, kernel: Kernel): Guest {
   kernel.unpatch();
   yield* checkMachine(cpu, kernel);
   yield* fillMemory(cpu, kernel);
+  if (kernel.hasMm) yield* kernel.mm.boot(cpu);
+  if (kernel.hasSched) yield* kernel.sched.boot(cpu);
   yield* describeIdt(cpu, kernel.bits);
   for (let vector = 0; vector < 256; vector++) {
     const handler = kernel.handlerOf(vector);
@@ -51,7 +53,7 @@ export function* startKernel(cpu: X86Cpu, kernel: Kernel): Guest {
   }
   yield cpu.cpuid(0);
   kernel.hypercallInstruction = cpu.ebx === AMD_VENDOR_EBX ? "vmmcall" : "vmcall";
-  yield* setUpProcessor(cpu, 0);
+  yield* setUpProcessor(cpu, kernel, 0);
   yield* kernel.probeDrivers(cpu);
   yield* setUpApic(cpu, kernel);
   yield* comeOnline(cpu, kernel, 0);
@@ -84,9 +86,11 @@ function* fillMemory(cpu: X86Cpu, kernel: Kernel): Guest {
 }
 
 /** What a processor needs before it can take an interrupt. */
-function* setUpProcessor(cpu: X86Cpu, n: number): Guest {
+function* setUpProcessor(cpu: X86Cpu, kernel: Kernel, n: number): Guest {
   yield cpu.wrmsr(IA32_GS_BASE, percpu(n, "cpu"));
   yield* loadIdt(cpu);
+  if (kernel.hasMm) yield* kernel.mm.bootProcessor(cpu, n);
+  if (kernel.hasSched) yield* kernel.sched.bootProcessor(cpu, n);
 }
 
 /** setup_local_APIC: interrupts are let in, and the APIC is enabled. */
@@ -98,6 +102,7 @@ function* setUpApic(cpu: X86Cpu, kernel: Kernel): Guest {
 
 /** The drivers' turn, and then everybody may send this processor interrupts. */
 function* comeOnline(cpu: X86Cpu, kernel: Kernel, n: number): Guest {
+  if (kernel.hasSched) yield* kernel.sched.bootTimer(cpu, n);
   yield* kernel.runHook(cpu, "online");
   yield cpu.lockBts(data("bootedOnce"), n);
   yield cpu.lockBts(data("online"), n);
@@ -161,15 +166,18 @@ export function* secondaryStart(cpu: X86Cpu, kernel: Kernel): Guest {
   yield cpu.cli();
   if (kernel.bits === 64) {
     yield cpu.movToCr4(CR4_PAE);
-    yield cpu.wrmsr(IA32_EFER, EFER_LME);
-    yield cpu.movToCr0(CR0_PE | CR0_ET | CR0_PG);
+    if (kernel.hasMm) yield* kernel.mm.enterLongMode(cpu);
+    else {
+      yield cpu.wrmsr(IA32_EFER, EFER_LME);
+      yield cpu.movToCr0(CR0_PE | CR0_ET | CR0_PG);
+    }
     yield cpu.loadCs(KERNEL_CS);
   } else {
     yield cpu.movToCr0(CR0_PE | CR0_ET);
     yield cpu.loadCs(KERNEL32_CS);
   }
   const n = yield* whoAmI(cpu, kernel);
-  yield* setUpProcessor(cpu, n);
+  yield* setUpProcessor(cpu, kernel, n);
   yield* setUpApic(cpu, kernel);
   yield* comeOnline(cpu, kernel, n);
   yield cpu.sti();

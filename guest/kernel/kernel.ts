@@ -19,6 +19,8 @@ import { apicDrivers, chooseApicDriver } from "../apic/drivers.ts";
 import type { PvDriver, PvHook } from "../drivers/driver.ts";
 import { PV_DRIVERS } from "../drivers/registry.ts";
 import type { HypercallInstruction } from "../instructions.ts";
+import { MemoryManager, type MmOptions } from "../mm/manager.ts";
+import { type SchedOptions, Scheduler } from "../sched/scheduler.ts";
 import { GUEST_SEMANTICS, type GuestBehaviour, type GuestSemantics, guestSemantics } from "../semantics.ts";
 import { secondaryStart, startKernel } from "./boot.ts";
 import type { GuestValue } from "./cpumask.ts";
@@ -51,6 +53,13 @@ export interface KernelOptions {
   readonly disable?: readonly string[];
   /** Paravirtual drivers of one's own, probed after the kernel's. */
   readonly drivers?: readonly PvDriver[];
+  /**
+   * The kernel has tasks: a scheduler, user mode and system calls. The programs of its processors are their idle tasks.
+   * Of 64-bit kernels alone; by default where there is paging.
+   */
+  readonly sched?: boolean | SchedOptions;
+  /** The kernel has paging: address spaces for user programs, demand paging, TLB shootdowns. Of 64-bit kernels alone. */
+  readonly paging?: boolean | MmOptions;
   /** What the boot processor runs once every processor is up. When it returns, the guest's program has ended. */
   readonly main: KernelProgram;
   /** What each other processor runs once it is up; the idle loop by default. */
@@ -117,6 +126,9 @@ export class Kernel {
   readonly #gates = new Map<number, Gva>();
   readonly #functions = new Map<number, SmpFunction>();
   readonly #spurious: Gva;
+  readonly #users = new Set<number>();
+  readonly #sched: Scheduler | undefined;
+  readonly #mm: MemoryManager | undefined;
 
   /** Links a kernel. Throws `RangeError` for options that cannot be. */
   constructor(options: KernelOptions) {
@@ -129,8 +141,7 @@ export class Kernel {
     this.apic = chooseApicDriver(this.apicDrivers, options.apic ?? "x2apic-physical");
     checkDriven(this.apicIds, this.apic);
     this.main = options.main;
-    this.secondary = options.secondary ?? idle;
-    this.memory = memoryNeeded(this.cpus);
+    this.secondary = options.secondary ?? ((cpu) => this.#sched?.idle(cpu) ?? idle(cpu));
     this.#candidates = chooseDrivers(options);
 
     this.entry = this.text.add((cpu) => startKernel(cpu, this), "start_kernel");
@@ -143,6 +154,50 @@ export class Kernel {
     const flush = (cpu: X86Cpu): Guest => flushCallFunctionQueue(cpu, this);
     this.irq(CALL_FUNCTION_VECTOR, flush, "sysvec_call_function");
     this.irq(CALL_FUNCTION_SINGLE_VECTOR, flush, "sysvec_call_function_single");
+
+    let end = memoryNeeded(this.cpus);
+    const paging = options.paging ?? false;
+    const sched = options.sched ?? paging !== false;
+    if (sched !== false) {
+      this.#sched = new Scheduler(this, end, sched === true ? {} : sched);
+      end = this.#sched.end;
+    }
+    if (paging !== false) {
+      if (this.#sched === undefined) {
+        throw new RangeError("Cannot build a kernel with paging and without tasks");
+      }
+      this.#mm = new MemoryManager(this, end, paging === true ? {} : paging);
+      end = this.#mm.end;
+    }
+    this.memory = end;
+  }
+
+  // What it was built with.
+
+  /** Whether it has tasks. */
+  get hasSched(): boolean {
+    return this.#sched !== undefined;
+  }
+
+  /** What runs its tasks. Throws `RangeError` where it has none. */
+  get sched(): Scheduler {
+    if (this.#sched === undefined) {
+      throw new RangeError("Cannot schedule: the kernel was built without `sched`");
+    }
+    return this.#sched;
+  }
+
+  /** Whether it has paging. */
+  get hasMm(): boolean {
+    return this.#mm !== undefined;
+  }
+
+  /** Its memory management. Throws `RangeError` where it has none. */
+  get mm(): MemoryManager {
+    if (this.#mm === undefined) {
+      throw new RangeError("Cannot manage memory: the kernel was built without `paging`");
+    }
+    return this.#mm;
   }
 
   // Linking: before the kernel is loaded.
@@ -173,6 +228,7 @@ export class Kernel {
     if (vector !== NMI_VECTOR) yield* this.ackApicIrq(cpu);
     yield* this.countIrq(cpu, vector);
     yield* handler(cpu);
+    if (this.#sched !== undefined && vector !== NMI_VECTOR) yield* this.#sched.irqExit(cpu);
   }
 
   /** Registers a function for calls on other processors, and gives its address. */
@@ -180,6 +236,22 @@ export class Kernel {
     const address = this.text.add(notCalled, name || "smp_function");
     this.#functions.set(address, func);
     return address;
+  }
+
+  /**
+   * Registers a user program, for CPL 3, and gives its address. Where there is paging it lies in the user program's
+   * image, which every address space maps.
+   */
+  user(program: GuestFunction, name: string = program.name): Gva {
+    const named = name || "user";
+    const address = this.#mm?.addUserText(program, named) ?? this.text.add(program, named);
+    this.#users.add(address);
+    return address;
+  }
+
+  /** Whether a user program begins at an address. */
+  isUser(address: number): boolean {
+    return this.#users.has(address);
   }
 
   // Running.

@@ -7,9 +7,11 @@
  *     0x0020_1000  the operand of LIDT
  *     0x0020_2000  the kernel's data
  *     0x0021_0000  per-CPU areas, one page each
+ *     0x0070_0000  the user program's image, where there is paging
  *     0x0080_0000  call-function data: for each sender one entry a target
+ *     behind that  tasks, address spaces and page frames, where the kernel has them
  *
- * Addresses are flat: virtual and physical ones are the same numbers.
+ * All this has the same virtual addresses as physical ones, in kernels with and without paging.
  *
  * @module
  */
@@ -33,6 +35,10 @@ export const DATA = 0x20_2000;
 export const PERCPU = 0x21_0000;
 /** Bytes of a per-CPU area: a page. */
 export const PERCPU_SIZE = 0x1000;
+/** The user program's image. */
+export const USER_IMAGE = 0x70_0000;
+/** Bytes that it may have. */
+export const USER_IMAGE_SIZE = 0x10_0000;
 /** Call-function data. */
 export const CSD = 0x80_0000;
 
@@ -49,6 +55,11 @@ export const KERNEL_DATA: Layout<
   dead: ["u32", MASK_WORDS],
 });
 
+/** Bytes of a processor's run queue. */
+export const PERCPU_RQ_SIZE = 128;
+/** Bytes of what a processor knows of its TLB. */
+export const PERCPU_TLB_SIZE = 512;
+
 /** A processor's own variables; its GS base points to them. */
 export const PERCPU_AREA: Layout<
   | "cpu"
@@ -61,6 +72,8 @@ export const PERCPU_AREA: Layout<
   | "cfdIpiMask"
   | "pvMask"
   | "irqs"
+  | "rq"
+  | "tlb"
 > = layout("percpu", {
   cpu: "u32",
   apicId: "u32",
@@ -72,6 +85,8 @@ export const PERCPU_AREA: Layout<
   cfdIpiMask: ["u32", MASK_WORDS],
   pvMask: ["u32", MASK_WORDS],
   irqs: ["u32", 256],
+  rq: ["u8", PERCPU_RQ_SIZE],
+  tlb: ["u8", PERCPU_TLB_SIZE],
 }, { size: PERCPU_SIZE });
 
 /** A function call for another processor (struct __call_single_data). */

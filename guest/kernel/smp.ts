@@ -5,7 +5,7 @@
  * @module
  */
 
-import type { Guest, X86Cpu } from "../../abi/mod.ts";
+import { type Guest, NMI_VECTOR, VECTOR, type X86Cpu } from "../../abi/mod.ts";
 import { withInterruptsOff } from "../apic/driver.ts";
 import {
   addTo,
@@ -21,7 +21,7 @@ import {
 import type { Kernel } from "./kernel.ts";
 import { cmpxchgLong, loadLong, loadU64, type LongBits, storeLong, storeU64, xchgLong } from "./long.ts";
 import { CALL_SINGLE_DATA, csdOf, data, percpu, PERCPU_AREA } from "./memory_map.ts";
-import { CALL_FUNCTION_SINGLE_VECTOR, CALL_FUNCTION_VECTOR } from "./vectors.ts";
+import { CALL_FUNCTION_SINGLE_VECTOR, CALL_FUNCTION_VECTOR, FIRST_EXTERNAL_VECTOR } from "./vectors.ts";
 
 /** A function that another processor calls: with interrupts off, and one whole number below 2^53. */
 export type SmpFunction = (cpu: X86Cpu, info: number) => Guest;
@@ -40,6 +40,8 @@ export interface SmpCall {
   readonly func: number;
   /** What the function gets. */
   readonly info: number;
+  /** Whether this processor calls it too where it is in the mask, once the others are on their way; not by default. */
+  readonly runLocal?: boolean;
 }
 
 /**
@@ -68,19 +70,24 @@ export function* smpCallFunctionSingle(
 }
 
 /**
- * Calls a function on every online processor of a mask but this one, and waits for all (smp_call_function_many). Not
- * for interrupt handlers: they may have interrupted a call that has locked this processor's entries and not sent them.
+ * Calls a function on every online processor of a mask, this one only where it says so, and waits for all
+ * (smp_call_function_many). Not for interrupt handlers: they may have interrupted a call that has locked this processor's entries and not sent them.
  */
 export function* smpCallFunctionMany(cpu: X86Cpu, kernel: Kernel, mask: number, call: SmpCall): Guest {
   const { cpus } = kernel;
-  if (cpu.depth > 1) kernel.warn("smp_call_function_many from an interrupt handler can deadlock");
+  if (inInterrupt(cpu)) kernel.warn("smp_call_function_many from an interrupt handler can deadlock");
   yield cpu.load32(cpu.gsBase);
   const self = cpu.eax;
   const targets = yield* loadMask(cpu, mask, cpus);
   const online = yield* loadMask(cpu, data("online"), cpus);
   for (let i = 0; i < targets.length; i++) targets[i] &= online[i];
+  const runLocal = call.runLocal === true && ((targets[self >>> 5] >>> (self & 31)) & 1) !== 0;
   removeFrom(targets, self);
-  if (kernel.behaviour.singleCallWhen === "one-target" && weight(targets) === 1) {
+  if (runLocal && weight(targets) === 0) {
+    yield* withInterruptsOff(cpu, kernel.functionAt(call.func)(cpu, call.info));
+    return;
+  }
+  if (!runLocal && kernel.behaviour.singleCallWhen === "one-target" && weight(targets) === 1) {
     yield* smpCallFunctionSingle(cpu, kernel, takeFirst(targets), call);
     return;
   }
@@ -103,9 +110,20 @@ export function* smpCallFunctionMany(cpu: X86Cpu, kernel: Kernel, mask: number, 
   } else if (count > 0) {
     yield* sendCallFunctionIpi(cpu, kernel, { address: ipiMask, words: ipis, self });
   }
+  if (runLocal) yield* withInterruptsOff(cpu, kernel.functionAt(call.func)(cpu, call.info));
   for (let target = takeFirst(targets); target >= 0; target = takeFirst(targets)) {
     yield* waitFor(cpu, csdOf(self, target, cpus));
   }
+}
+
+/** Whether an interrupt or an NMI is being handled, and not only a system call or a fault. */
+function inInterrupt(cpu: X86Cpu): boolean {
+  let frame = cpu.top;
+  for (let depth = cpu.depth; depth > 1; depth--, frame = frame.below) {
+    const vector = frame.regs[VECTOR];
+    if (vector === NMI_VECTOR || (vector >= FIRST_EXTERNAL_VECTOR && vector < 256)) return true;
+  }
+  return false;
 }
 
 /** A mask in memory and in registers, and who looks at it. */

@@ -8,6 +8,8 @@
 export const FIRST_EXTERNAL_VECTOR = 0x20;
 /** The first vector that the kernel gives to devices: those below are for legacy pins and system calls. */
 export const FIRST_DEVICE_VECTOR = 0x31;
+/** The local APIC's timer. */
+export const LOCAL_TIMER_VECTOR = 0xec;
 /** The reboot IPI. */
 export const REBOOT_VECTOR = 0xf8;
 /** A function call for one processor. */
