@@ -40,6 +40,10 @@ export interface MachineOptions {
   readonly limits?: Partial<Limits>;
   /** Whether an oracle judges each use of a cached translation; false by default, as it makes each dearer. */
   readonly staleness?: boolean;
+  /** How many ASIDs each CPU has (CPUID 8000_000A EBX), on SVM; 32768 by default. 0 is the host's. */
+  readonly asids?: number;
+  /** Whether VMRUN can flush one ASID (CPUID 8000_000A EDX bit 6, FlushByAsid), on SVM; true by default. */
+  readonly flushByAsid?: boolean;
   /** Named deviations; none by default. */
   readonly quirks?: readonly Quirk[];
 }
@@ -63,6 +67,7 @@ const DEFAULT_PCPUS = 1024;
 /** xAPIC IDs are 0 to 254; 255 is everybody. */
 const XAPIC_PCPUS = 255;
 const DEFAULT_SLICE = 7_500_000;
+const DEFAULT_ASIDS = 0x8000;
 /** How many exits are granted at a time. */
 const GRANT: number = 1 << 30;
 
@@ -94,6 +99,10 @@ export class Machine {
   declare readonly scheduler: HostScheduler;
   /** The deviations that are on. */
   declare readonly quirks: ReadonlySet<Quirk>;
+  /** How many ASIDs each CPU has, on SVM. */
+  declare readonly asids: number;
+  /** Whether VMRUN can flush one ASID. */
+  declare readonly flushByAsid: boolean;
   /** Whether the host's local APICs are in x2APIC mode. */
   declare readonly x2apicHost: boolean;
   /** The host's memory, where hardware looks at it by address. */
@@ -115,6 +124,8 @@ export class Machine {
     this.#exitLimit = limits.exits;
     this.quirks = checkQuirks(options.quirks ?? []);
     this.engine = new Engine(options.policy ?? "timed", limits, options.seed ?? 0);
+    this.asids = checkAsids(options.asids ?? DEFAULT_ASIDS);
+    this.flushByAsid = options.flushByAsid ?? true;
     this.x2apicHost = options.x2apicHost ?? true;
     const most = this.x2apicHost ? DEFAULT_PCPUS : XAPIC_PCPUS;
     if (!this.x2apicHost && options.pcpus !== undefined && options.pcpus > most) {
@@ -181,4 +192,9 @@ export class Machine {
     if (end !== "idle") return end;
     return this.vms.every((vm) => vm.bootstrap.processor.finished) ? "finished" : "halted";
   }
+}
+
+function checkAsids(asids: number): number {
+  if (Number.isInteger(asids) && asids >= 2 && asids <= 2 ** 31) return asids;
+  throw new RangeError(`Cannot build a machine with ${asids} ASIDs: allowed are 2 to 2^31`);
 }

@@ -105,6 +105,11 @@ export const QUIRKS = {
       "AVIC that is taken up leaves writes of CR8 intercepted and V_TPR as it was: the guest reads an old CR8 for good",
     source: "CVE-2026-43483, fixed by d02e48830e3f and 87d0f901a9bd",
   },
+  "page-fault-maps-invalid-root": {
+    effect:
+      "a page fault that is under way while a memory slot is removed maps its page in the root that was invalidated",
+    source: "fixed by a955cad84cda",
+  },
 } as const satisfies Record<string, QuirkSpec>;
 
 /** The name of a deviation. */
@@ -135,6 +140,10 @@ export const KVM_QUIRKS = {
   FIX_HYPERCALL_INSN: {
     bit: 5,
     effect: "the other vendor's hypercall instruction is rewritten in guest memory",
+  },
+  SLOT_ZAP_ALL: {
+    bit: 7,
+    effect: "removing a memory slot takes all vCPUs' page tables, not only what they had of the slot",
   },
 } as const;
 

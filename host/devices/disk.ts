@@ -7,7 +7,7 @@
 
 import { Thread } from "../core/mod.ts";
 import type { Engine } from "../core/mod.ts";
-import type { PageStore } from "../memory/mod.ts";
+import type { PageExpectation, PageStore } from "../memory/mod.ts";
 
 /** A disk. */
 export interface DiskOptions {
@@ -28,6 +28,8 @@ interface Read {
   readonly n: number;
   readonly page: number;
   readonly done: (ok: boolean) => void;
+  /** Whether it will go well. */
+  readonly ok: boolean;
   /** When it completes, once it is in service. */
   at: number;
 }
@@ -87,13 +89,28 @@ export class Disk extends Thread implements PageStore {
         `Cannot read page ${page} from disk: ${this.#waiting.length} reads wait already, the most allowed`,
       );
     }
-    const read = { n: this.#submitted++, page, done, at: Infinity };
+    const n = this.#submitted++;
+    const read = { n, page, done, ok: !this.#fails(n, page), at: Infinity };
     if (this.#serving.length >= this.#depth) {
       this.#waiting.push(read);
       return;
     }
     this.#serve(read, this.engine.now);
     if (!this.#calling) this.engine.wake(this, this.#serving[0].at);
+  }
+
+  /** Those that wait are served one by one, whenever one in service completes. Throws `RangeError` where no such read is pending. */
+  expect(page: number): PageExpectation {
+    const busy = this.#serving.map(({ at }) => at);
+    const inService = this.#serving.find((read) => read.page === page);
+    if (inService !== undefined) return { clock: inService.at, ok: inService.ok };
+    for (const read of this.#waiting) {
+      const clock = busy.shift()! + this.#latency(read.n, read.page);
+      if (read.page === page) return { clock, ok: read.ok };
+      const later = busy.findIndex((at) => at > clock);
+      busy.splice(later < 0 ? busy.length : later, 0, clock);
+    }
+    throw new RangeError(`Cannot tell when page ${page} comes from disk: nobody reads it`);
   }
 
   #serve(read: Read, now: number): void {
@@ -105,10 +122,9 @@ export class Disk extends Thread implements PageStore {
 
   /** Completes one read, and starts the one that waited longest. */
   override step(): void {
-    const { n, page, done } = this.#serving.shift()!;
+    const { ok, done } = this.#serving.shift()!;
     const next = this.#waiting.shift();
     if (next !== undefined) this.#serve(next, this.clock);
-    const ok = !this.#fails(n, page);
     if (ok) this.completed++;
     else this.failed++;
     this.#calling = true;

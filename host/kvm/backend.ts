@@ -7,6 +7,7 @@
 import type { Steps } from "../core/mod.ts";
 import type { Virtualization } from "../cpu/mod.ts";
 import type { Lapic } from "../lapic/mod.ts";
+import type { Pcpu } from "../sched/mod.ts";
 
 /** What a fast path made of an exit. */
 export enum FastPath {
@@ -65,6 +66,23 @@ export interface Backend {
   blocking(): Steps | undefined;
   /** It goes on (vcpu_unblocking). */
   unblocking(): Steps | undefined;
+
+  // Translations.
+
+  /** The thread was put on a CPU, which may be another one: what that remembers may be old. */
+  loadedOn(pcpu: Pcpu): void;
+  /** Uses a root of the second dimension's tables from the next entry on (load_mmu_pgd). */
+  loadMmuPgd(root: number): void;
+  /** Before the next entry: takes an ASID of the CPU's present generation. */
+  renewAsid(): void;
+  /** Flushes what this CPU remembers of any root or guest (flush_tlb_all). */
+  flushTlbAll(): void;
+  /** Flushes what it remembers of the root that is loaded (flush_tlb_current). */
+  flushTlbCurrent(): void;
+  /** Flushes what it remembers of the guest's own translations (flush_tlb_guest). */
+  flushTlbGuest(): void;
+  /** Flushes what it remembers of one linear address (flush_tlb_gva). */
+  flushTlbGva(address: number): void;
 
   /** The next entry is to exit as soon as it has delivered its event. */
   requestImmediateExit(): void;

@@ -5,8 +5,7 @@
  */
 
 import { Svm } from "../svm/mod.ts";
-import { createAndFree } from "../vmx/ipi_virtualization.ts";
-import { Vmx } from "../vmx/mod.ts";
+import { createVmx, createVmxInVain } from "../vmx/create.ts";
 import type { Backend } from "./backend.ts";
 import type { Vcpu } from "./vcpu.ts";
 import type { Vm } from "./vm.ts";
@@ -27,10 +26,10 @@ export function backendName(name: string): BackendName {
 
 /** The vendor module's part of a vCPU. */
 export function createBackend(vcpu: Vcpu, name: BackendName): Backend {
-  return name === "vmx" ? new Vmx(vcpu) : new Svm(vcpu);
+  return name === "vmx" ? createVmx(vcpu) : new Svm(vcpu);
 }
 
 /** What a vendor module does for a vCPU whose creation fails behind it, and undoes. */
 export function createBackendInVain(vm: Vm, vcpuId: number): void {
-  if (vm.backend === "vmx") createAndFree(vm, vcpuId);
+  if (vm.backend === "vmx") createVmxInVain(vm, vcpuId);
 }

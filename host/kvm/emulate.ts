@@ -53,6 +53,8 @@ import {
 import { readPage, writePage } from "../lapic/mod.ts";
 import { TP } from "../trace/mod.ts";
 import { PAGE_SIZE } from "../memory/mod.ts";
+import { readGuest, writeGuest } from "./host_access.ts";
+import { postSetCr0, postSetCr4 } from "./tdp/root.ts";
 import { userspaceMmio, userspacePio } from "./userspace.ts";
 import type { Vcpu } from "./vcpu.ts";
 
@@ -124,7 +126,7 @@ function readOperand(vcpu: Vcpu, parts: readonly Part[]): bigint {
   let value = 0n;
   let shift = 0n;
   for (const [at, size] of parts) {
-    const part = vcpu.vm.memory.read(at, size) ?? readMmio(vcpu, at, size);
+    const part = readGuest(vcpu.vm, at, size) ?? readMmio(vcpu, at, size);
     value |= part << shift;
     shift += BigInt(8 * size);
   }
@@ -135,7 +137,7 @@ function writeOperand(vcpu: Vcpu, parts: readonly Part[], value: bigint): void {
   let rest = value;
   for (const [at, size] of parts) {
     const part = rest & ((1n << BigInt(8 * size)) - 1n);
-    if (!vcpu.vm.memory.write(at, size, part)) writeMmio(vcpu, at, size, part);
+    if (!writeGuest(vcpu.vm, at, size, part)) writeMmio(vcpu, at, size, part);
     rest >>= BigInt(8 * size);
   }
 }
@@ -249,8 +251,10 @@ function setCr0(vcpu: Vcpu, value: number, upper: number): boolean {
   }
   // Not with PCIDs (kvm_set_cr0).
   if (!paging && (sys[SYS_CR4] & CR4_PCIDE) !== 0) return false;
+  const before = sys[SYS_CR0];
   sys[SYS_CR0] = value | CR0_ET;
   vcpu.processor.pagingChanged();
+  postSetCr0(vcpu, before, sys[SYS_CR0]);
   return true;
 }
 
@@ -269,8 +273,10 @@ function setCr4(vcpu: Vcpu, value: number, upper: number): boolean {
   const long = (sys[SYS_EFER] & EFER_LMA) !== 0;
   if (long && (value & CR4_PAE) === 0) return false;
   if ((value & ~sys[SYS_CR4] & CR4_PCIDE) !== 0 && (!long || (sys[SYS_CR3] & CR3_PCID) !== 0)) return false;
+  const before = sys[SYS_CR4];
   sys[SYS_CR4] = value;
   vcpu.processor.pagingChanged();
+  postSetCr4(vcpu, before, value);
   return true;
 }
 
@@ -310,7 +316,7 @@ function fixHypercall(vcpu: Vcpu): void {
   }
   const bytes = backend.name === "vmx" ? VMCALL : VMMCALL;
   if (vm.memory.writable(site, 3)) {
-    vm.memory.load(site, bytes);
+    writeGuest(vm, site, 3, BigInt(bytes[0] | (bytes[1] << 8) | (bytes[2] << 16)));
   } else {
     // KVM_MEM_READONLY: the write is MMIO, and user space drops it; the guest faults again.
     writeMmio(vcpu, site, 3, BigInt(bytes[0] | (bytes[1] << 8) | (bytes[2] << 16)));

@@ -5,6 +5,8 @@
  * @module
  */
 
+import { exceptionOf } from "../../abi/mod.ts";
+import { VECTORED_INTERRUPT, VECTORED_NMI, VECTORED_NOTHING } from "../cpu/events.ts";
 import { PENDING_INIT, PENDING_SIPI } from "../lapic/mod.ts";
 import * as tracing from "../trace/mod.ts";
 import * as requests from "./requests.ts";
@@ -112,6 +114,30 @@ function injectOthers(vcpu: Vcpu): boolean {
   }
   if (vcpu.nmiPending > 0) backend.enableNmiWindow();
   return taken;
+}
+
+/**
+ * The exit came in the middle of an event's delivery, whose gate could not be read: the next entry delivers it again
+ * (__vmx_complete_interrupts, svm_complete_interrupts).
+ */
+export function requeueVectored(vcpu: Vcpu): void {
+  const { processor } = vcpu;
+  const { vectored, vectoredVector, vectoredErrorCode } = processor;
+  processor.vectored = VECTORED_NOTHING;
+  switch (vectored) {
+    case VECTORED_INTERRUPT:
+      vcpu.injectedInterrupt = vectoredVector;
+      vcpu.events |= EVENT_INTERRUPT_INJECTED;
+      break;
+    case VECTORED_NMI:
+      vcpu.events |= EVENT_NMI_INJECTED;
+      break;
+    default:
+      vcpu.exception.vector = vectoredVector;
+      vcpu.exception.errorCode = exceptionOf(vectoredVector)?.errorCode === true ? vectoredErrorCode : -1;
+      vcpu.events |= EVENT_EXCEPTION_INJECTED;
+  }
+  vcpu.request(REQ_EVENT);
 }
 
 /** Writes what an earlier entry was to deliver and did not. Whether there was any. */

@@ -12,6 +12,7 @@ import * as apic from "../lapic/mod.ts";
 import type { MsrValue } from "../lapic/mod.ts";
 import { PV_MSR_HANDLERS } from "../pv/registry.ts";
 import * as tracing from "../trace/mod.ts";
+import { postSetEfer } from "./tdp/root.ts";
 import { UNMODELLED_MSRS } from "./unmodelled_msrs.ts";
 import type { Vcpu } from "./vcpu.ts";
 
@@ -178,8 +179,10 @@ function writeEfer(vcpu: Vcpu, low: number, high: number): boolean {
   if ((low & ~(writable | EFER_LMA)) !== 0 || high !== 0) return false;
   const paging = (sys[SYS_CR0] & CR0_PG) !== 0;
   if (paging && ((sys[SYS_EFER] ^ low) & EFER_LME) !== 0) return false;
-  sys[SYS_EFER] = (low & writable) | (sys[SYS_EFER] & EFER_LMA);
+  const before = sys[SYS_EFER];
+  sys[SYS_EFER] = (low & writable) | (before & EFER_LMA);
   vcpu.processor.pagingChanged();
+  postSetEfer(vcpu, before, sys[SYS_EFER]);
   return true;
 }
 

@@ -25,6 +25,25 @@ export const REQ_OUTSIDE_GUEST_MODE = 1 << 7;
 /** APICv is, or is no longer, to be used. */
 export const REQ_APICV_UPDATE = 1 << 8;
 
+/** Flush every translation that this vCPU's CPU remembers of the second dimension. */
+export const REQ_TLB_FLUSH = 1 << 9;
+/** Flush those of the root that is loaded. */
+export const REQ_TLB_FLUSH_CURRENT = 1 << 10;
+/** Flush those of the guest: what it would have flushed itself. */
+export const REQ_TLB_FLUSH_GUEST = 1 << 11;
+/** A root of the second dimension was invalidated: let go of it. */
+export const REQ_MMU_FREE_OBSOLETE_ROOTS = 1 << 12;
+/** No root is loaded (KVM looks whether root.hpa is valid; kvm_mmu_reload). */
+export const REQ_MMU_RELOAD = 1 << 13;
+/** SVM: the ASID is not one of the CPU's present generation (KVM compares at each entry; pre_svm_run). */
+export const REQ_NEW_ASID = 1 << 14;
+
+/** Those of translations that are served between KVM_REQ_VM_DEAD and KVM_REQ_TRIPLE_FAULT. */
+export const REQ_MMU: number = REQ_TLB_FLUSH | REQ_TLB_FLUSH_CURRENT | REQ_TLB_FLUSH_GUEST |
+  REQ_MMU_FREE_OBSOLETE_ROOTS;
+/** Those that are served last: behind the event block, which may reset the vCPU. */
+export const REQ_BEFORE_RUN: number = REQ_MMU_RELOAD | REQ_NEW_ASID;
+
 /** The APIC timer has expired. */
 export const ATTENTION_TIMER = 1 << 0;
 /** The host's scheduler wants to run somebody else. */

@@ -20,6 +20,8 @@ import * as requests from "./requests.ts";
 import * as modes from "./modes.ts";
 import * as straightExits from "./straight_exits.ts";
 import { shared, syncPosted } from "./shared.ts";
+import { serveMmuRequests } from "./tdp/requests.ts";
+import { loadRoot } from "./tdp/root.ts";
 import { shutdown } from "./userspace.ts";
 import type { Vcpu } from "./vcpu.ts";
 
@@ -34,8 +36,12 @@ const {
   ATTENTION_RESCHED,
   ATTENTION_STEPS,
   REQ_APICV_UPDATE,
+  REQ_BEFORE_RUN,
   REQ_EVENT,
   REQ_LOAD_EOI_EXITMAP,
+  REQ_MMU,
+  REQ_MMU_RELOAD,
+  REQ_NEW_ASID,
   REQ_NMI,
   REQ_OUTSIDE_GUEST_MODE,
   REQ_SCAN_IOAPIC,
@@ -238,7 +244,10 @@ function prepare(vcpu: Vcpu): boolean {
   // Mostly EVENT is the only one.
   if (vcpu.requests !== REQ_EVENT) {
     if (!serviceRequests(vcpu)) return false;
-    if ((vcpu.requests & REQ_EVENT) === 0) return true;
+    if ((vcpu.requests & REQ_EVENT) === 0) {
+      if (vcpu.requests !== 0) beforeRun(vcpu);
+      return true;
+    }
   }
   vcpu.requests &= ~REQ_EVENT;
   vcpu.stats.req_event++;
@@ -251,7 +260,14 @@ function prepare(vcpu: Vcpu): boolean {
     updateCr8Intercept(vcpu);
     if (vcpu.pvEoiEnabled) vcpu.pvEoi.arm();
   }
+  if ((vcpu.requests & REQ_BEFORE_RUN) !== 0) beforeRun(vcpu);
   return true;
+}
+
+/** What VM entry needs and few entries lack: a root (kvm_mmu_reload), and on SVM an ASID. */
+function beforeRun(vcpu: Vcpu): void {
+  if (take(vcpu, REQ_MMU_RELOAD)) loadRoot(vcpu);
+  if (take(vcpu, REQ_NEW_ASID)) vcpu.backend.renewAsid();
 }
 
 function take(vcpu: Vcpu, request: number): boolean {
@@ -264,6 +280,7 @@ function take(vcpu: Vcpu, request: number): boolean {
 function serviceRequests(vcpu: Vcpu): boolean {
   const { vm } = vcpu;
   if (take(vcpu, REQ_VM_DEAD)) return false;
+  if ((vcpu.requests & REQ_MMU) !== 0) serveMmuRequests(vcpu);
   if (take(vcpu, REQ_TRIPLE_FAULT)) {
     shutdown(vcpu);
     return false;

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { hex } from "../../abi/mod.ts";
 import { TP } from "../trace/mod.ts";
 import { REQ_VM_DEAD } from "./requests.ts";
 import type { Vcpu } from "./vcpu.ts";
@@ -16,6 +17,7 @@ export interface UserspaceDevice {
 }
 
 /** KVM_EXIT_*: why KVM_RUN came back. */
+const KVM_EXIT_UNKNOWN = 0;
 const KVM_EXIT_IO = 2;
 const KVM_EXIT_MMIO = 6;
 const KVM_EXIT_SHUTDOWN = 8;
@@ -56,6 +58,40 @@ export function shutdown(vcpu: Vcpu): void {
 /** The processor refused to enter a vCPU's guest: KVM_EXIT_FAIL_ENTRY, and user space ends the virtual machine. */
 export function entryFailed(vcpu: Vcpu): void {
   end(vcpu, KVM_EXIT_FAIL_ENTRY);
+}
+
+/** KVM_RUN comes back with a negative error number: what user space cannot mend, it gives up on. */
+export class RunFailed extends Error {
+  /** The error's name. */
+  override readonly name = "RunFailed";
+  /** Which vCPU's KVM_RUN. */
+  readonly vcpuId: number;
+  /** The error number's name. */
+  readonly errno: "EFAULT";
+  /** The guest-physical address that it is about. KVM does not tell user space: no KVM_EXIT_MEMORY_FAULT comes with it. */
+  readonly gpa: number;
+
+  /** It came back for the page at `gpa`. */
+  constructor(vcpuId: number, errno: "EFAULT", gpa: number) {
+    super(
+      `Cannot run vCPU ${vcpuId}: KVM_RUN failed with ${errno}, as the host cannot read its page at ${
+        hex(gpa)
+      }`,
+    );
+    this.vcpuId = vcpuId;
+    this.errno = errno;
+    this.gpa = gpa;
+  }
+}
+
+/**
+ * KVM_RUN fails (kvm_handle_error_pfn, for a page that the host could not read). The exit reason stays as vcpu_run has left
+ * it, KVM_EXIT_UNKNOWN. Throws {@linkcode RunFailed}.
+ */
+export function runFailed(vcpu: Vcpu, errno: "EFAULT", gpa: number): never {
+  vcpu.trace(TP.kvm_userspace_exit, KVM_EXIT_UNKNOWN);
+  vcpu.trace(TP.kvm_fpu, 0);
+  throw new RunFailed(vcpu.vcpuId, errno, gpa);
 }
 
 function end(vcpu: Vcpu, reason: number): void {

@@ -25,11 +25,13 @@ import { MsrState } from "./msr_state.ts";
 import * as requests from "./requests.ts";
 import * as modes from "./modes.ts";
 import * as loop from "./run_loop.ts";
+import { mmuReset } from "./tdp/root.ts";
+import type { TdpTables } from "./tdp/tables.ts";
 import { VcpuStats } from "./vcpu_stats.ts";
 import type { Vm } from "./vm.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const { GP_VECTOR, RDX } = abi;
+const { GP_VECTOR, RDX, SYS_CR0 } = abi;
 const { FAR } = core;
 const {
   ATTENTION_INTERLEAVE,
@@ -38,6 +40,7 @@ const {
   EVENT_EXCEPTION_INJECTED,
   EVENT_EXCEPTION_PENDING,
   REQ_EVENT,
+  REQ_MMU_RELOAD,
   REQ_NMI,
 } = requests;
 const { MpState, Phase, Turn, VcpuMode } = modes;
@@ -113,6 +116,8 @@ export class Vcpu extends Thread {
   readonly deferred: Steps[] = [];
   #preemptionTimer = Infinity;
   readonly #loop: Generator<void, void, void>;
+  /** The root of the second dimension's tables that it uses; undefined where it has to load one. */
+  root: TdpTables | undefined = undefined;
 
   /** The virtual machine's events. */
   declare readonly tracer: Tracer;
@@ -186,12 +191,14 @@ export class Vcpu extends Thread {
     this.msrs = new MsrState(this);
     this.haltPolling = new HaltPolling(this);
     if (vm.engine.explores) this.attention |= ATTENTION_INTERLEAVE;
+    this.requests = REQ_MMU_RELOAD;
     this.#loop = runLoop(this);
     vm.addThread(this);
   }
 
   /** RESET, or INIT: processor, local APIC, paravirtual state (kvm_vcpu_reset). */
   reset(init: boolean): void {
+    const cr0 = this.processor.sys[SYS_CR0];
     resetLapic(this.lapic, init);
     this.nmiQueued = 0;
     this.nmiPending = 0;
@@ -201,6 +208,7 @@ export class Vcpu extends Thread {
     this.processor.regs[RDX] = this.cpuid.find(1, 0)?.[0] ?? 0x600;
     this.msrs.reset(init);
     this.backend.reset(init);
+    mmuReset(this, cr0, init);
   }
 
   /** The guest's next instruction, or KVM's next step. */
@@ -319,6 +327,7 @@ export class Vcpu extends Thread {
   /** The scheduler has put the vCPU on a CPU. */
   loaded(): void {
     this.ready = false;
+    this.backend.loadedOn(this.pcpu!);
   }
 
   /** The scheduler wants the vCPU's CPU, or not any more. */

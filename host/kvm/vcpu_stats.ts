@@ -33,6 +33,20 @@ export class VcpuStats {
   io_exits = 0;
   /** MMIO accesses. */
   mmio_exits = 0;
+  /** Faults of the second dimension. */
+  pf_taken = 0;
+  /** Those that mapped something. */
+  pf_fixed = 0;
+  /** Those that were over before they were looked at. */
+  pf_spurious = 0;
+  /** Those whose instruction was emulated. */
+  pf_emulate = 0;
+  /** Those that were served without a lock. */
+  pf_fast = 0;
+  /** Times that a fault had to wait for a page to be read. KVM has no such count. */
+  pf_waits = 0;
+  /** Flushes of translations that were asked for. */
+  tlb_flush = 0;
   /** Directed yields asked for. */
   directed_yield_attempted = 0;
   /** Directed yields that ran somebody. */

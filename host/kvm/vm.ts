@@ -12,7 +12,17 @@ import { DeviceBus } from "../devices/bus.ts";
 import { Ioapic, IrqRouting, swizzleExtendedDestination } from "../irqchip/mod.ts";
 import { type ApicMap, InterruptMessage, MapState, recalculateApicMap } from "../lapic/mod.ts";
 import type { Machine } from "../machine.ts";
-import { GuestMemory, MmioMarks } from "../memory/mod.ts";
+import { Disk } from "../devices/disk.ts";
+import {
+  type ClearDirtyLog,
+  DirtyLog,
+  GuestMemory,
+  MemoryOwnership,
+  MmioMarks,
+  Residency,
+  type Slot,
+  type SlotOptions,
+} from "../memory/mod.ts";
 import { HostFailure, type KvmQuirk, type Quirk } from "../quirks.ts";
 import type { HostScheduler } from "../sched/mod.ts";
 import { HOST_SEMANTICS, type HostBehaviour, type HostSemantics, hostSemantics } from "../semantics.ts";
@@ -24,7 +34,9 @@ import { setupVmx, type VmxSetup } from "../vmx/setup.ts";
 import { type BackendName, backendName, createBackendInVain } from "./backends.ts";
 import { explain, type Explanation } from "./explain.ts";
 import { HALT_POLL_NS_MAX } from "./halt.ts";
+import { evictPages, logDirtyPages, loggedBy, removeMemoryRegion } from "./memory_region.ts";
 import { ATTENTION_APIC_MAP, REQ_SCAN_IOAPIC } from "./requests.ts";
+import { VmMmu } from "./tdp/vm_mmu.ts";
 import type { UserspaceDevice } from "./userspace.ts";
 import { Vcpu } from "./vcpu.ts";
 import {
@@ -43,9 +55,14 @@ const EINVAL = 22;
 const EMFILE = 24;
 
 /** VMX as KVM of that year sets it up, with the parameters among the options. */
-function vmxSetup(name: Acceleration, behaviour: HostBehaviour, { apicv, ipiv }: VmOptions): VmxSetup {
-  const parameters = { enableApicv: apicv ?? true, enableIpiv: ipiv ?? true };
+function vmxSetup(name: Acceleration, behaviour: HostBehaviour, { apicv, ipiv, vpid }: VmOptions): VmxSetup {
+  const parameters = { enableApicv: apicv ?? true, enableIpiv: ipiv ?? true, vpid: vpid ?? true };
   return setupVmx(name as VmxProcessor, { behaviour, parameters });
+}
+
+/** An oracle with the engine's clock. */
+function watchOwnership(engine: Engine): MemoryOwnership {
+  return new MemoryOwnership({ now: () => engine.now });
 }
 
 /** A virtual machine. */
@@ -86,6 +103,14 @@ export class Vm {
   declare readonly memory: GuestMemory;
   /** Pages that KVM has marked as MMIO. */
   declare readonly mmioMarks: MmioMarks;
+  /** Page tables of the second dimension. */
+  declare readonly mmu: VmMmu;
+  /** Which pages were written. */
+  declare readonly dirtyLog: DirtyLog;
+  /** Which pages are in the host's memory; undefined where all are, always. */
+  declare readonly residency: Residency | undefined;
+  /** What the host may write; undefined where nobody watches. */
+  declare readonly ownership: MemoryOwnership | undefined;
   /** The vCPUs, by index. */
   declare readonly vcpus: readonly Vcpu[];
   /** Events, counted and recorded. */
@@ -168,6 +193,10 @@ export class Vm {
     this.ioapicInKernel = options.ioapicInKernel ?? true;
     this.#disabledKvmQuirks = checkKvmQuirks(options.disabledKvmQuirks ?? []);
     for (const slot of memorySlots(options)) this.memory.addSlot(slot);
+    this.mmu = new VmMmu(this, options);
+    this.dirtyLog = new DirtyLog(this.memory, { ...options.dirtyLog, ...loggedBy(this) });
+    this.residency = options.disk && new Residency(this.memory, new Disk(this.engine, options.disk));
+    this.ownership = options.ownership ? watchOwnership(this.engine) : undefined;
     this.ioapic = new Ioapic(this);
     this.routing = new IrqRouting(this);
     if (this.ioapicInKernel) this.mmioBus.add(this.ioapic);
@@ -181,6 +210,7 @@ export class Vm {
       vcpus.push(vcpu);
     }
     for (const vcpu of vcpus) vcpu.reset(false);
+    if (this.tracksPages) this.#track();
     for (const _ of recalculateApicMap(this)) { /* Nobody runs yet: straight through. */ }
     for (const vcpu of vcpus) {
       vcpu.attention &= ~ATTENTION_APIC_MAP;
@@ -303,6 +333,64 @@ export class Vm {
       vcpu.request(request);
       vcpu.kickOut();
     }
+  }
+
+  // Memory.
+
+  /**
+   * Whether each page that the guest uses matters to the host: pages may be away, or writes are logged. Then even guests
+   * without page tables of their own have their addresses translated.
+   */
+  get tracksPages(): boolean {
+    return this.residency !== undefined || this.dirtyLog.active > 0;
+  }
+
+  #track(): void {
+    for (const { processor } of this.vcpus) {
+      if (processor.tracked === this.tracksPages) continue;
+      processor.tracked = this.tracksPages;
+      processor.pagingChanged();
+    }
+  }
+
+  /**
+   * The host evicts the pages of a range, where it can: they come back from disk when somebody uses them. How many those
+   * are. Like what follows, it may have to wait for vCPUs: see {@linkcode HostTask}.
+   */
+  evict(address: number, bytes: number): Steps<number> {
+    return evictPages(this, address, bytes);
+  }
+
+  /** Sets or clears KVM_MEM_LOG_DIRTY_PAGES of a slot. */
+  *logDirtyPages(slot: Slot, on: boolean): Steps {
+    const steps = logDirtyPages(this, slot, on);
+    // The log is there before the first yield.
+    for (let ended = steps.next().done; ended !== true; ended = steps.next().done) {
+      this.#track();
+      yield;
+    }
+    this.#track();
+  }
+
+  /** KVM_GET_DIRTY_LOG: a bit a page. */
+  getDirtyLog(slot: Slot): Steps<Uint32Array> {
+    return this.dirtyLog.getInSteps(slot);
+  }
+
+  /** KVM_CLEAR_DIRTY_LOG. */
+  clearDirtyLog(slot: Slot, range: ClearDirtyLog): Steps {
+    return this.dirtyLog.clearInSteps(slot, range);
+  }
+
+  /** KVM_SET_USER_MEMORY_REGION adds a slot. Throws `RangeError` where it cannot. */
+  addMemoryRegion(options: SlotOptions): Slot {
+    return this.memory.addSlot(options);
+  }
+
+  /** KVM_SET_USER_MEMORY_REGION removes a slot. */
+  *removeMemoryRegion(slot: Slot): Steps {
+    yield* removeMemoryRegion(this, slot);
+    this.#track();
   }
 
   // What the running thread does.

@@ -16,7 +16,8 @@ import {
   type VcpuId,
 } from "../../abi/mod.ts";
 import type { CostProfile } from "../cost/mod.ts";
-import type { SlotOptions } from "../memory/mod.ts";
+import type { DiskOptions } from "../devices/disk.ts";
+import type { DirtyLogOptions, SlotOptions } from "../memory/mod.ts";
 import { KVM_QUIRKS, type KvmQuirk } from "../quirks.ts";
 import { HOST_SEMANTICS, type HostSemantics } from "../semantics.ts";
 import type { Acceleration, AvicKick } from "./acceleration.ts";
@@ -56,6 +57,18 @@ export interface VmOptions {
   readonly apicv?: boolean;
   /** enable_ipiv: whether hardware may deliver IPIs without an exit where it can; true by default. */
   readonly ipiv?: boolean;
+
+  /** kvm_intel's vpid: whether translations are tagged by vCPU, so that entries and exits need not flush; true by default. */
+  readonly vpid?: boolean;
+
+  /** The host backs memory with pages of 2 MiB where it can; false by default: 4 KiB. */
+  readonly hostHugePages?: boolean;
+  /** Where pages go that the host takes out of its memory ({@linkcode Vm.evict}); by default none can go. */
+  readonly disk?: DiskOptions;
+  /** KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2; by default asking for the dirty log clears it. */
+  readonly dirtyLog?: Pick<DirtyLogOptions, "manualProtect" | "initiallySet">;
+  /** Whether an oracle watches that the host writes only what the guest lends it; false by default. */
+  readonly ownership?: boolean;
 
   /** How AVIC's sleeping targets are found; as the host of that year finds them by default. */
   readonly avicKick?: AvicKick;

@@ -7,6 +7,16 @@
 import type { GuestMemory } from "./guest_memory.ts";
 import type { Slot } from "./slot.ts";
 
+/** What has to be done besides, where the host accesses guest memory. */
+export interface GuestAccess {
+  /** Whether anything has. It may change only with the memory's generation. */
+  readonly watched: boolean;
+  /** The host is about to read a range. Whether it can. */
+  reads(address: number, bytes: number): boolean;
+  /** The host is about to write a range. Whether it can. */
+  writes(address: number, bytes: number): boolean;
+}
+
 /** A range of guest memory that the host reads and writes often. */
 export class GuestCache {
   /** First address. */
@@ -14,13 +24,15 @@ export class GuestCache {
   /** Bytes. */
   length = 0;
   readonly #memory: GuestMemory;
+  readonly #access: GuestAccess | undefined;
   #slot: Slot | undefined = undefined;
   #usable = false;
   #generation = -1;
 
   /** A cache that points nowhere yet. */
-  constructor(memory: GuestMemory) {
+  constructor(memory: GuestMemory, access?: GuestAccess) {
     this.#memory = memory;
+    this.#access = access;
   }
 
   /**
@@ -38,20 +50,27 @@ export class GuestCache {
   readByte(offset: number = 0): number {
     const slot = this.#current();
     if (slot !== undefined) return slot.u8[this.gpa + offset - slot.base];
-    return this.#usable ? this.#memory.byte(this.gpa + offset) : -1;
+    if (!this.#usable || !this.#permits("reads", offset)) return -1;
+    return this.#memory.byte(this.gpa + offset);
   }
 
   /** Writes the byte at `offset`. false where it cannot be written. */
   writeByte(value: number, offset: number = 0): boolean {
     const slot = this.#current();
     if (slot !== undefined) slot.u8[this.gpa + offset - slot.base] = value;
-    else if (this.#usable) this.#memory.setByte(this.gpa + offset, value);
+    else if (this.#usable && this.#permits("writes", offset)) this.#memory.setByte(this.gpa + offset, value);
     else return false;
     this.#memory.stored(this.gpa + offset, 1);
     return true;
   }
 
-  /** The slot that holds all of the range, where one does. */
+  /** Whether an access of one byte that goes the long way can be made. */
+  #permits(access: "reads" | "writes", offset: number): boolean {
+    const to = this.#access;
+    return to === undefined || !to.watched || to[access](this.gpa + offset, 1);
+  }
+
+  /** The slot that holds all of the range, where one does and nobody watches: the short way. */
   #current(): Slot | undefined {
     if (this.#generation !== this.#memory.generation) this.#lookUp(this.gpa, this.length);
     return this.#slot;
@@ -60,7 +79,8 @@ export class GuestCache {
   #lookUp(gpa: number, length: number): boolean {
     this.#generation = this.#memory.generation;
     this.#usable = this.#memory.writable(gpa, length);
-    this.#slot = this.#usable ? this.#memory.find(gpa, length) : undefined;
+    const short = this.#usable && this.#access?.watched !== true;
+    this.#slot = short ? this.#memory.find(gpa, length) : undefined;
     return this.#usable;
   }
 }

@@ -17,6 +17,7 @@
  * @module
  */
 
+import type { Steps } from "../core/mod.ts";
 import type { GuestMemory } from "./guest_memory.ts";
 import { PageBitmap, pageIn, PAGES_PER_UNIT, pagesOf } from "./page_bitmap.ts";
 import { PAGE_SIZE, type Slot } from "./slot.ts";
@@ -24,11 +25,21 @@ import { PAGE_SIZE, type Slot } from "./slot.ts";
 /** How a machine logs. */
 export interface DirtyLogOptions {
   /** Flushes what processors remember of a slot's translations (kvm_arch_flush_remote_tlbs_memslot). */
-  readonly flush?: (slot: Slot) => void;
+  readonly flush?: (slot: Slot) => Steps | void;
+  /** Takes the right to be written from the translations of pages (kvm_arch_mmu_enable_log_dirty_pt_masked). */
+  readonly protect?: (slot: Slot, pages: LoggedPages) => void;
   /** KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE: asking clears nothing, KVM_CLEAR_DIRTY_LOG does. */
   readonly manualProtect?: boolean;
   /** KVM_DIRTY_LOG_INITIALLY_SET: logging begins with every page dirty, and none protected. Needs `manualProtect`. */
   readonly initiallySet?: boolean;
+}
+
+/** Pages of a slot, counted from its first. */
+export interface LoggedPages {
+  /** The first. */
+  readonly first: number;
+  /** One bit a page from there on: up to 32, or all up to the slot's end where there is none. */
+  readonly mask?: number;
 }
 
 /** What KVM_CLEAR_DIRTY_LOG takes. */
@@ -49,14 +60,15 @@ interface SlotLog {
 /** The dirty logs of one virtual machine. */
 export class DirtyLog {
   readonly #memory: GuestMemory;
-  readonly #flush: (slot: Slot) => void;
+  readonly #flush: (slot: Slot) => Steps | void;
+  readonly #protect: (slot: Slot, pages: LoggedPages) => void;
   readonly #manualProtect: boolean;
   readonly #initiallySet: boolean;
   readonly #logs = new Map<Slot, SlotLog>();
 
   /** No slot of `memory` is logged. Throws `RangeError` for options that do not go together. */
   constructor(memory: GuestMemory, options: DirtyLogOptions = {}) {
-    const { flush = () => {}, manualProtect = false, initiallySet = false } = options;
+    const { flush = () => {}, protect = () => {}, manualProtect = false, initiallySet = false } = options;
     if (initiallySet && !manualProtect) {
       throw new RangeError(
         "Cannot begin dirty logs with every page set: it is allowed with manualProtect only",
@@ -64,6 +76,7 @@ export class DirtyLog {
     }
     this.#memory = memory;
     this.#flush = flush;
+    this.#protect = protect;
     this.#manualProtect = manualProtect;
     this.#initiallySet = initiallySet;
   }
@@ -80,12 +93,20 @@ export class DirtyLog {
 
   /** Sets KVM_MEM_LOG_DIRTY_PAGES. A slot that is logged already keeps its log. */
   start(slot: Slot): void {
+    finish(this.startInSteps(slot));
+  }
+
+  /** {@linkcode start}, as others may come between: before the flush, and while it goes on. */
+  *startInSteps(slot: Slot): Steps {
     if (!this.#memory.slots.includes(slot)) throw notInUse("log", slot);
     if (this.#logs.has(slot)) return;
     const pages = pagesOf(slot);
     const set = this.#initiallySet;
     this.#logs.set(slot, { dirty: new PageBitmap(pages, set), guarded: new PageBitmap(pages, !set) });
-    if (!set) this.#flush(slot);
+    if (set) return;
+    this.#protect(slot, { first: 0 });
+    yield;
+    yield* this.#flush(slot) ?? [];
   }
 
   /** Clears KVM_MEM_LOG_DIRTY_PAGES, or the slot goes: what was logged is forgotten, and nothing is protected. */
@@ -183,12 +204,15 @@ export class DirtyLog {
       if ((taken[i] | taken[i + 1]) === 0) continue;
       any = true;
       yield;
-      guarded[at] |= taken[i];
-      guarded[at + 1] |= taken[i + 1];
+      for (let half = 0; half < 2; half++) {
+        const mask = taken[i + half];
+        guarded[at + half] |= mask;
+        if (mask !== 0) this.#protect(from.slot, { first: 32 * (at + half), mask });
+      }
     }
     if (any) {
       yield;
-      this.#flush(from.slot);
+      yield* this.#flush(from.slot) ?? [];
     }
     return taken;
   }

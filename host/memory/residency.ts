@@ -32,6 +32,16 @@ export interface PageStore {
    * it cannot begin; then `done` is not called.
    */
   read(page: number, done: (ok: boolean) => void): void;
+  /** When a read of a page that has begun will be over, and whether it will go well: for those who wait in place. */
+  expect(page: number): PageExpectation;
+}
+
+/** What comes of a read. */
+export interface PageExpectation {
+  /** When it is over, in cycles. */
+  readonly clock: number;
+  /** Whether the page is there then. */
+  readonly ok: boolean;
 }
 
 /** Told when a page has come; `false` where it could not be read, or its slot is gone. */
@@ -129,6 +139,17 @@ export class Residency {
     pages.reading.set(page);
     pages.waiting.set(page, [arrived]);
     return state;
+  }
+
+  /**
+   * Brings an address's page in for somebody who cannot be called back: who comes at that time finds it there. Throws as
+   * {@linkcode bringIn} does, and where the page is present.
+   */
+  expect(address: number): PageExpectation {
+    if (this.bringIn(address, () => {}) === "present") {
+      throw new RangeError(`Cannot wait for the page at ${hex(address)}: it is present`);
+    }
+    return this.#store.expect(Math.floor(address / PAGE_SIZE));
   }
 
   /** The store is done with a page. */

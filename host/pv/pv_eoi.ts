@@ -13,6 +13,7 @@
 
 import * as abi from "../../abi/mod.ts";
 import * as requests from "../kvm/requests.ts";
+import { HostAccess } from "../kvm/host_access.ts";
 import type { MsrHandler } from "../kvm/msr.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { GuestCache } from "../memory/mod.ts";
@@ -45,7 +46,7 @@ export class PvEoi {
   /** PV EOI that the guest has not enabled. */
   constructor(vcpu: Vcpu) {
     this.#vcpu = vcpu;
-    this.#flag = new GuestCache(vcpu.vm.memory);
+    this.#flag = new GuestCache(vcpu.vm.memory, new HostAccess(vcpu, "PV EOI"));
   }
 
   /** Local APIC reset: off, and whatever was armed is forgotten. */

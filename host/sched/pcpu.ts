@@ -75,6 +75,11 @@ export class Pcpu implements Rebased {
     vcpu.asynchronousEvent();
   }
 
+  /** Its TLB; undefined while nobody has translated an address here. */
+  get tlbInUse(): CpuTlb | undefined {
+    return this.#tlb;
+  }
+
   /** Its TLB, which the vCPUs that run here share. Throws where they are not all of one vendor's. */
   tlb(vcpu: Vcpu): CpuTlb {
     const vendor = vcpu.vm.backend;

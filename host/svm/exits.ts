@@ -19,7 +19,9 @@ import {
 import { emulateHalt } from "../kvm/halt.ts";
 import { emulateHypercall } from "../kvm/hypercall.ts";
 import { emulateRdmsr } from "../kvm/msr.ts";
+import { requeueVectored } from "../kvm/events.ts";
 import * as requests from "../kvm/requests.ts";
+import { faultedSlot, handlePageFault } from "../kvm/tdp/page_fault.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import * as tracing from "../trace/mod.ts";
 import { handleIncompleteIpi, handleUnacceleratedAccess } from "./avic/exits.ts";
@@ -30,6 +32,7 @@ const {
   APIC_DEFAULT_BASE,
   APIC_PAGE_SIZE,
   DB_VECTOR,
+  PFERR_WRITE,
   SVM_EXIT_AVIC_INCOMPLETE_IPI,
   SVM_EXIT_AVIC_UNACCELERATED_ACCESS,
   SVM_EXIT_CPUID,
@@ -116,8 +119,11 @@ function io(vcpu: Vcpu, info: number): void {
 
 function nestedPageFault(vcpu: Vcpu, svm: Svm): void {
   const { exitInfo1, exitInfo2 } = vcpu.processor;
+  if (vcpu.processor.vectored !== 0) requeueVectored(vcpu);
+  vcpu.trace(TP.kvm_page_fault, low(exitInfo2), high(exitInfo2), low(exitInfo1), high(exitInfo1));
+  const slot = faultedSlot(vcpu, exitInfo2, (low(exitInfo1) & PFERR_WRITE) !== 0);
+  if (slot !== undefined) return handlePageFault(vcpu, slot, exitInfo2, exitInfo1);
   vcpu.charge(vcpu.cost.mmu);
-  vcpu.trace(TP.kvm_page_fault, low(exitInfo2), high(exitInfo2), low(exitInfo1));
   if (!isAccessPage(svm, exitInfo2)) vcpu.vm.mmioMarks.add(exitInfo2);
   emulateMemoryAccess(vcpu);
 }

@@ -20,6 +20,7 @@ import {
   type SecondDimension,
 } from "../mmu/mod.ts";
 import { SlotsSecond } from "../mmu/slots_second.ts";
+import { vmrunFlush } from "./asid.ts";
 import { AvicHardware } from "./avic/hardware.ts";
 import { checkAvic } from "./entry_failed.ts";
 import * as permissions from "./msr_permissions.ts";
@@ -65,7 +66,7 @@ const {
 } = abi;
 const { DIRECT_ACCESS_MSRS } = permissions;
 const { deliverInjectedException, deliverInterrupt, raise } = cpu;
-const { EVTINJ_TYPE_INTR, EVTINJ_TYPE_MASK, EVTINJ_TYPE_NMI, EVTINJ_VALID } = control;
+const { EVTINJ_TYPE_INTR, EVTINJ_TYPE_MASK, EVTINJ_TYPE_NMI, EVTINJ_VALID, WRITTEN_TLB_CONTROL } = control;
 
 /** Exceptions that KVM intercepts with nested paging: #DB, #UD, #AC, #MC (init_vmcb). */
 const EXCEPTION_INTERCEPTS = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
@@ -114,7 +115,7 @@ export class SvmHardware implements Virtualization {
   /** VMRUN: delivers the event in EVENTINJ. With AVIC, looks for virtual interrupts, which come after it. */
   enter(p: Processor): void {
     const { vmcb } = this;
-    if (vmcb.avicDirty) this.#loadAvic();
+    if (vmcb.written !== 0) this.#load();
     const event = vmcb.eventInj;
     this.#stepFrom = p.instructions;
     if (vmcb.avic) this.avic.evaluate(p);
@@ -127,8 +128,14 @@ export class SvmHardware implements Virtualization {
     else deliverInjectedException(p, vector, vmcb.eventInjError);
   }
 
-  #loadAvic(): void {
+  #load(): void {
     const { vcpu, vmcb, avic } = this;
+    if ((vmcb.written & WRITTEN_TLB_CONTROL) !== 0) {
+      vmcb.written &= ~WRITTEN_TLB_CONTROL;
+      const flush = vmrunFlush(vmcb);
+      if (flush !== undefined) vcpu.pcpu!.tlbInUse?.invalidate(flush);
+    }
+    if (!vmcb.avicDirty) return;
     checkAvic(vcpu, vmcb);
     if (vmcb.avic) avic.loadPointers();
   }

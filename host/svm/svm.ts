@@ -16,6 +16,8 @@ import * as msrs from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import type { Lapic } from "../lapic/mod.ts";
+import type { Pcpu } from "../sched/mod.ts";
+import { Asid } from "./asid.ts";
 import { Avic } from "./avic/avic.ts";
 import * as delivery from "./avic/deliver.ts";
 import { handleSvmExit } from "./exits.ts";
@@ -43,7 +45,14 @@ const { fastHalt, fastInvd, fastWrmsr } = fast;
 const { emulateWrmsr } = msrs;
 const { deliverAtOnce, deliverInterrupt } = delivery;
 const { REQ_EVENT } = requests;
-const { EVTINJ_TYPE_EXEPT, EVTINJ_TYPE_INTR, EVTINJ_TYPE_NMI, EVTINJ_VALID, EVTINJ_VALID_ERR } = control;
+const {
+  EVTINJ_TYPE_EXEPT,
+  EVTINJ_TYPE_INTR,
+  EVTINJ_TYPE_NMI,
+  EVTINJ_VALID,
+  EVTINJ_VALID_ERR,
+  TLB_CONTROL_DO_NOTHING,
+} = control;
 type FastPath = vendor.FastPath;
 
 const V_INTR_PRIO_MASK = 0xf << V_INTR_PRIO_SHIFT;
@@ -66,11 +75,13 @@ export class Svm implements Backend {
   readonly exitNumbers = 0x404;
   /** The vCPU. */
   declare readonly vcpu: Vcpu;
+  /** Its ASID. */
+  declare readonly asid: Asid;
   /** KVM's part of AVIC; undefined where it is not used, and before the vCPU's first reset. */
   avic: Avic | undefined = undefined;
   #nmiMasked = false;
-  /** The entry was to deliver an event. */
-  #injected = false;
+  /** The entry was to deliver an event, or to flush: neither is for the next one. */
+  #once = false;
   /** An IRET was intercepted and has not completed: NMIs are still masked. */
   #awaitingIret = false;
   #iretRip = 0;
@@ -79,6 +90,7 @@ export class Svm implements Backend {
   constructor(vcpu: Vcpu) {
     this.vcpu = vcpu;
     this.hardware = new SvmHardware(vcpu, this.vmcb);
+    this.asid = new Asid(vcpu, this.vmcb);
   }
 
   /** Of an incomplete IPI, the ICR's high half. */
@@ -94,7 +106,9 @@ export class Svm implements Backend {
 
   /** RESET, or INIT. The first RESET is at the end of the vCPU's creation. */
   reset(_init: boolean): void {
-    Object.assign(this.vmcb, new Vmcb());
+    const { nestedCr3 } = this.vmcb;
+    Object.assign(this.vmcb, new Vmcb(), { nestedCr3 });
+    this.asid.reset();
     this.#nmiMasked = false;
     this.#awaitingIret = false;
     if (this.vcpu.vm.enableApicv) this.avic ??= new Avic(this.vcpu, this.vmcb);
@@ -159,6 +173,46 @@ export class Svm implements Backend {
     return this.vcpu.lapic.apicvActive ? this.avic : undefined;
   }
 
+  // Translations.
+
+  /** What ASID the vCPU has is a matter of the CPU that it runs on. */
+  loadedOn(pcpu: Pcpu): void {
+    this.asid.loaded(pcpu);
+  }
+
+  /** Writes N_CR3. */
+  loadMmuPgd(root: number): void {
+    this.vmcb.nestedCr3 = root;
+    this.vcpu.processor.mmu?.moved();
+  }
+
+  /** pre_svm_run. */
+  renewAsid(): void {
+    this.asid.renew();
+    this.#once = true;
+  }
+
+  /** SVM knows no narrower flush than that of the ASID. */
+  flushTlbAll(): void {
+    this.asid.flush();
+    this.#once = true;
+  }
+
+  /** As for all. */
+  flushTlbCurrent(): void {
+    this.flushTlbAll();
+  }
+
+  /** As for all. */
+  flushTlbGuest(): void {
+    this.flushTlbAll();
+  }
+
+  /** INVLPGA. */
+  flushTlbGva(address: number): void {
+    this.asid.flushAddress(address);
+  }
+
   /** The host sends itself a reschedule interrupt, which ends the guest's stay at once. */
   requestImmediateExit(): void {
     this.vcpu.pcpu!.interrupt(this.vcpu.time);
@@ -176,8 +230,9 @@ export class Svm implements Backend {
    */
   completeExit(): void {
     const { vcpu } = this;
-    if (this.#injected) {
-      this.#injected = false;
+    if (this.#once) {
+      this.#once = false;
+      this.vmcb.tlbControl = TLB_CONTROL_DO_NOTHING;
       vcpu.eventDelivered();
     }
     if (!this.vmcb.interceptCr8Write) vcpu.lapic.keepTpr((this.vmcb.intCtl & V_TPR_MASK) << 4);
@@ -245,13 +300,13 @@ export class Svm implements Backend {
 
   /** Writes an external interrupt into EVENTINJ. */
   injectInterrupt(vector: number): void {
-    this.#injected = true;
+    this.#once = true;
     this.vmcb.eventInj = EVTINJ_VALID | EVTINJ_TYPE_INTR | vector;
   }
 
   /** Writes an NMI; its handler's IRET is intercepted. */
   injectNmi(): void {
-    this.#injected = true;
+    this.#once = true;
     this.vmcb.eventInj = EVTINJ_VALID | EVTINJ_TYPE_NMI | NMI_VECTOR;
     this.#nmiMasked = true;
     this.vmcb.interceptIret = true;
@@ -260,7 +315,7 @@ export class Svm implements Backend {
   /** Writes an exception. */
   injectException(vector: number, errorCode: number): void {
     const withCode = errorCode >= 0 ? EVTINJ_VALID_ERR : 0;
-    this.#injected = true;
+    this.#once = true;
     this.vmcb.eventInj = EVTINJ_VALID | EVTINJ_TYPE_EXEPT | withCode | vector;
     this.vmcb.eventInjError = Math.max(0, errorCode);
   }

@@ -13,6 +13,8 @@ export class Vmcb {
   intCtl: number = V_INTR_MASKING_MASK;
   /** Guest ASID (0x58). */
   asid = 0;
+  /** TLB_CONTROL (0x5c): what VMRUN flushes first. */
+  tlbControl = 0;
   /** N_CR3 (0xb0): where the nested tables begin. */
   nestedCr3 = 0;
   /** Virtual interrupt control bit 31: AVIC. */
@@ -29,8 +31,8 @@ export class Vmcb {
   avicPhysicalTable = 0;
   /** AVIC PHYSICAL_TABLE (0xf8), bits 11:0: AVIC_PHYSICAL_MAX_INDEX. */
   avicMaxIndex = 0;
-  /** VMCB clean bit 11, the other way round: AVIC's fields were written since the last VMRUN. */
-  avicDirty = false;
+  /** What VMRUN has to look at, as bits: {@linkcode WRITTEN_AVIC} and {@linkcode WRITTEN_TLB_CONTROL}. Mostly nothing. */
+  written = 0;
   /** MSR permission map, of the x2APIC's MSRs: those that do not exit. The others' part is always the same. */
   x2apicPermissions: Uint8Array = NO_X2APIC_MSRS;
   /** Intercept of MOV to CR8: on until KVM first looks at an enabled APIC (init_vmcb). */
@@ -47,7 +49,27 @@ export class Vmcb {
   eventInjError = 0;
   /** RFLAGS.TF: a #DB follows the next instruction. */
   singleStep = false;
+
+  /** AVIC's fields were written since the last VMRUN. */
+  get avicDirty(): boolean {
+    return (this.written & WRITTEN_AVIC) !== 0;
+  }
+  set avicDirty(dirty: boolean) {
+    this.written = dirty ? this.written | WRITTEN_AVIC : this.written & ~WRITTEN_AVIC;
+  }
 }
+
+/** AVIC's fields were written since the last VMRUN: VMCB clean bit 11, the other way round. */
+export const WRITTEN_AVIC = 1 << 0;
+/** TLB_CONTROL was, which has no clean bit. */
+export const WRITTEN_TLB_CONTROL = 1 << 1;
+
+/** TLB_CONTROL: flush nothing. */
+export const TLB_CONTROL_DO_NOTHING = 0;
+/** TLB_CONTROL: flush all ASIDs. */
+export const TLB_CONTROL_FLUSH_ALL_ASID = 1;
+/** TLB_CONTROL: flush this ASID. */
+export const TLB_CONTROL_FLUSH_ASID = 3;
 
 /** EVENTINJ bit 31: valid. */
 export const EVTINJ_VALID = 0x8000_0000;

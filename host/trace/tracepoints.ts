@@ -59,7 +59,7 @@ export const KVM_EVENTS = {
     fires: "an exception is written for injection",
   },
   kvm_page_fault: {
-    args: [["address", "hex64"], ["error_code", "hex"]],
+    args: [["address", "hex64"], ["error_code", "hex64"]],
     fires: "each EPT violation or nested page fault",
   },
   kvm_msr: {

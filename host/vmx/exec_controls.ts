@@ -91,12 +91,12 @@ export function entryControls({ config }: VmxSetup): number {
 }
 
 /** An EPT pointer (SDM 3C table 25-9): memory type write-back, 4 levels, accessed and dirty flags where there are such. */
-function eptPointer({ ept, capabilities }: VmxSetup): number {
+export function eptPointer({ ept, capabilities }: VmxSetup): number {
   if (!ept.on) return 0;
   return 6 | (3 << 3) | ((capabilities.ept & abi.VMX_EPT_AD_BIT) !== 0 ? 1 << 6 : 0);
 }
 
-/** Writes a vCPU's first controls into its VMCS. No page tables stand behind the EPT pointer: its address is 0. */
+/** Writes a vCPU's first controls into its VMCS. The EPT pointer's address is 0 until a root is loaded. */
 export function initControls(vmcs: Vmcs, setup: VmxSetup, vcpu: VcpuControls): void {
   vmcs.pin = pinControls(setup, vcpu.apicvActive);
   vmcs.primary = primaryControls(setup);

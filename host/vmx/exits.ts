@@ -12,7 +12,9 @@ import { emulateInvalidOpcode, emulateMemoryAccess, emulateMovToCr, emulatePio }
 import { emulateHalt } from "../kvm/halt.ts";
 import { emulateHypercall } from "../kvm/hypercall.ts";
 import { emulateRdmsr } from "../kvm/msr.ts";
+import { requeueVectored } from "../kvm/events.ts";
 import * as requests from "../kvm/requests.ts";
+import { faultedSlot, handlePageFault, violationErrorCode } from "../kvm/tdp/page_fault.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { emulatedWrite, writeNodecode } from "../lapic/mod.ts";
 import * as tracing from "../trace/mod.ts";
@@ -27,6 +29,7 @@ const {
   APIC_PAGE_SIZE,
   CPU_BASED_INTR_WINDOW_EXITING,
   CPU_BASED_NMI_WINDOW_EXITING,
+  EPT_VIOLATION_WRITE,
   EXIT_REASON_APIC_ACCESS,
   EXIT_REASON_APIC_WRITE,
   EXIT_REASON_CPUID,
@@ -72,15 +75,7 @@ export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {
     case EXIT_REASON_APIC_ACCESS:
       return apicAccess(vcpu, processor.exitInfo1);
     case EXIT_REASON_EPT_VIOLATION:
-      vcpu.charge(vcpu.cost.mmu);
-      vcpu.trace(
-        TP.kvm_page_fault,
-        low(processor.exitInfo2),
-        high(processor.exitInfo2),
-        processor.exitInfo1,
-      );
-      if (!onApicAccessPage(processor.exitInfo2)) vcpu.vm.mmioMarks.add(processor.exitInfo2);
-      return emulateMemoryAccess(vcpu);
+      return eptViolation(vcpu, processor.exitInfo1, processor.exitInfo2);
     case EXIT_REASON_EPT_MISCONFIG:
       vcpu.charge(vcpu.cost.mmu);
       return emulateMemoryAccess(vcpu);
@@ -113,6 +108,17 @@ export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {
     default:
       throw new NotModelled(`VM exit ${vcpu.backend.exitName(processor.exitReason)}`, "SDM 3D appendix C");
   }
+}
+
+/** handle_ept_violation. */
+function eptViolation(vcpu: Vcpu, qualification: number, address: number): void {
+  if (vcpu.processor.vectored !== 0) requeueVectored(vcpu);
+  vcpu.trace(TP.kvm_page_fault, low(address), high(address), qualification, 0);
+  const slot = faultedSlot(vcpu, address, (qualification & EPT_VIOLATION_WRITE) !== 0);
+  if (slot !== undefined) return handlePageFault(vcpu, slot, address, violationErrorCode(qualification));
+  vcpu.charge(vcpu.cost.mmu);
+  if (!onApicAccessPage(address)) vcpu.vm.mmioMarks.add(address);
+  emulateMemoryAccess(vcpu);
 }
 
 /** The APIC-access page has a memory slot, mapped or not: KVM never marks it as MMIO (__kvm_mmu_faultin_pfn). */

@@ -14,6 +14,7 @@ import * as msrs from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import type { Lapic } from "../lapic/mod.ts";
+import type { Pcpu } from "../sched/mod.ts";
 import {
   loadEoiExitmap,
   refreshApicv,
@@ -28,6 +29,7 @@ import { enterDescriptor } from "./ipi_virtualization.ts";
 import { PiWakeup } from "./pi_wakeup.ts";
 import { PostedInterrupts } from "./posted_interrupts.ts";
 import type { VmxSetup } from "./setup.ts";
+import * as tlb from "./tlb.ts";
 import { Vmcs } from "./vmcs.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -52,7 +54,7 @@ const {
 const { FastPath } = vendor;
 const { fastHalt, fastInvd, fastWrmsr } = fast;
 const { emulateWrmsr } = msrs;
-const { REQ_EVENT } = requests;
+const { REQ_EVENT, REQ_TLB_FLUSH } = requests;
 type FastPath = vendor.FastPath;
 
 const WINDOWS = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
@@ -75,6 +77,8 @@ export class Vmx implements Backend {
   #immediateExit = false;
   /** The entry was to deliver an event. */
   #injected = false;
+  /** The CPU that the VMCS is loaded on, or was last. */
+  #pcpu: Pcpu | undefined = undefined;
   /** The vCPU. */
   declare readonly vcpu: Vcpu;
   /** The VMCS. */
@@ -86,13 +90,13 @@ export class Vmx implements Backend {
   /** What was posted to it. */
   declare readonly posted: PostedInterrupts;
 
-  /** The VMX part of a new vCPU. */
-  constructor(vcpu: Vcpu) {
+  /** The VMX part of a new vCPU, with a VPID of its own; 0 where it has none. */
+  constructor(vcpu: Vcpu, vpid: number = 0) {
     this.vcpu = vcpu;
     const setup = vcpu.vm.vmxSetup!;
     this.vmcs = new Vmcs(setup.capabilities);
     this.setup = setup;
-    initControls(this.vmcs, this.setup, { apicvActive: false, vpid: 0, invpcid: vcpu.cpuid.invpcid });
+    initControls(this.vmcs, this.setup, { apicvActive: false, vpid, invpcid: vcpu.cpuid.invpcid });
     this.hardware = new VmxHardware(vcpu, this.vmcs);
     this.posted = new PostedInterrupts(vcpu);
     this.#wakeup = new PiWakeup(vcpu, this.posted.descriptor);
@@ -190,6 +194,43 @@ export class Vmx implements Backend {
   /** It goes on. */
   unblocking(): Steps | undefined {
     return undefined;
+  }
+
+  // Translations.
+
+  /** On another CPU everything is flushed: it may remember what was before the vCPU left it (vmx_vcpu_load_vmcs). */
+  loadedOn(pcpu: Pcpu): void {
+    if (pcpu === this.#pcpu) return;
+    this.#pcpu = pcpu;
+    this.vcpu.request(REQ_TLB_FLUSH);
+  }
+
+  /** Writes the EPT pointer. */
+  loadMmuPgd(root: number): void {
+    tlb.loadMmuPgd(this, root);
+  }
+
+  /** A VPID is for life. */
+  renewAsid(): void {}
+
+  /** INVEPT of all roots. */
+  flushTlbAll(): void {
+    tlb.flushTlbAll(this);
+  }
+
+  /** INVEPT of the root that is loaded. */
+  flushTlbCurrent(): void {
+    tlb.flushTlbCurrent(this);
+  }
+
+  /** INVVPID of the vCPU's VPID. */
+  flushTlbGuest(): void {
+    tlb.flushTlbGuest(this);
+  }
+
+  /** INVVPID of one address. */
+  flushTlbGva(address: number): void {
+    tlb.flushTlbGva(this, address);
   }
 
   /** KVM forces an immediate exit with a preemption timer of 0. */

@@ -56,7 +56,7 @@ describe("a dump of a VMCS", () => {
   });
 
   it("leaves out what is not in use", () => {
-    const { vm } = new Rig();
+    const { vm } = new Rig({ vm: { vpid: false } });
     const dump = dumpVmcs(vm.bootstrap);
     assertEquals(section(dump, "Virtual Interrupts"), []);
     assertNotMatch(dump, /PostedIntrVec|InterruptStatus|SVI|Virtual processor ID/);

@@ -1,0 +1,134 @@
+/**
+ * What user space and the host do with a running guest's memory: take pages away, log what is written, remove a slot. Each
+ * ends when no vCPU can use what was before. Call them in a {@linkcode HostTask}; while no vCPU is in guest mode, all at
+ * once will do.
+ *
+ * @module
+ */
+
+import { PHYSICAL_ADDRESS_LIMIT } from "../../abi/mod.ts";
+import type { Steps } from "../core/mod.ts";
+import { type DirtyLogOptions, type LoggedPages, PAGE_SIZE, type Slot } from "../memory/mod.ts";
+import * as requests from "./requests.ts";
+import { flushRemoteTlbs, requestAllAndWait } from "./tdp/requests.ts";
+import type { Vm } from "./vm.ts";
+
+const { REQ_MMU_FREE_OBSOLETE_ROOTS } = requests;
+
+/**
+ * The host takes the pages of a range out of its memory, where it can. How many those are. Between the two ends of the
+ * invalidation (kvm_mmu_notifier_invalidate_range_start, _end) no fault maps them again. Throws `TypeError` where the
+ * virtual machine has no disk for them to go to.
+ */
+export function* evictPages(vm: Vm, address: number, bytes: number): Steps<number> {
+  const { engine, mmu, residency } = vm;
+  if (residency === undefined) {
+    throw new TypeError("Cannot evict pages: the virtual machine was made without the option disk");
+  }
+  const start = Math.floor(address / PAGE_SIZE) * PAGE_SIZE;
+  const range = { start, end: address + bytes };
+  mmu.invalidating.add(range);
+  yield* unmap(vm, range.start, range.end);
+  if (engine.explores) yield;
+  for (let at = start; at < range.end; at += PAGE_SIZE) mmu.hostSplits(at);
+  const count = residency.evictRange(start, range.end - start);
+  mmu.invalidateSeq++;
+  mmu.invalidating.delete(range);
+  return count;
+}
+
+/** kvm_unmap_gfn_range, with the flush that it asks for. */
+function* unmap(vm: Vm, start: number, end: number): Steps {
+  const { mmu } = vm;
+  const { tables } = mmu;
+  if (tables === undefined || !tables.zap(start, end)) return;
+  mmu.changed(start, end, tables);
+  yield* flushRemoteTlbs(vm);
+  mmu.gone(start, end, { tables, reason: "page taken away" });
+}
+
+/** KVM_SET_USER_MEMORY_REGION sets or clears KVM_MEM_LOG_DIRTY_PAGES (kvm_mmu_slot_apply_flags). */
+export function* logDirtyPages(vm: Vm, slot: Slot, on: boolean): Steps {
+  const { dirtyLog, memory } = vm;
+  if (dirtyLog.logs(slot) === on) return;
+  if (on) {
+    const steps = dirtyLog.startInSteps(slot);
+    steps.next(); // Up to the flush, with the slots locked.
+    memory.generation++;
+    yield;
+    yield* steps;
+  } else {
+    dirtyLog.stop(slot);
+    memory.generation++;
+    yield* recoverHugePages(vm, slot);
+  }
+}
+
+/** How the dirty log gets at the page tables: W goes, of single pages, and then every vCPU's translations. */
+export function loggedBy(vm: Vm): Pick<DirtyLogOptions, "flush" | "protect"> {
+  return {
+    *flush(slot) {
+      const { tables } = vm.mmu;
+      yield* flushRemoteTlbs(vm);
+      if (tables !== undefined) vm.mmu.gone(slot.base, slot.end, { tables, reason: "write access removed" });
+    },
+    protect(slot, pages) {
+      const { tables } = vm.mmu;
+      if (tables === undefined) return;
+      for (const [start, end] of runs(slot, pages)) {
+        tables.split(start, end);
+        tables.writeProtect(start, end);
+        vm.mmu.changed(start, end, tables);
+      }
+    },
+  };
+}
+
+/** The addresses of pages of a slot. */
+function* runs(slot: Slot, { first, mask }: LoggedPages): Generator<[start: number, end: number]> {
+  if (mask === undefined) return yield [slot.base, slot.end];
+  for (let rest = mask; rest !== 0; rest &= rest - 1) {
+    const page = slot.base + (first + 31 - Math.clz32(rest & -rest)) * PAGE_SIZE;
+    yield [page, page + PAGE_SIZE];
+  }
+}
+
+/** kvm_mmu_recover_huge_pages: tables whose pages one huge page could map go, and the next fault maps that one. */
+function* recoverHugePages(vm: Vm, slot: Slot): Steps {
+  const { mmu } = vm;
+  const { tables } = mmu;
+  if (tables === undefined || !mmu.hostHugePages) return;
+  const gone = tables.collapse(slot.base, slot.end, (gpa) => mmu.mappingLevel(slot, gpa));
+  if (gone.length === 0) return;
+  yield* flushRemoteTlbs(vm);
+  for (const entry of gone) tables.unlink(entry);
+}
+
+/**
+ * KVM_SET_USER_MEMORY_REGION removes a slot (kvm_invalidate_memslot): first nothing is mapped any more and no fault maps it
+ * again, then the slot goes. With KVM_X86_QUIRK_SLOT_ZAP_ALL every vCPU gets a new, empty root.
+ */
+export function* removeMemoryRegion(vm: Vm, slot: Slot): Steps {
+  const { engine, memory, mmu } = vm;
+  if (!memory.slots.includes(slot)) {
+    throw new RangeError(`Cannot remove memory slot ${slot}: it is not in use`);
+  }
+  mmu.removing.add(slot);
+  if (engine.explores) yield;
+  if (vm.kvmQuirk("SLOT_ZAP_ALL")) yield* zapAllFast(vm);
+  else yield* unmap(vm, slot.base, slot.end);
+  vm.dirtyLog.stop(slot);
+  memory.removeSlot(slot);
+  mmu.removing.delete(slot);
+}
+
+/** kvm_mmu_zap_all_fast. It flushes nothing: whoever loads a root flushes what its CPU remembers of that address. */
+function* zapAllFast(vm: Vm): Steps {
+  const tables = vm.mmu.invalidateRoot();
+  if (tables === undefined) return;
+  yield* requestAllAndWait(vm, REQ_MMU_FREE_OBSOLETE_ROOTS);
+  vm.mmu.changed(0, PHYSICAL_ADDRESS_LIMIT, tables);
+  tables.zapAll();
+  vm.mmu.gone(0, PHYSICAL_ADDRESS_LIMIT, { tables, reason: "root invalidated" });
+  if (tables.users === 0) tables.free();
+}

@@ -1,0 +1,21 @@
+/**
+ * KVM's page tables of the second dimension.
+ *
+ * @module
+ */
+
+export { type FaultOutcome, mappingOf, type PageFault } from "./page_fault.ts";
+export {
+  EPT_SPTE,
+  isLeaf,
+  isPresent,
+  makeSmallSpte,
+  makeSpte,
+  makeTableSpte,
+  ORDINARY_SPTE,
+  type Spte,
+  type SpteFormat,
+  type SpteOptions,
+} from "./spte.ts";
+export { type TdpEntry, TdpTables } from "./tables.ts";
+export { type Invalidating, VmMmu, type VmMmuOptions } from "./vm_mmu.ts";

@@ -1,0 +1,78 @@
+/**
+ * Requests that concern translations, as KVM makes and serves them: flushes of a vCPU's own, and those that it owes all
+ * vCPUs of a virtual machine (arch/x86/kvm/x86.c; virt/kvm/kvm_main.c, kvm_flush_remote_tlbs).
+ *
+ * @module
+ */
+
+import type { Steps } from "../../core/mod.ts";
+import * as modes from "../modes.ts";
+import * as requests from "../requests.ts";
+import type { Vcpu } from "../vcpu.ts";
+import type { Vm } from "../vm.ts";
+import { unloadObsoleteRoot } from "./root.ts";
+
+const { VcpuMode } = modes;
+const { REQ_MMU_FREE_OBSOLETE_ROOTS, REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST } = requests;
+
+/** Turns of a spinning wait after which nobody moves, or all others do nothing else: it would never end. */
+const SPIN_LIMIT = 1_000_000;
+
+/** Serves what vcpu_enter_guest serves of this between KVM_REQ_VM_DEAD and KVM_REQ_TRIPLE_FAULT, in its order. */
+export function serveMmuRequests(vcpu: Vcpu): void {
+  if (taken(vcpu, REQ_MMU_FREE_OBSOLETE_ROOTS)) unloadObsoleteRoot(vcpu);
+  if (taken(vcpu, REQ_TLB_FLUSH)) {
+    vcpu.stats.tlb_flush++;
+    vcpu.backend.flushTlbAll();
+    vcpu.requests &= ~REQ_TLB_FLUSH_CURRENT; // All is more than that (kvm_vcpu_flush_tlb_all).
+  }
+  if (taken(vcpu, REQ_TLB_FLUSH_CURRENT)) {
+    vcpu.stats.tlb_flush++;
+    vcpu.backend.flushTlbCurrent();
+  }
+  if (taken(vcpu, REQ_TLB_FLUSH_GUEST)) {
+    vcpu.stats.tlb_flush++;
+    vcpu.backend.flushTlbGuest();
+  }
+}
+
+function taken(vcpu: Vcpu, request: number): boolean {
+  if ((vcpu.requests & request) === 0) return false;
+  vcpu.requests &= ~request;
+  return true;
+}
+
+/**
+ * kvm_make_all_cpus_request with KVM_REQUEST_WAIT and KVM_REQUEST_NO_WAKEUP: asks every vCPU, gets those in guest mode out
+ * of it, and spins until they are. Whether anybody was. What follows finds no vCPU that runs on what was before.
+ */
+export function* requestAllAndWait(vm: Vm, request: number): Steps<boolean> {
+  const awaited: Vcpu[] = [];
+  for (const vcpu of vm.vcpus) {
+    vcpu.request(request);
+    if (vcpu.mode === VcpuMode.Outside) continue;
+    vcpu.kickOut();
+    awaited.push(vcpu);
+  }
+  for (const vcpu of awaited) yield* leavesGuestMode(vcpu);
+  return awaited.length > 0;
+}
+
+/** Until its IPI has got a vCPU out of guest mode; it may have gone back there, with its requests served. */
+function* leavesGuestMode(vcpu: Vcpu): Steps {
+  for (let turns = 0; vcpu.mode === VcpuMode.Exiting; turns++) {
+    if (turns === SPIN_LIMIT) {
+      throw new Error(
+        `Cannot wait for vCPU ${vcpu.vcpuId} to leave guest mode: it does not run; allowed is that in a HostTask`,
+      );
+    }
+    vcpu.engine.running!.charge(vcpu.cost.pollTurn);
+    yield;
+  }
+}
+
+/** kvm_flush_remote_tlbs. */
+export function* flushRemoteTlbs(vm: Vm): Steps {
+  vm.mmu.remoteTlbFlushRequests++;
+  if (yield* requestAllAndWait(vm, REQ_TLB_FLUSH)) vm.mmu.remoteTlbFlush++;
+}
