@@ -9,13 +9,13 @@ import type { Steps } from "../../core/mod.ts";
 import { shared } from "../shared.ts";
 import type { Vcpu } from "../vcpu.ts";
 import type { Vm } from "../vm.ts";
-import type { PageFault } from "./page_fault.ts";
+import type { TdpFault } from "./page_fault.ts";
 
 /**
  * Whether the page is there: `false` where it could not be read (KVM_PFN_ERR_FAULT). Without I/O first; where that does not
  * do, an asynchronous page fault would let the guest go on meanwhile.
  */
-export function* faultInPage(vcpu: Vcpu, fault: PageFault): Steps<boolean> {
+export function* faultInPage(vcpu: Vcpu, fault: TdpFault): Steps<boolean> {
   const { vm } = vcpu;
   if (!isAway(vm, fault.address)) return true;
   // KVM_PFN_ERR_NEEDS_IO. Here asynchronous page faults belong: kvm_can_do_async_pf, kvm_find_async_pf_gfn and

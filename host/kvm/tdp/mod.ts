@@ -4,7 +4,7 @@
  * @module
  */
 
-export { type FaultOutcome, mappingOf, type PageFault } from "./page_fault.ts";
+export { type FaultOutcome, mappingOf, type TdpFault } from "./page_fault.ts";
 export {
   EPT_SPTE,
   isLeaf,

@@ -44,7 +44,7 @@ import type { TdpEntry, TdpTables } from "./tables.ts";
 export type FaultOutcome = "fixed" | "spurious" | "retry" | "efault";
 
 /** A fault (struct kvm_page_fault). */
-export interface PageFault {
+export interface TdpFault {
   /** The guest-physical address. */
   readonly address: number;
   /** The slot that has it. */
@@ -85,7 +85,7 @@ export function faultedSlot(vcpu: Vcpu, address: number, write: boolean): Slot |
  */
 export function handlePageFault(vcpu: Vcpu, slot: Slot, address: number, errorCode: number): void {
   const code = errorCode % HIGH;
-  const fault: PageFault = {
+  const fault: TdpFault = {
     address,
     slot,
     write: (code & PFERR_WRITE) !== 0,
@@ -104,7 +104,7 @@ function mayWait({ vm }: Vcpu, address: number): boolean {
   return vm.mmu.hostHugePages || isAway(vm, address);
 }
 
-function* served(vcpu: Vcpu, fault: PageFault): Steps {
+function* served(vcpu: Vcpu, fault: TdpFault): Steps {
   const { stats } = vcpu;
   switch (yield* tdpPageFault(vcpu, fault)) {
     case "fixed":
@@ -119,7 +119,7 @@ function* served(vcpu: Vcpu, fault: PageFault): Steps {
 }
 
 /** kvm_tdp_mmu_page_fault. Explored runs let others come in wherever it holds no lock. */
-export function* tdpPageFault(vcpu: Vcpu, fault: PageFault): Steps<FaultOutcome> {
+export function* tdpPageFault(vcpu: Vcpu, fault: TdpFault): Steps<FaultOutcome> {
   const { engine, vm } = vcpu;
   const tables = vcpu.root;
   if (tables === undefined) return "retry";
@@ -139,7 +139,7 @@ export function* tdpPageFault(vcpu: Vcpu, fault: PageFault): Steps<FaultOutcome>
 }
 
 /** fast_page_fault: what needs no lock, an entry that is there and lacks W alone. undefined: take the slow way. */
-function fastPageFault(vcpu: Vcpu, tables: TdpTables, fault: PageFault): "fixed" | "spurious" | undefined {
+function fastPageFault(vcpu: Vcpu, tables: TdpTables, fault: TdpFault): "fixed" | "spurious" | undefined {
   if (!fault.present || !fault.write) return undefined;
   const entry = tables.find(fault.address);
   const { format } = tables;
@@ -157,7 +157,7 @@ function fastPageFault(vcpu: Vcpu, tables: TdpTables, fault: PageFault): "fixed"
 }
 
 /** kvm_tdp_mmu_map: makes the tables that are missing, splits a huge page that is too large, and writes the entry. */
-function* map(vcpu: Vcpu, tables: TdpTables, fault: PageFault): Steps<"fixed" | "spurious"> {
+function* map(vcpu: Vcpu, tables: TdpTables, fault: TdpFault): Steps<"fixed" | "spurious"> {
   const { address, slot } = fault;
   const { dirtyLog, mmu } = vcpu.vm;
   const level = mmu.mappingLevel(slot, address);
