@@ -25,6 +25,7 @@ import {
   translate,
   type Translation,
 } from "../mmu/mod.ts";
+import * as slots from "../memory/mod.ts";
 import type { PhysicalSpace } from "../memory/mod.ts";
 import { NotModelled } from "./errors.ts";
 import { raise } from "./events.ts";
@@ -61,6 +62,8 @@ const {
   TLB_WRITABLE,
 } = entries;
 
+const { PAGE_SIZE } = slots;
+
 /** Access: a read by the program. */
 export const READS = 0;
 /** Access: a write, or a read and a write. */
@@ -76,6 +79,9 @@ export type Access = typeof READS | typeof WRITES | typeof FETCHES | typeof READ
 export const FAULTED = -1;
 /** Answer: no memory is there, and the virtualization hardware has done what there is to do. */
 export const VIRTUALIZED = -2;
+
+/** A page that no address has. */
+const NO_PAGE = NaN;
 
 /** An access, as walks want it. */
 interface Walker {
@@ -107,6 +113,10 @@ export class Mmu {
   #efer = 0;
   #cpu: CpuTlb | undefined = undefined;
   #paging: Paging | undefined = undefined;
+  /** The page of the last instruction, when that was found, and whether for CPL 3. */
+  #fetchPage = NO_PAGE;
+  #fetchGeneration = 0;
+  #fetchMode = 0;
   /** Flags that an entry must have, and must not have, by access and mode: 2 * access + (CPL 3). */
   readonly #needs = new Uint8Array(8);
   readonly #forbids = new Uint8Array(8);
@@ -160,22 +170,31 @@ export class Mmu {
   moved(): void {
     this.#cpu = undefined;
     this.#paging = undefined;
+    this.#fetchPage = NO_PAGE;
   }
 
-  /** CR0, CR3, CR4, EFER, or what tags accesses has changed. */
+  /** CR0, CR3, CR4 or EFER has changed. */
   changed(): void {
     const { sys } = this.#p;
     const cr3 = join(sys[SYS_CR3], sys[SYS_CR3 + 1]);
-    const flat = cr3 < 4096;
-    this.#cr0 = flat ? sys[SYS_CR0] & ~CR0_PG : sys[SYS_CR0];
+    const cr0 = cr3 < 4096 ? sys[SYS_CR0] & ~CR0_PG : sys[SYS_CR0];
     this.#cr3 = cr3;
-    this.#cr4 = sys[SYS_CR4];
-    this.#efer = sys[SYS_EFER];
-    this.#setRights();
+    if (cr0 !== this.#cr0 || sys[SYS_CR4] !== this.#cr4 || sys[SYS_EFER] !== this.#efer) {
+      this.#cr0 = cr0;
+      this.#cr4 = sys[SYS_CR4];
+      this.#efer = sys[SYS_EFER];
+      this.#setRights();
+    }
+    if (this.#cpu !== undefined) this.#tag(this.#cpu);
+  }
+
+  /** The VPID, the ASID, or what leads to the second dimension has changed. */
+  retag(): void {
     this.moved();
   }
 
   #setRights(): void {
+    this.#fetchPage = NO_PAGE;
     const write = (this.#cr0 & CR0_WP) !== 0 ? TLB_WRITABLE : 0;
     const execute = TLB_HOST_EXECUTABLE | ((this.#efer & EFER_NX) !== 0 ? TLB_EXECUTABLE : 0);
     for (const access of [READS, WRITES, FETCHES, READS_SYSTEM]) {
@@ -200,9 +219,35 @@ export class Mmu {
   /** Takes up the TLB of the CPU that it runs on: tags its accesses. */
   #meet(): CpuTlb {
     const cpu = this.#p.virtualization.cpuTlb();
+    this.#tag(cpu);
+    return cpu;
+  }
+
+  #tag(cpu: CpuTlb): void {
     const { vpid, root } = this.#p.virtualization.tlbTags();
     cpu.tlb.setTags({ vpid, pcid: (this.#cr4 & CR4_PCIDE) !== 0 ? this.#cr3 & CR3_PCID : 0, root });
-    return cpu;
+    this.#fetchPage = NO_PAGE;
+  }
+
+  /**
+   * Whether the instruction at an address can be fetched; otherwise that has faulted, or exited. The page of the last one
+   * is known until something is invalidated: a TLB of one entry for itself, which no oracle watches.
+   */
+  fetchable(linear: number): boolean {
+    const page = Math.floor(linear / PAGE_SIZE);
+    const cpu = this.cpu;
+    const { generation } = cpu.tlb;
+    const mode = this.#p.cpl === 3 ? 1 : 0;
+    if (page === this.#fetchPage && generation === this.#fetchGeneration && mode === this.#fetchMode) {
+      return true;
+    }
+    if (this.translate(linear, FETCHES, 1) === FAULTED) return false;
+    if (cpu.oracle === undefined) {
+      this.#fetchPage = page;
+      this.#fetchGeneration = generation;
+      this.#fetchMode = mode;
+    }
+    return true;
   }
 
   /**

@@ -16,7 +16,6 @@ import { escaped, GuestError, misbuilt } from "./errors.ts";
 import * as events from "./events.ts";
 import * as instruction from "./execute.ts";
 import * as activations from "./frames.ts";
-import * as mmus from "./mmu.ts";
 import { Mmu } from "./mmu.ts";
 import * as privileged from "./privileged.ts";
 import { resetProcessor } from "./reset.ts";
@@ -46,7 +45,6 @@ const { FAR, LONG_AGO } = core;
 // And so are functions.
 const { endFrame } = events;
 const { execute } = instruction;
-const { FAULTED, FETCHES } = mmus;
 const { linear, resumeAt } = activations;
 const { writeMsr } = privileged;
 const { endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } = waiting;
@@ -366,17 +364,12 @@ export class Processor {
   #event(): boolean {
     if (this.asyncDue && this.virtualization.asynchronous(this)) return true;
     if (this.windowRequested && this.virtualization.window(this)) return true;
-    return this.translates && !this.#fetchable();
+    return this.translates && !this.mmu!.fetchable(this.rip); // Blocks of text cross no page.
   }
 
   /** Whether addresses are translated. */
   get translates(): boolean {
     return this.direct !== this.memory;
-  }
-
-  /** Whether the next instruction can be fetched; otherwise that has faulted, or exited. Blocks of text cross no page. */
-  #fetchable(): boolean {
-    return this.mmu!.translate(this.rip, FETCHES, 1) !== FAULTED;
   }
 
   /** The registers that paging depends on have changed, or who wants translation. */

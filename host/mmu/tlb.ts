@@ -64,6 +64,8 @@ export class Tlb {
   /** Whose rules tell entries apart. */
   declare readonly vendor: "vmx" | "svm";
 
+  /** Counts what was dropped: who remembers an entry must look again. */
+  generation = 0;
   #tags: TlbTags = { vpid: 0, pcid: 0, root: NO_EPT };
 
   /** An empty TLB, as after a reset. Throws `RangeError` for a geometry that cannot be. */
@@ -113,6 +115,7 @@ export class Tlb {
 
   /** Drops what a scope covers. Returns how many entries there were. */
   drop(scope: Scope): number {
+    this.generation++;
     const dropped = (scope.kinds & ~GUEST_PHYSICAL) !== 0 ? this.linear.drop(scope) : 0;
     return (scope.kinds & GUEST_PHYSICAL) !== 0 ? dropped + this.guestPhysical.drop(scope) : dropped;
   }
