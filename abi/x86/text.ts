@@ -27,6 +27,14 @@ export interface TextBlock {
   readonly code: GuestFunction;
 }
 
+/** Where a function is when paging maps it elsewhere than the loader puts it. */
+export interface TextPlace {
+  /** The address at which it runs: a linker's virtual memory address. */
+  readonly address: Gva;
+  /** The physical address that its bytes are written to: a linker's load memory address. */
+  readonly load: number;
+}
+
 /** What a processor needs of text: the function whose block an address lies in. */
 export interface CodeStore {
   /** The block that holds `address`; undefined where there is no text. */
@@ -58,6 +66,8 @@ export const TEXT_BASE: Gva = 0x10_0000 as Gva;
 export class Text implements CodeStore {
   #next: number;
   readonly #order: TextBlock[] = [];
+  /** Load addresses, where they are others than those at which functions run. */
+  readonly #loads = new Map<TextBlock, number>();
   /** By block number: one more than the function's place in {@linkcode blocks}, 0 where there is none. */
   #places = new Int32Array(2 * TEXT_BASE / BLOCK);
 
@@ -83,6 +93,13 @@ export class Text implements CodeStore {
     return address;
   }
 
+  /** The same for a function that paging maps at its address: its bytes are loaded at another one. */
+  addMapped({ address, load }: TextPlace, code: GuestFunction, name: string = code.name): Gva {
+    this.#place(aligned(address) as Gva, code, name);
+    this.#loads.set(this.#order[this.#order.length - 1], load);
+    return address;
+  }
+
   /** The block that holds `address`; undefined where there is no text. */
   blockAt(address: number): TextBlock | undefined {
     const number = address >>> 8;
@@ -97,9 +114,9 @@ export class Text implements CodeStore {
     return this.#order;
   }
 
-  /** Writes each block's bytes through `write`: what a boot loader does with an image. */
-  load(write: (address: Gva, bytes: Readonly<Uint8Array>) => void): void {
-    for (const block of this.#order) write(block.address, BLOCK_BYTES);
+  /** Writes each block's bytes through `write`, at its load address: what a boot loader does with an image. */
+  load(write: (address: number, bytes: Readonly<Uint8Array>) => void): void {
+    for (const block of this.#order) write(this.#loads.get(block) ?? block.address, BLOCK_BYTES);
   }
 
   #place(address: Gva, code: GuestFunction, name: string): void {

@@ -1,22 +1,383 @@
-import type { Guest, GuestFunction, Gva, X86Cpu } from "../../abi/mod.ts";
+/**
+ * A kernel's memory management: one of these is in each kernel that was built with `paging`. What it remembers is in
+ * guest memory (layout.ts), what it found out at boot is patched in.
+ *
+ * @module
+ */
+
+import {
+  BLOCK,
+  type Guest,
+  type GuestFunction,
+  type Gva,
+  LEVEL_PDPT,
+  LEVEL_PML4,
+  PF_VECTOR,
+  type X86Cpu,
+} from "../../abi/mod.ts";
+import type { GuestValue } from "../kernel/cpumask.ts";
 import type { Kernel } from "../kernel/kernel.ts";
-/** x */
+import { data, percpu, USER_IMAGE, USER_IMAGE_SIZE } from "../kernel/memory_map.ts";
+import { localIrqRestore, localIrqSave } from "../kernel/spinlock.ts";
+import { taskField } from "../sched/layout.ts";
+import { PROT_EXEC, PROT_READ } from "../sched/user.ts";
+import { addArea } from "./areas.ts";
+import {
+  buildKernelTables,
+  copyKernelEntries,
+  detect,
+  enableFeatures,
+  enablePaging,
+  enterLongMode,
+} from "./boot.ts";
+import { pageFault } from "./fault.ts";
+import { allocFrame, allocZeroed, freeFrame } from "./frames.ts";
+import {
+  isUserRange,
+  MM_DATA,
+  MM_STRUCT,
+  MMAP_BASE,
+  mmField,
+  PAGE_BYTES,
+  PAGE_OFFSET,
+  TLB_FLUSH_CEILING,
+  TLB_STATE,
+  tlbOffset,
+  USER_TEXT,
+  VM_AREA,
+  VM_IMAGE,
+} from "./layout.ts";
+import { addMemoryCalls, exitMmap } from "./mappings.ts";
+import { flushTlbAll, flushTlbAllLocal, flushTlbFunction } from "./shootdown.ts";
+import { contextOffset, enterLazyTlb, finishSwitch, loadCr3, switchMm, switchTasks } from "./switch.ts";
+import { entryAt, frameOf, loadEntry } from "./tables.ts";
+import { NO_WITNESS, type TranslationWitness } from "./witness.ts";
+
+/** How a kernel manages memory. Everything has a default. */
 export interface MmOptions {
+  /** Page frames for tables and user pages; 2048, which are 8 MiB, by default. */
   readonly frames?: number;
+  /** Address spaces that there may be at a time; 16 by default. */
+  readonly spaces?: number;
+  /** Mappings that there may be at a time, in all address spaces; 512 by default. */
+  readonly mappings?: number;
+  /** Pages above which a range is flushed whole (tlb_single_page_flush_ceiling); 33 by default. */
+  readonly flushCeiling?: number;
+  /** Whether PCIDs are used where the processors have them (without "nopcid"); true by default. */
+  readonly pcid?: boolean;
+  /** Watches what the kernel does to translations. */
+  readonly witness?: TranslationWitness;
+  /** A deviation, for oracles to find: shootdowns forget this processor. None by default. */
+  readonly shootdownForgets?: number;
 }
-/** x */
+
+/** Manages memory. */
 export class MemoryManager {
-  declare end: number;
-  declare smap: boolean;
-  constructor(_k: Kernel, _s: number, _o: MmOptions) {}
-  declare boot: (cpu: X86Cpu) => Guest;
-  declare bootProcessor: (cpu: X86Cpu, n: number) => Guest;
-  declare enterLongMode: (cpu: X86Cpu) => Guest;
-  declare switchTasks: (cpu: X86Cpu, a: number, b: number) => Guest;
-  declare finishSwitch: (cpu: X86Cpu) => Guest;
-  declare exitTask: (cpu: X86Cpu, n: number) => Guest;
-  declare get: (cpu: X86Cpu, n: number) => Guest;
-  declare disableFaults: (cpu: X86Cpu, n: number) => Guest;
-  declare accessOk: (a: number, n: number) => boolean;
-  declare addUserText: (p: GuestFunction, n: string) => Gva;
+  /** The kernel. */
+  readonly kernel: Kernel;
+  /** Who watches. */
+  readonly witness: TranslationWitness;
+  /** Pages above which a range is flushed whole. */
+  readonly ceiling: number;
+  /** The processor that shootdowns forget. */
+  readonly forgets: number | undefined;
+  /** Whether PCIDs may be used. */
+  readonly allowsPcid: boolean;
+  /** The kernel's own address space (init_mm): no user pages. */
+  readonly init: number;
+  /** One past the last place for the description of a mapping. */
+  readonly areasEnd: number;
+  /** Where the kernel's image and data end, and frames begin. */
+  readonly kernelEnd: number;
+  /** Where memory ends. */
+  readonly end: number;
+  /** The address of {@linkcode flushTlbFunction}. */
+  readonly flushFunction: Gva;
+  /** The address of what flushes everything. */
+  readonly flushAllFunction: Gva;
+
+  /** Patched at boot: the processors have PCIDs. */
+  pcid = false;
+  /** Patched at boot: they have global pages. */
+  pge = false;
+  /** Patched at boot: they have SMEP. */
+  smep = false;
+  /** Patched at boot: they have SMAP. */
+  smap = false;
+  /** Patched at boot: they have INVPCID. */
+  invpcid = false;
+  /** Patched at boot: they have no-execute pages. */
+  nx = false;
+  /** Patched at boot: the physical address of the kernel's PML4. */
+  kernelRoot = 0;
+
+  readonly #data: number;
+  readonly #spaces: number;
+  readonly #limit: number;
+  readonly #areas: number;
+  /** Set at boot, when addresses are no longer flat. */
+  #offset = 0;
+  #text = 0;
+
+  /** Links it into a kernel; its memory begins at `start`. Throws `RangeError` for options that cannot be. */
+  constructor(kernel: Kernel, start: number, options: MmOptions) {
+    this.kernel = kernel;
+    this.witness = options.witness ?? NO_WITNESS;
+    this.ceiling = options.flushCeiling ?? TLB_FLUSH_CEILING;
+    this.forgets = options.shootdownForgets;
+    this.allowsPcid = options.pcid ?? true;
+    this.#limit = whole("address spaces", options.spaces ?? 16, 1, 1024);
+    const mappings = whole("mappings", options.mappings ?? 512, 1, 65_536);
+    const frames = whole("page frames", options.frames ?? 2048, 16, 1 << 20);
+    this.#data = start;
+    this.#spaces = start + 2 * MM_STRUCT.size;
+    this.init = this.#spaces;
+    this.#areas = this.#spaces + (this.#limit + 1) * MM_STRUCT.size;
+    this.areasEnd = this.#areas + mappings * VM_AREA.size;
+    this.kernelEnd = Math.ceil(this.areasEnd / PAGE_BYTES) * PAGE_BYTES;
+    this.end = this.kernelEnd + frames * PAGE_BYTES;
+    if (this.kernelEnd > USER_TEXT) {
+      throw new RangeError(
+        `Cannot build a kernel with paging for ${kernel.cpus} processors: it ends above ${USER_TEXT}`,
+      );
+    }
+    kernel.gate(PF_VECTOR, (cpu) => pageFault(cpu, this), "asm_exc_page_fault");
+    this.flushFunction = kernel.smpFunction(
+      (cpu, info) => flushTlbFunction(cpu, this, info),
+      "flush_tlb_func",
+    );
+    this.flushAllFunction = kernel.smpFunction((cpu) => flushTlbAllLocal(cpu, this), "do_flush_tlb_all");
+    addMemoryCalls(kernel.sched.syscalls);
+  }
+
+  // Linking.
+
+  /** Puts a user program into the image that every address space maps, and gives its address there. */
+  addUserText(program: GuestFunction, name: string): Gva {
+    const offset = this.#text;
+    if (offset === USER_IMAGE_SIZE) throw new RangeError("Cannot add a user program: the image is full");
+    this.#text += BLOCK;
+    const address = (USER_TEXT + offset) as Gva;
+    return this.kernel.text.addMapped({ address, load: USER_IMAGE + offset }, program, name);
+  }
+
+  // Booting.
+
+  /** The boot processor's part: builds the kernel's tables and goes on with them. */
+  *boot(cpu: X86Cpu): Guest {
+    this.#offset = 0;
+    yield* detect(cpu, this);
+    for (let offset = 0; offset < MM_DATA.size; offset += 8) yield cpu.store64(this.#data + offset, 0);
+    yield cpu.store64(this.dataAt("nextFrame"), this.kernelEnd);
+    yield cpu.store64(this.dataAt("nextArea"), this.#areas);
+    for (let n = 0; n <= this.#limit; n++) yield cpu.store32(mmField(this.#space(n), "inUse"), 0);
+    this.kernelRoot = yield* buildKernelTables(cpu, this);
+    yield* this.#describe(cpu, this.init, this.kernelRoot);
+    const zeroes = yield* allocZeroed(cpu, this);
+    yield cpu.store64(this.dataAt("zeroPage"), zeroes);
+    yield* enablePaging(cpu, this);
+    this.#offset = PAGE_OFFSET;
+  }
+
+  /** The way of every other processor into long mode. */
+  enterLongMode(cpu: X86Cpu): Guest {
+    return enterLongMode(cpu, this);
+  }
+
+  /** Each processor's part (initialize_tlbstate_and_flush): the kernel's own address space has its first PCID. */
+  *bootProcessor(cpu: X86Cpu, n: number): Guest {
+    yield* enableFeatures(cpu, this);
+    const state = percpu(n, "tlb");
+    for (let offset = 0; offset < TLB_STATE.size; offset += 8) yield cpu.store64(state + offset, 0);
+    yield* loadCr3(cpu, this, { pgd: this.kernelRoot, asid: 0, flush: true });
+    yield cpu.store64(cpu.gsBase + tlbOffset("loadedMm"), this.init);
+    yield cpu.store32(cpu.gsBase + tlbOffset("nextAsid"), 1);
+    yield cpu.load64(mmField(this.init, "ctxId"));
+    yield cpu.store64(cpu.gsBase + contextOffset(0).ctxId, cpu.eax);
+  }
+
+  /** The idle task of a processor borrows the kernel's own address space. */
+  *adoptIdle(cpu: X86Cpu, task: number): Guest {
+    yield cpu.store64(taskField(task, "activeMm"), this.init);
+    yield cpu.xadd32(mmField(this.init, "count"), 1);
+  }
+
+  // Address spaces.
+
+  /** Makes an address space, with the user program's image in it. Its address. Throws `RangeError` where there is no room. */
+  *create(cpu: X86Cpu): GuestValue<number> {
+    const space = yield* this.#allocate(cpu);
+    const root = yield* allocZeroed(cpu, this);
+    if (root === 0 || !(yield* copyKernelEntries(cpu, this, root))) {
+      throw new RangeError("Cannot make an address space: there are no page frames left");
+    }
+    yield* this.#describe(cpu, space, root);
+    const image = Math.ceil(this.#text / PAGE_BYTES) * PAGE_BYTES;
+    if (image > 0) {
+      const area = { start: USER_TEXT, end: USER_TEXT + image, prot: PROT_READ | PROT_EXEC, kind: VM_IMAGE };
+      if (!(yield* addArea(cpu, this, space, area))) {
+        throw new RangeError("Cannot make an address space: there are too many mappings");
+      }
+    }
+    return space;
+  }
+
+  *#allocate(cpu: X86Cpu): GuestValue<number> {
+    for (let n = 1; n <= this.#limit; n++) {
+      const space = this.#space(n);
+      yield cpu.cmpxchg32(mmField(space, "inUse"), 0, 1);
+      if (cpu.zf) return space;
+    }
+    throw new RangeError(
+      `Cannot make an address space: there are ${this.#limit} already, the most allowed`,
+    );
+  }
+
+  *#describe(cpu: X86Cpu, space: number, root: number): Guest {
+    for (let offset = 0; offset < MM_STRUCT.size; offset += 8) {
+      if (offset !== MM_STRUCT.fields.inUse.offset) yield cpu.store64(space + offset, 0);
+    }
+    yield cpu.store32(mmField(space, "users"), 1);
+    yield cpu.store32(mmField(space, "count"), 1);
+    yield cpu.store64(mmField(space, "pgd"), root);
+    yield cpu.xadd32(this.dataAt("ctxIds"), 1);
+    const ctxId = cpu.eax + 1;
+    yield cpu.store64(mmField(space, "ctxId"), ctxId);
+    // Each somewhere else, as randomization would have it: what a witness is told of one is not true of another.
+    const base = MMAP_BASE - (ctxId % 64) * 2 ** 40;
+    yield cpu.store64(mmField(space, "base"), base, base / 2 ** 32);
+  }
+
+  /** One more user of an address space (mmget). */
+  *get(cpu: X86Cpu, space: number): Guest {
+    yield cpu.xadd32(mmField(space, "users"), 1);
+  }
+
+  /** One user less; with the last one everything is unmapped (mmput). */
+  *put(cpu: X86Cpu, space: number): Guest {
+    yield cpu.xadd32(mmField(space, "users"), -1);
+    if (cpu.eax !== 1) return;
+    yield* exitMmap(cpu, this, space);
+    yield* this.drop(cpu, space);
+  }
+
+  /** One borrower less; with the last one the PML4 is given back (mmdrop). */
+  *drop(cpu: X86Cpu, space: number): Guest {
+    yield cpu.xadd32(mmField(space, "count"), -1);
+    if (cpu.eax !== 1) return;
+    for (const table of yield* this.#ownTables(cpu, space)) yield* freeFrame(cpu, this, table);
+    yield cpu.store32(mmField(space, "inUse"), 0);
+  }
+
+  /** The PML4, and the tables in which an address space has its copies of the kernel's entries (pgd_free). */
+  *#ownTables(cpu: X86Cpu, space: number): GuestValue<number[]> {
+    yield cpu.load64(mmField(space, "pgd"));
+    const root = cpu.eax;
+    const pdpt = frameOf(yield* loadEntry(cpu, yield* entryAt(cpu, this, 0, { root, level: LEVEL_PML4 })));
+    const pd = frameOf(yield* loadEntry(cpu, yield* entryAt(cpu, this, 0, { root, level: LEVEL_PDPT })));
+    return [pd, pdpt, root];
+  }
+
+  /** A kernel thread uses an address space for a while (kthread_use_mm). */
+  *use(cpu: X86Cpu, space: number): Guest {
+    const enabled = yield* localIrqSave(cpu);
+    const task = yield* this.kernel.sched.current(cpu);
+    yield cpu.load64(taskField(task, "activeMm"));
+    const borrowed = cpu.eax;
+    yield cpu.xadd32(mmField(space, "count"), 1);
+    yield cpu.store64(taskField(task, "activeMm"), space);
+    yield cpu.store64(taskField(task, "mm"), space);
+    yield* switchMm(cpu, this, space);
+    yield* localIrqRestore(cpu, enabled);
+    yield* this.drop(cpu, borrowed);
+  }
+
+  /** It uses it no more (kthread_unuse_mm): what is loaded stays borrowed. */
+  *unuse(cpu: X86Cpu): Guest {
+    const enabled = yield* localIrqSave(cpu);
+    const task = yield* this.kernel.sched.current(cpu);
+    yield cpu.store64(taskField(task, "mm"), 0);
+    yield* enterLazyTlb(cpu, this);
+    yield* localIrqRestore(cpu, enabled);
+  }
+
+  /** The current task ends: its share of its address space is given back (exit_mm). */
+  *exitTask(cpu: X86Cpu, task: number): Guest {
+    yield cpu.load64(taskField(task, "mm"));
+    const space = cpu.eax;
+    if (space === 0) return;
+    const enabled = yield* localIrqSave(cpu);
+    yield cpu.xadd32(mmField(space, "count"), 1); // It is borrowed from here on.
+    yield cpu.store64(taskField(task, "mm"), 0);
+    yield* enterLazyTlb(cpu, this);
+    yield* localIrqRestore(cpu, enabled);
+    yield* this.put(cpu, space);
+  }
+
+  // The scheduler's.
+
+  /** See {@linkcode switchTasks}. */
+  switchTasks(cpu: X86Cpu, previous: number, next: number): Guest {
+    return switchTasks(cpu, this, previous, next);
+  }
+
+  /** See {@linkcode finishSwitch}. */
+  finishSwitch(cpu: X86Cpu): Guest {
+    return finishSwitch(cpu, this);
+  }
+
+  // Accesses and frames.
+
+  /** Flushes all translations of all processors. */
+  flushAll(cpu: X86Cpu): Guest {
+    return flushTlbAll(cpu, this, data("online"));
+  }
+
+  /** Whether an address that a user program gave is one of its own (access_ok). */
+  accessOk(address: number, bytes: number): boolean {
+    return isUserRange(address, bytes);
+  }
+
+  /** No fault can be served from here on, or again (pagefault_disable, pagefault_enable). */
+  *disableFaults(cpu: X86Cpu, change: 1 | -1): Guest {
+    const counter = cpu.gsBase + tlbOffset("faultsOff");
+    yield cpu.load32(counter);
+    yield cpu.store32(counter, cpu.eax + change);
+  }
+
+  /** Takes a page frame; 0 where there is none. */
+  allocFrame(cpu: X86Cpu): GuestValue<number> {
+    return allocFrame(cpu, this);
+  }
+
+  /** Gives a page frame back. */
+  freeFrame(cpu: X86Cpu, frame: number): Guest {
+    return freeFrame(cpu, this, frame);
+  }
+
+  /** Whether a frame that a user page has is that page's own. */
+  *owns(cpu: X86Cpu, frame: number): GuestValue<boolean> {
+    if (frame < this.kernelEnd) return false;
+    yield cpu.load64(this.dataAt("zeroPage"));
+    return cpu.eax !== frame;
+  }
+
+  /** The linear address of a physical one. */
+  virtual(physical: number): number {
+    return this.#offset + physical;
+  }
+
+  /** The address of one of its variables. */
+  dataAt(name: keyof typeof MM_DATA.fields): number {
+    return this.#data + MM_DATA.fields[name].offset;
+  }
+
+  #space(n: number): number {
+    return this.#spaces + MM_STRUCT.size * n;
+  }
+}
+
+function whole(what: string, value: number, min: number, max: number): number {
+  if (Number.isInteger(value) && value >= min && value <= max) return value;
+  throw new RangeError(`Cannot have ${value} ${what}: allowed are ${min} to ${max}`);
 }

@@ -156,6 +156,7 @@ export class Scheduler {
     }
     yield cpu.store64(rqOf(n, "idle"), idle);
     yield cpu.store64(rqOf(n, "current"), idle);
+    if (this.kernel.hasMm) yield* this.kernel.mm.adoptIdle(cpu, idle);
     yield* enableSyscalls(cpu, this.#entry);
   }
 

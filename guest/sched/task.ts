@@ -24,8 +24,8 @@ import { wake } from "./wait.ts";
 export const SIGILL = 4;
 /** What ends a task for an access that it may not make. */
 export const SIGSEGV = 11;
-/** What ends a task for an access that memory cannot be found for. */
-export const SIGBUS = 7;
+/** What ends a task for an access that no memory is left for. */
+export const SIGKILL = 9;
 
 /** The code of a task that ends by itself, as wait(2) has it. */
 export function exited(code: number): number {

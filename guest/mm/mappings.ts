@@ -1,0 +1,342 @@
+/**
+ * mmap, munmap, mprotect and madvise (mm/mmap.c, mm/mprotect.c, mm/madvise.c) of anonymous private memory. What is taken
+ * out of the tables is given back once no processor can use it any more (mmu_gather).
+ *
+ * @module
+ */
+
+import {
+  type Guest,
+  LEVEL_PD,
+  LEVEL_PML4,
+  PTE_NX_HIGH,
+  PTE_P,
+  PTE_RW,
+  shiftOf,
+  type X86Cpu,
+} from "../../abi/mod.ts";
+import type { GuestValue } from "../kernel/cpumask.ts";
+import { currentTask } from "../sched/core.ts";
+import { taskField } from "../sched/layout.ts";
+import type { Scheduler } from "../sched/scheduler.ts";
+import {
+  EINVAL,
+  ENOMEM,
+  NR_madvise,
+  NR_mmap,
+  NR_mprotect,
+  NR_munmap,
+  type Syscall,
+  type SyscallArguments,
+  type SyscallTable,
+} from "../sched/syscalls.ts";
+import {
+  MADV_DONTNEED,
+  MAP_ANONYMOUS,
+  MAP_FIXED,
+  MAP_PRIVATE,
+  PROT_EXEC,
+  PROT_READ,
+  PROT_WRITE,
+} from "../sched/user.ts";
+import { mutexLock, mutexUnlock } from "../sched/wait.ts";
+import { addArea, allAreas, areasIn, freeRange, removeArea, setProt, splitArea } from "./areas.ts";
+import { freeFrame } from "./frames.ts";
+import {
+  isUserRange,
+  mmField,
+  PAGE_BYTES,
+  TASK_SIZE,
+  TLB_FLUSH_ALL,
+  USER_HIGH,
+  VM_ANONYMOUS,
+} from "./layout.ts";
+import type { MemoryManager } from "./manager.ts";
+import { flushTlbMmRange } from "./shootdown.ts";
+import {
+  clearEntry,
+  type Entry,
+  entryAt,
+  frameOf,
+  holdsFrame,
+  loadEntry,
+  presentEntries,
+  PTE_PROTNONE,
+  storeEntry,
+} from "./tables.ts";
+
+/** Adds them to a table of system calls. */
+export function addMemoryCalls(table: SyscallTable): void {
+  table.add(NR_mmap, inSpace(mmap));
+  table.add(NR_munmap, inSpace(munmap));
+  table.add(NR_mprotect, inSpace(mprotect));
+  table.add(NR_madvise, inSpace(madvise));
+}
+
+/** A system call on an address space. */
+type SpaceCall = (
+  cpu: X86Cpu,
+  mm: MemoryManager,
+  space: number,
+  args: SyscallArguments,
+) => GuestValue<number>;
+
+/** Runs a call on the current task's address space, with its lock. */
+function inSpace(call: SpaceCall): Syscall {
+  return function* (cpu: X86Cpu, sched: Scheduler, args: SyscallArguments): GuestValue<number> {
+    yield cpu.load64(taskField(yield* currentTask(cpu), "mm"));
+    const space = cpu.eax;
+    yield* mutexLock(cpu, sched, mmField(space, "lock"));
+    const result = yield* call(cpu, sched.kernel.mm, space, args);
+    yield* mutexUnlock(cpu, sched, mmField(space, "lock"));
+    return result;
+  };
+}
+
+function aligned(address: number): boolean {
+  return address % PAGE_BYTES === 0;
+}
+
+function pages(bytes: number): number {
+  return Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES;
+}
+
+function* mmap(cpu: X86Cpu, mm: MemoryManager, space: number, args: SyscallArguments): GuestValue<number> {
+  const [wanted, length, prot, flags] = args;
+  const bytes = pages(length);
+  const known = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+  if (!(length > 0) || (flags & MAP_ANONYMOUS) === 0 || (flags & ~known) !== 0) return -EINVAL;
+  let start = wanted;
+  if ((flags & MAP_FIXED) !== 0) {
+    if (!aligned(start)) return -EINVAL;
+    if (!isUserRange(start, bytes)) return -ENOMEM;
+    const result = yield* unmapRange(cpu, mm, space, { start, end: start + bytes });
+    if (result < 0) return result;
+  } else {
+    yield cpu.load64(mmField(space, "base"));
+    const below = cpu.raxHigh * 2 ** 32 + cpu.eax;
+    start = yield* freeRange(cpu, space, { bytes, below, floor: USER_HIGH });
+    if (start === 0) return -ENOMEM;
+  }
+  const area = {
+    start,
+    end: start + bytes,
+    prot: prot & (PROT_READ | PROT_WRITE | PROT_EXEC),
+    kind: VM_ANONYMOUS,
+  };
+  return (yield* addArea(cpu, mm, space, area)) ? start : -ENOMEM;
+}
+
+function* munmap(cpu: X86Cpu, mm: MemoryManager, space: number, args: SyscallArguments): GuestValue<number> {
+  const [start, length] = args;
+  if (!aligned(start) || !(length > 0) || !isUserRange(start, pages(length))) return -EINVAL;
+  return yield* unmapRange(cpu, mm, space, { start, end: start + pages(length) });
+}
+
+interface Range {
+  readonly start: number;
+  readonly end: number;
+}
+
+function* unmapRange(cpu: X86Cpu, mm: MemoryManager, space: number, range: Range): GuestValue<number> {
+  const { start, end } = range;
+  if (!(yield* splitArea(cpu, mm, space, start)) || !(yield* splitArea(cpu, mm, space, end))) return -ENOMEM;
+  const areas = yield* areasIn(cpu, space, start, end);
+  for (const area of areas) yield* removeArea(cpu, mm, space, area);
+  if (areas.length > 0) yield* zapRange(cpu, mm, space, range);
+  return 0;
+}
+
+/** Takes pages out of the tables, and tables that serve nobody else; has them flushed; gives them back (unmap_region). */
+function* zapRange(cpu: X86Cpu, mm: MemoryManager, space: number, { start, end }: Range): Guest {
+  yield cpu.load64(mmField(space, "pgd"));
+  const root = cpu.eax;
+  const gone: Gone = { frames: [], first: Infinity, last: -Infinity };
+  yield* presentEntries(
+    cpu,
+    mm,
+    { root, start, end },
+    (entry, address) => zap(cpu, mm, { entry, address }, gone),
+  );
+  const areas = yield* allAreas(cpu, space);
+  const tables = yield* takeTables(cpu, mm, root, {
+    start,
+    end,
+    floor: Math.max(0, ...areas.map((area) => area.end > start ? area.start < end ? end : 0 : area.end)),
+    ceiling: Math.min(
+      TASK_SIZE + PAGE_BYTES,
+      ...areas.map((area) => area.start >= end ? area.start : Infinity),
+    ),
+  });
+  if (gone.last < 0 && tables.length === 0) return;
+  const flushed = tables.length > 0 ? { start, end } : { start: gone.first, end: gone.last + PAGE_BYTES };
+  yield* flushTlbMmRange(cpu, mm, space, { ...flushed, freedTables: tables.length > 0 });
+  mm.witness.gone({ address: flushed.start, bytes: flushed.end - flushed.start }, "page freed");
+  yield* giveBack(cpu, mm, space, gone.frames);
+  yield* freeTables(cpu, mm, space, tables);
+}
+
+/** What was taken out of tables: frames to be given back, and the first and the last page. */
+interface Gone {
+  readonly frames: number[];
+  first: number;
+  last: number;
+}
+
+function* zap(
+  cpu: X86Cpu,
+  mm: MemoryManager,
+  { entry, address }: { readonly entry: number; readonly address: number },
+  gone: Gone,
+): Guest {
+  if (!holdsFrame(yield* loadEntry(cpu, entry))) return;
+  mm.witness.changed({ address, bytes: PAGE_BYTES });
+  const old = yield* clearEntry(cpu, entry);
+  gone.frames.push(frameOf(old));
+  gone.first = Math.min(gone.first, address);
+  gone.last = address;
+}
+
+function* giveBack(cpu: X86Cpu, mm: MemoryManager, space: number, frames: readonly number[]): Guest {
+  for (const frame of frames) {
+    if (!(yield* mm.owns(cpu, frame))) continue; // The image's, or the page of zeroes.
+    yield* freeFrame(cpu, mm, frame);
+    yield cpu.xadd32(mmField(space, "resident"), -1);
+  }
+}
+
+function* madvise(cpu: X86Cpu, mm: MemoryManager, space: number, args: SyscallArguments): GuestValue<number> {
+  const [start, length, advice] = args;
+  if (!aligned(start) || advice !== MADV_DONTNEED || !isUserRange(start, pages(length))) return -EINVAL;
+  const end = start + pages(length);
+  const areas = yield* areasIn(cpu, space, start, end);
+  yield* zapRange(cpu, mm, space, { start, end });
+  return covers(areas, start, end) ? 0 : -ENOMEM;
+}
+
+/** Whether mappings leave no hole in a range. */
+function covers(areas: readonly Range[], start: number, end: number): boolean {
+  let upTo = start;
+  for (const area of areas) {
+    if (area.start > upTo) return false;
+    upTo = area.end;
+  }
+  return upTo >= end;
+}
+
+function* mprotect(
+  cpu: X86Cpu,
+  mm: MemoryManager,
+  space: number,
+  args: SyscallArguments,
+): GuestValue<number> {
+  const [start, length, prot] = args;
+  if (!aligned(start) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC)) !== 0) return -EINVAL;
+  const end = start + pages(length);
+  if (!isUserRange(start, end - start) || !covers(yield* areasIn(cpu, space, start, end), start, end)) {
+    return -ENOMEM;
+  }
+  if (!(yield* splitArea(cpu, mm, space, start)) || !(yield* splitArea(cpu, mm, space, end))) return -ENOMEM;
+  for (const area of yield* areasIn(cpu, space, start, end)) yield setProt(cpu, area, prot);
+  yield* changeProtection(cpu, mm, space, { start, end, prot });
+  return 0;
+}
+
+/** Takes rights out of the tables, and has them flushed. Rights that are added come with the next fault. */
+function* changeProtection(
+  cpu: X86Cpu,
+  mm: MemoryManager,
+  space: number,
+  { start, end, prot }: Range & { readonly prot: number },
+): Guest {
+  yield cpu.load64(mmField(space, "pgd"));
+  const root = cpu.eax;
+  let first = Infinity;
+  let last = -Infinity;
+  yield* presentEntries(cpu, mm, { root, start, end }, function* (entry, address) {
+    const now = yield* loadEntry(cpu, entry);
+    const wanted = withProt(now, prot);
+    if (!holdsFrame(now) || (wanted.low === now.low && wanted.high === now.high)) return;
+    mm.witness.changed({ address, bytes: PAGE_BYTES });
+    const old = yield* clearEntry(cpu, entry); // ptep_modify_prot_start: A and D are in the answer.
+    yield storeEntry(cpu, entry, withProt(old, prot));
+    if (!lost(old, wanted)) return;
+    first = Math.min(first, address);
+    last = address;
+  });
+  if (last < 0) return;
+  const flushed = { start: first, end: last + PAGE_BYTES };
+  yield* flushTlbMmRange(cpu, mm, space, flushed);
+  mm.witness.gone({ address: first, bytes: flushed.end - first }, "access rights removed");
+}
+
+/** An entry with no more rights than these. */
+function withProt(entry: Entry, prot: number): Entry {
+  const present = prot === 0 ? PTE_PROTNONE : PTE_P;
+  return {
+    low: ((entry.low & ~(PTE_P | PTE_PROTNONE | ((prot & PROT_WRITE) === 0 ? PTE_RW : 0))) | present) >>> 0,
+    high: ((entry.high & ~PTE_NX_HIGH) | ((prot & PROT_EXEC) === 0 ? PTE_NX_HIGH : 0)) >>> 0,
+  };
+}
+
+/** Whether a right is lost: only then must others forget the old entry (pte_needs_flush). */
+function lost(old: Entry, now: Entry): boolean {
+  return (old.low & ~now.low & (PTE_P | PTE_RW)) !== 0 ||
+    ((old.low & PTE_P) !== 0 && (now.high & ~old.high & PTE_NX_HIGH) !== 0);
+}
+
+/** Unmaps everything, and gives the tables back (exit_mmap). Nobody runs in the address space any more. */
+export function* exitMmap(cpu: X86Cpu, mm: MemoryManager, space: number): Guest {
+  yield cpu.load64(mmField(space, "pgd"));
+  const root = cpu.eax;
+  const gone: Gone = { frames: [], first: Infinity, last: -Infinity };
+  const areas = yield* allAreas(cpu, space);
+  const tables: number[] = [];
+  for (const area of areas) {
+    yield* presentEntries(
+      cpu,
+      mm,
+      { root, ...area },
+      (entry, address) => zap(cpu, mm, { entry, address }, gone),
+    );
+    yield* removeArea(cpu, mm, space, area);
+    tables.push(...yield* takeTables(cpu, mm, root, { ...area, floor: 0, ceiling: TASK_SIZE + PAGE_BYTES }));
+  }
+  yield* flushTlbMmRange(cpu, mm, space, { start: 0, end: TLB_FLUSH_ALL, freedTables: true });
+  for (const { start, end } of areas) mm.witness.gone({ address: start, bytes: end - start }, "page freed");
+  yield* giveBack(cpu, mm, space, gone.frames);
+  yield* freeTables(cpu, mm, space, tables);
+}
+
+interface TableRange extends Range {
+  /** Nothing is mapped from here on before the range. */
+  readonly floor: number;
+  /** And up to here behind it. */
+  readonly ceiling: number;
+}
+
+/** Takes out the tables that serve a range and nothing else (free_pgtables): their physical addresses. */
+function* takeTables(cpu: X86Cpu, mm: MemoryManager, root: number, range: TableRange): GuestValue<number[]> {
+  const tables: number[] = [];
+  for (let level = LEVEL_PD; level <= LEVEL_PML4; level++) {
+    const span = 2 ** shiftOf(level);
+    for (let region = Math.floor(range.start / span) * span; region < range.end; region += span) {
+      if (region < range.floor || region + span > range.ceiling) continue;
+      if (region === 0) continue; // The tables with its own copies of the kernel's entries go with the PML4.
+      const at = yield* entryAt(cpu, mm, region, { root, level });
+      if (at === 0) continue;
+      const entry = yield* loadEntry(cpu, at);
+      if ((entry.low & PTE_P) === 0) continue;
+      yield cpu.store64(at, 0);
+      tables.push(frameOf(entry));
+    }
+  }
+  return tables;
+}
+
+function* freeTables(cpu: X86Cpu, mm: MemoryManager, space: number, tables: readonly number[]): Guest {
+  for (const table of tables) {
+    yield* freeFrame(cpu, mm, table);
+    yield cpu.xadd32(mmField(space, "tables"), -1);
+  }
+}
