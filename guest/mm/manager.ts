@@ -20,7 +20,7 @@ import type { Kernel } from "../kernel/kernel.ts";
 import { data, percpu, USER_IMAGE, USER_IMAGE_SIZE } from "../kernel/memory_map.ts";
 import { localIrqRestore, localIrqSave } from "../kernel/spinlock.ts";
 import { taskField } from "../sched/layout.ts";
-import { PROT_EXEC, PROT_READ } from "../sched/user.ts";
+import { PROT_EXEC, PROT_READ, PROT_WRITE } from "../sched/user.ts";
 import { addArea } from "./areas.ts";
 import {
   buildKernelTables,
@@ -47,7 +47,7 @@ import {
   VM_AREA,
   VM_IMAGE,
 } from "./layout.ts";
-import { addMemoryCalls, exitMmap } from "./mappings.ts";
+import { addMemoryCalls, exitMmap, mapAnonymous } from "./mappings.ts";
 import { flushTlbAll, flushTlbAllLocal, flushTlbFunction } from "./shootdown.ts";
 import { contextOffset, enterLazyTlb, finishSwitch, loadCr3, switchMm, switchTasks } from "./switch.ts";
 import { entryAt, frameOf, loadEntry } from "./tables.ts";
@@ -246,6 +246,16 @@ export class MemoryManager {
     // Each somewhere else, as randomization would have it: what a witness is told of one is not true of another.
     const base = MMAP_BASE - (ctxId % 64) * 2 ** 40;
     yield cpu.store64(mmField(space, "base"), base, base / 2 ** 32);
+  }
+
+  /** Maps anonymous memory for those who will run in an address space: its address; 0 where there is no room. */
+  map(
+    cpu: X86Cpu,
+    space: number,
+    bytes: number,
+    prot: number = PROT_READ | PROT_WRITE,
+  ): GuestValue<number> {
+    return mapAnonymous(cpu, this, space, { bytes, prot });
   }
 
   /** One more user of an address space (mmget). */

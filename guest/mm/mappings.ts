@@ -73,6 +73,20 @@ export function addMemoryCalls(table: SyscallTable): void {
   table.add(NR_madvise, inSpace(madvise));
 }
 
+/** Maps anonymous memory into an address space from within the kernel (vm_mmap): its address; 0 where there is no room. */
+export function* mapAnonymous(
+  cpu: X86Cpu,
+  mm: MemoryManager,
+  space: number,
+  { bytes, prot }: { readonly bytes: number; readonly prot: number },
+): GuestValue<number> {
+  const { sched } = mm.kernel;
+  yield* mutexLock(cpu, sched, mmField(space, "lock"));
+  const result = yield* mmap(cpu, mm, space, [0, bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS]);
+  yield* mutexUnlock(cpu, sched, mmField(space, "lock"));
+  return Math.max(result, 0);
+}
+
 /** A system call on an address space. */
 type SpaceCall = (
   cpu: X86Cpu,
