@@ -106,6 +106,10 @@ export class Mmu {
   /** The host's physical memory. */
   declare readonly physical: PhysicalSpace;
   #systemFault: SystemFault | undefined = undefined;
+  /** Walks so far: misses of the TLB, and hits that did not allow the access. */
+  walks = 0;
+  /** Accesses to tables that those have made. */
+  walkAccesses = 0;
   readonly #p: Processor;
   #cr0 = 0;
   #cr3 = 0;
@@ -280,6 +284,8 @@ export class Mmu {
     const p = this.#p;
     const found = this.#find(linear, this.#walker(access));
     if (found === undefined) return this.#fault(GP_VECTOR, 0, access);
+    this.walks++;
+    this.walkAccesses += found.accesses;
     p.charge(found.accesses * p.cost.pageWalk);
     switch (found.kind) {
       case "mapping": {
