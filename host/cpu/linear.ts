@@ -8,6 +8,7 @@ import {
   GP_VECTOR,
   HIGH,
   instructionText,
+  isCanonical,
   linearAddress,
   PHYSICAL_ADDRESS_LIMIT,
   RDI,
@@ -22,11 +23,11 @@ export function readOperand(p: Processor, bytes: number, access: Access): DataVi
   const low = p.regs[RDI];
   const high = p.regs[RDI + 1];
   const linear = p.translates ? linearAddress(low, high) : high * HIGH + low;
-  if (linear === undefined || linear + bytes > PHYSICAL_ADDRESS_LIMIT) {
-    raise(p, GP_VECTOR, 0);
-    return undefined;
-  }
-  return readLinear(p, linear, bytes, access);
+  const good = linear !== undefined &&
+    (p.translates ? isCanonical(linear + bytes - 1) : linear + bytes <= PHYSICAL_ADDRESS_LIMIT);
+  if (good) return readLinear(p, linear, bytes, access);
+  raise(p, GP_VECTOR, 0);
+  return undefined;
 }
 
 /** Bytes from a canonical linear address on; undefined where that has faulted, or exited. */

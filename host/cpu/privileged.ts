@@ -5,6 +5,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
+import { linearAddress } from "../../abi/mod.ts";
 import { raise } from "./events.ts";
 import { entryAt, linear, pushFrame, switchContext } from "./frames.ts";
 import { movFromCr, movToCr } from "./control_registers.ts";
@@ -249,9 +250,13 @@ function lidt(p: Processor, op: number): void {
   if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
   const operand = readOperand(p, p.longActive ? DESCRIPTOR_PTR64.size : 6, READS);
   if (operand === undefined) return;
+  const low = operand.getUint32(2, true);
+  const high = p.longActive ? operand.getUint32(6, true) : 0;
+  // APM 3, LIDT: the base must be canonical; so does KVM have it on Intel (em_lgdt_lidt).
+  if (linearAddress(low, high) === undefined) return raise(p, GP_VECTOR, 0);
   p.sys[SYS_IDT_LIMIT] = operand.getUint16(0, true);
-  p.sys[SYS_IDT_BASE] = operand.getUint32(2, true);
-  p.sys[SYS_IDT_BASE + 1] = p.longActive ? operand.getUint32(6, true) : 0;
+  p.sys[SYS_IDT_BASE] = low;
+  p.sys[SYS_IDT_BASE + 1] = high;
   p.charge(p.cost.system);
   p.retire(op);
 }
