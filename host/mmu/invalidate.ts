@@ -26,8 +26,11 @@ export interface InvalidationRule {
   readonly root: "current" | "operand" | "any";
   /** Global entries: kept; dropped where the PCID matches, like others; dropped whatever their PCID. */
   readonly globals: "kept" | "dropped" | "any PCID";
-  /** Entries of the page that the operand lies in, or of all pages. */
-  readonly pages: "operand" | "all";
+  /**
+   * Entries of the page that the operand lies in, as the guest's tables specify it, whatever pieces of it the TLB holds
+   * (SDM 3A 4.10.4.1, footnote to INVLPG); those that translate the operand alone; of all pages.
+   */
+  readonly pages: "operand" | "address" | "all";
   /** The manual's section. */
   readonly source: string;
 }
@@ -87,7 +90,7 @@ export const INVALIDATIONS: Readonly<Record<InvalidationName, InvalidationRule>>
   "INVPCID type 3":                 { ...PAGING, globals: "kept" },
   // A global entry counts as one of the current PCID, which it is used with: else the fault would recur, which the
   // SDM rules out.
-  "page fault":                     { ...PAGING, pcid: "current", globals: "any PCID", pages: "operand" },
+  "page fault":                     { ...PAGING, pcid: "current", globals: "any PCID", pages: "address" },
 
   "VM entry without VPID":          { ...VPID, vpid: "zero" },
   "VM exit without VPID":           { ...VPID, vpid: "zero" },
@@ -95,16 +98,16 @@ export const INVALIDATIONS: Readonly<Record<InvalidationName, InvalidationRule>>
   "VM exit with VPID":              { ...NEED_NOT },
   "VMXON":                          { ...NEED_NOT },
   "VMXOFF":                         { ...NEED_NOT },
-  "INVVPID type 0":                 { ...VPID, pages: "operand" },
+  "INVVPID type 0":                 { ...VPID, pages: "address" },
   "INVVPID type 1":                 { ...VPID },
   "INVVPID type 2":                 { ...VPID, vpid: "not zero" },
   "INVVPID type 3":                 { ...VPID, globals: "kept" },
   "INVEPT type 1":                  { ...EPT, root: "operand" },
   "INVEPT type 2":                  { ...EPT },
-  "EPT violation":                  { ...EPT, kinds: GUEST_PHYSICAL, root: "current", pages: "operand" },
+  "EPT violation":                  { ...EPT, kinds: GUEST_PHYSICAL, root: "current", pages: "address" },
   // Global entries as for a page fault.
   "EPT violation's linear address": { ...EPT, kinds: COMBINED, vpid: "current", pcid: "current", root: "current",
-                                      globals: "any PCID", pages: "operand" },
+                                      globals: "any PCID", pages: "address" },
   "reset":                          { ...EPT, kinds: ALL },
 
   "TLB_CONTROL 0":                  { ...ASID, kinds: 0 },
@@ -142,7 +145,8 @@ export function scopeOf(invalidation: Invalidation, current: TlbTags): Scope {
     pcid: tag(invalidation, current, "pcid"),
     root: tag(invalidation, current, "root"),
     globals: rule.globals,
-    address: rule.pages === "operand" ? operand(invalidation, "address") : undefined,
+    address: rule.pages === "all" ? undefined : operand(invalidation, "address"),
+    piece: rule.pages === "address",
   };
 }
 

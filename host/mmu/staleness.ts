@@ -173,9 +173,8 @@ function covers(scope: Scope, entry: CachedTranslation): boolean {
   if ((scope.kinds & entry.kind) === 0) return false;
   if (scope.vpid === ANY ? scope.exceptVpid0 && entry.vpid === 0 : scope.vpid !== entry.vpid) return false;
   if (scope.root !== ANY && scope.root !== entry.root) return false;
-  if (address !== undefined && pageNumber(address, entry.span) !== pageNumber(entry.linear, entry.span)) {
-    return false;
-  }
+  const shift = scope.piece ? entry.shift : entry.span;
+  if (address !== undefined && pageNumber(address, shift) !== pageNumber(entry.linear, shift)) return false;
   if (entry.global && scope.globals === "kept") return false;
   if (entry.global && scope.globals === "any PCID") return true;
   return scope.pcid === ANY || scope.pcid === entry.pcid;

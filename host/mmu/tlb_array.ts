@@ -277,13 +277,14 @@ export class TlbArray {
     }
     const high = Math.floor(address / HIGH) & this.#addressMask;
     const low = address | 0;
-    const all = this.#fragments > 0;
+    const { piece } = scope;
+    const all = this.#fragments > 0 && !piece;
     for (const bank of this.#banks) {
       const first = all ? bank.first : setOf(bank, high, low);
       const end = first + bank.ways * (all ? bank.setMask + 1 : 1);
       for (let slot = first; slot < end; slot++) {
         const inside = this.#high[slot] === high &&
-          ((this.#low[slot] ^ low) & -(1 << this.#spans[slot])) === 0;
+          ((this.#low[slot] ^ low) & -(1 << (piece ? this.#shifts[slot] : this.#spans[slot]))) === 0;
         if (inside && this.#covered(slot, scope, root)) this.#remove(slot);
       }
     }

@@ -96,6 +96,8 @@ export interface Scope {
   readonly globals: "kept" | "dropped" | "any PCID";
   /** One address of the page, linear or guest-physical; undefined for all pages. */
   readonly address: number | undefined;
+  /** Of a page that the guest's tables specify, and that the TLB holds in pieces, the address's piece alone. */
+  readonly piece: boolean;
 }
 
 /** An entry of a TLB, with its tags. */

@@ -19,7 +19,6 @@ import {
   type PhysicalMemory,
   type SecondDimension,
 } from "../mmu/mod.ts";
-import { SlotsSecond } from "../mmu/slots_second.ts";
 import { vmrunFlush } from "./asid.ts";
 import { AvicHardware } from "./avic/hardware.ts";
 import { checkAvic } from "./entry_failed.ts";
@@ -294,7 +293,6 @@ export class SvmHardware implements Virtualization {
 
   /** Nested tables. */
   second(memory: PhysicalMemory): SecondDimension {
-    if (this.vmcb.nestedCr3 === 0) return new SlotsSecond(this.vcpu.vm.memory);
     return new Npt({ memory, ncr3: this.vmcb.nestedCr3, nx: true, features: HOST_PAGING });
   }
 

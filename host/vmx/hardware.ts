@@ -13,7 +13,6 @@ import type { Processor, Virtualization } from "../cpu/mod.ts";
 import { NotModelled } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { type CpuTlb, Ept, type HostFault, type PhysicalMemory, type SecondDimension } from "../mmu/mod.ts";
-import { SlotsSecond } from "../mmu/slots_second.ts";
 import { checkControls } from "./entry_failed.ts";
 import { accessPageMapped, accessPageMemory } from "../kvm/access_page.ts";
 import type { MsrBitmap } from "./msr_bitmap.ts";
@@ -336,7 +335,6 @@ export class VmxHardware implements Virtualization {
 
   /** EPT. */
   second(memory: PhysicalMemory): SecondDimension {
-    if (this.vmcs.eptPointer < 4096) return new SlotsSecond(this.vcpu.vm.memory);
     if ((this.vmcs.secondary & SECONDARY_EXEC_ENABLE_EPT) === 0) {
       throw new NotModelled("translation without EPT: shadow page tables", "arch/x86/kvm/mmu/paging_tmpl.h");
     }

@@ -56,7 +56,10 @@ export function mustGo(entry: CachedTranslation, invalidation: Invalidation, now
   const linearOrCombined = entry.kind === LINEAR || entry.kind === COMBINED;
   const guestPhysicalOrCombined = entry.kind === GUEST_PHYSICAL || entry.kind === COMBINED;
   const own = linearOrCombined && entry.vpid === now.vpid;
-  const atAddress = () => samePage(entry.linear, address!, entry.span);
+  // INVLPG and its like reach every piece of a page that the guest's tables specify (SDM 3A 4.10.4.1, footnote); the
+  // others what would translate the very address.
+  const inPage = () => samePage(entry.linear, address!, entry.span);
+  const atAddress = () => samePage(entry.linear, address!, entry.shift);
   switch (operation) {
     case "MOV to CR0 that clears PG":
     case "MOV to CR4 that changes PGE":
@@ -72,10 +75,11 @@ export function mustGo(entry: CachedTranslation, invalidation: Invalidation, now
     case "MOV to CR4 that sets SMEP":
       return own && entry.pcid === now.pcid;
     case "INVLPG":
+      return own && inPage() && (global || entry.pcid === now.pcid);
     case "page fault":
       return own && atAddress() && (global || entry.pcid === now.pcid);
     case "INVPCID type 0":
-      return own && atAddress() && entry.pcid === pcid && !global;
+      return own && inPage() && entry.pcid === pcid && !global;
     case "INVPCID type 3":
       return own && !global;
     case "VM entry without VPID":
@@ -105,7 +109,7 @@ export function mustGo(entry: CachedTranslation, invalidation: Invalidation, now
     case "TLB_CONTROL 7":
       return entry.vpid === vpid && !global;
     case "INVLPGA":
-      return entry.kind === LINEAR && entry.vpid === vpid && atAddress();
+      return entry.kind === LINEAR && entry.vpid === vpid && inPage();
     case "MOV to CR3 with bit 63":
     case "VM entry with VPID":
     case "VM exit with VPID":
