@@ -32,7 +32,6 @@ const {
   APIC_DEFAULT_BASE,
   APIC_PAGE_SIZE,
   DB_VECTOR,
-  PFERR_WRITE,
   SVM_EXIT_AVIC_INCOMPLETE_IPI,
   SVM_EXIT_AVIC_UNACCELERATED_ACCESS,
   SVM_EXIT_CPUID,
@@ -121,7 +120,7 @@ function nestedPageFault(vcpu: Vcpu, svm: Svm): void {
   const { exitInfo1, exitInfo2 } = vcpu.processor;
   if (vcpu.processor.vectored !== 0) requeueVectored(vcpu);
   vcpu.trace(TP.kvm_page_fault, low(exitInfo2), high(exitInfo2), low(exitInfo1), high(exitInfo1));
-  const slot = faultedSlot(vcpu, exitInfo2, (low(exitInfo1) & PFERR_WRITE) !== 0);
+  const slot = faultedSlot(vcpu, exitInfo2, exitInfo1);
   if (slot !== undefined) return handlePageFault(vcpu, slot, exitInfo2, exitInfo1);
   vcpu.charge(vcpu.cost.mmu);
   if (!isAccessPage(svm, exitInfo2)) vcpu.vm.mmioMarks.add(exitInfo2);

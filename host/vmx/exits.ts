@@ -29,7 +29,6 @@ const {
   APIC_PAGE_SIZE,
   CPU_BASED_INTR_WINDOW_EXITING,
   CPU_BASED_NMI_WINDOW_EXITING,
-  EPT_VIOLATION_WRITE,
   EXIT_REASON_APIC_ACCESS,
   EXIT_REASON_APIC_WRITE,
   EXIT_REASON_CPUID,
@@ -114,8 +113,9 @@ export function handleVmxExit(vcpu: Vcpu, vmx: Vmx): void {
 function eptViolation(vcpu: Vcpu, qualification: number, address: number): void {
   if (vcpu.processor.vectored !== 0) requeueVectored(vcpu);
   vcpu.trace(TP.kvm_page_fault, low(address), high(address), qualification, 0);
-  const slot = faultedSlot(vcpu, address, (qualification & EPT_VIOLATION_WRITE) !== 0);
-  if (slot !== undefined) return handlePageFault(vcpu, slot, address, violationErrorCode(qualification));
+  const errorCode = violationErrorCode(qualification);
+  const slot = faultedSlot(vcpu, address, errorCode);
+  if (slot !== undefined) return handlePageFault(vcpu, slot, address, errorCode);
   vcpu.charge(vcpu.cost.mmu);
   if (!onApicAccessPage(address)) vcpu.vm.mmioMarks.add(address);
   emulateMemoryAccess(vcpu);

@@ -27,6 +27,7 @@ import {
   PFERR_GUEST_FINAL,
   PFERR_GUEST_PAGE,
   PFERR_PRESENT,
+  PFERR_RSVD,
   PFERR_USER,
   PFERR_WRITE,
 } from "../../../abi/mod.ts";
@@ -71,9 +72,11 @@ export function violationErrorCode(qualification: number): number {
  * The slot that a fault is about; undefined where KVM emulates the instruction: no slot backs the page, or a write is to
  * one that is KVM_MEM_READONLY (kvm_handle_noslot_fault; KVM_PFN_ERR_RO_FAULT).
  */
-export function faultedSlot(vcpu: Vcpu, address: number, write: boolean): Slot | undefined {
+export function faultedSlot(vcpu: Vcpu, address: number, errorCode: number): Slot | undefined {
   const slot = vcpu.vm.memory.find(address, 1);
-  if (slot !== undefined && !(write && slot.readonly)) return slot;
+  const code = errorCode % HIGH;
+  if (slot !== undefined && !(slot.readonly && (code & PFERR_WRITE) !== 0)) return slot;
+  if ((code & PFERR_RSVD) !== 0) return undefined; // Marked as MMIO: KVM counts no fault (handle_mmio_page_fault).
   vcpu.stats.pf_taken++;
   vcpu.stats.pf_emulate++;
   return undefined;

@@ -1,0 +1,247 @@
+import { assert, assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  CR0_PE,
+  CR0_PG,
+  CR4_PAE,
+  CR4_PGE,
+  CR4_SMEP,
+  KERNEL32_CS,
+  SECONDARY_EXEC_ENABLE_VPID,
+} from "../../../../abi/mod.ts";
+import {
+  type Invalidation,
+  Machine,
+  type Vcpu,
+  type Vm,
+  type Vmcs,
+  type VmOptions,
+} from "../../../../host/mod.ts";
+import { VMX_NR_VPIDS, VpidBitmap, vpidsOf } from "../../../../host/vmx/vpid.ts";
+import type { VmxHardware } from "../../../../host/vmx/hardware.ts";
+import { Rig } from "../../../support/guests.ts";
+import { pagingOn, PagingRig } from "../../../support/paging.ts";
+import { task, trackedRig } from "../../../support/tdp.ts";
+
+const FAR = 0x4_0000;
+
+function vmcs(vcpu: Vcpu): Vmcs {
+  return (vcpu.backend.hardware as VmxHardware).vmcs;
+}
+
+function vpids(vm: Vm): number[] {
+  return vm.vcpus.map((vcpu) => vmcs(vcpu).vpid);
+}
+
+/** What is executed on a CPU's TLB from now on. */
+function watch(vm: Vm, pcpu = 0): Invalidation[] {
+  const seen: Invalidation[] = [];
+  const tlb = vm.machine.scheduler.pcpus[pcpu].tlbInUse!;
+  const invalidate = tlb.invalidate.bind(tlb);
+  tlb.invalidate = (operation) => {
+    seen.push(operation);
+    return invalidate(operation);
+  };
+  return seen;
+}
+
+describe("VPIDs", () => {
+  it("come from one bitmap for all virtual machines, the lowest that is free; 0 is the host's", () => {
+    const machine = new Machine();
+    const options: VmOptions = { memory: 2 ** 21, vcpus: 2 };
+    assertEquals(vpids(machine.createVm(options)), [1, 2]);
+    assertEquals(vpids(machine.createVm(options)), [3, 4]);
+    assertEquals(vpids(new Machine().createVm(options)), [1, 2], "another machine's");
+    vpidsOf(machine).free(2);
+    assertEquals(vpids(machine.createVm(options)), [2, 5]);
+  });
+
+  it("are 65535, and who comes then has none", () => {
+    const bitmap = new VpidBitmap();
+    for (let vpid = 1; vpid < VMX_NR_VPIDS; vpid++) assertEquals(bitmap.allocate(), vpid);
+    assertEquals([bitmap.allocate(), bitmap.allocate()], [0, 0]);
+    bitmap.free(0);
+    assertEquals(bitmap.allocate(), 0, "nobody can free the host's");
+    bitmap.free(65535);
+    bitmap.free(31);
+    assertEquals([bitmap.allocate(), bitmap.allocate(), bitmap.allocate()], [31, 65535, 0]);
+  });
+
+  it("of a vCPU whose creation fails are free again", () => {
+    const machine = new Machine();
+    const vm = machine.createVm({ memory: 2 ** 21 });
+    assert(vm.createVcpu(7) < 0);
+    assertEquals(vpids(machine.createVm({ memory: 2 ** 21 })), [2]);
+  });
+
+  it("are none with kvm_intel's parameter off: no control enables them", () => {
+    const vm = new Machine().createVm({ memory: 2 ** 21, vpid: false });
+    assertEquals(vpids(vm), [0]);
+    assertEquals(vmcs(vm.bootstrap).secondary & SECONDARY_EXEC_ENABLE_VPID, 0);
+    const tagged = new Machine().createVm({ memory: 2 ** 21 });
+    assertEquals(vmcs(tagged.bootstrap).secondary & SECONDARY_EXEC_ENABLE_VPID, SECONDARY_EXEC_ENABLE_VPID);
+    assertEquals(vpidsOf(vm.machine).allocate(), 1, "and none is taken");
+  });
+});
+
+describe("a guest without a VPID", () => {
+  it("walks anew behind each exit: entries and exits flush what is linear, and INVVPID is not needed", () => {
+    const walks = (vpid: boolean): number => {
+      const rig = new PagingRig({ machine: { staleness: true }, vm: { vpid } });
+      let cycles = 0;
+      rig.finish(function* (cpu) {
+        yield* pagingOn(cpu, rig.tables);
+        yield cpu.store32(FAR, 1);
+        yield cpu.cpuid(0);
+        yield cpu.work(1);
+        const start = rig.vm.bootstrap.clock;
+        yield cpu.load32(FAR);
+        cycles = rig.vm.bootstrap.clock - start;
+      });
+      return cycles;
+    };
+    const { cost } = trackedRig("vmx").vm;
+    assertEquals(walks(true), cost.load);
+    // Of two dimensions, the second is remembered: four entries of the guest's.
+    assertEquals(walks(false), cost.load + 4 * cost.pageWalk);
+  });
+
+  it("keeps guest-physical mappings: those have the root for a tag", () => {
+    const rig = trackedRig("vmx", { vpid: false });
+    const kinds = new Set<number>();
+    rig.vm.userspacePioDevice = {
+      access() {
+        for (const { kind } of rig.vm.machine.scheduler.pcpus[0].tlbInUse!.tlb.entries()) kinds.add(kind);
+        return undefined;
+      },
+    };
+    rig.finish(function* (cpu) {
+      yield cpu.store32(FAR, 1);
+      yield cpu.out8(0x80, 1);
+    });
+    assertEquals([...kinds], [2], "GUEST_PHYSICAL alone");
+  });
+});
+
+describe("what VMX executes for a request", () => {
+  /** Runs a guest that uses the TLB, then asks from outside its vCPU's thread, and lets it go on. */
+  function asked(
+    ask: (vcpu: Vcpu) => void,
+    options: VmOptions = {},
+  ): [name: string, operand: number | undefined][] {
+    const rig = trackedRig("vmx", options);
+    const { vm } = rig;
+    let seen: Invalidation[] = [];
+    task(
+      vm,
+      function* () {
+        yield;
+      }(),
+    );
+    task(
+      vm,
+      function* () {
+        seen = watch(vm);
+        ask(vm.bootstrap);
+        vm.bootstrap.kickOut();
+        yield;
+      }(),
+      50_000,
+    );
+    rig.finish(function* (cpu) {
+      yield cpu.store32(FAR, 1);
+      yield cpu.work(100_000);
+      yield cpu.load32(FAR);
+    });
+    return seen.map(({ operation, vpid, root }) => [operation, vpid ?? root]);
+  }
+  const root = (vm: Vm = trackedRig("vmx").vm): number => vm.mmu.allocateRoot().root.address;
+
+  it("is INVEPT of all roots for a full flush, with VPIDs as without", async () => {
+    const { REQ_TLB_FLUSH } = await import("../../../../host/kvm/requests.ts");
+    assertEquals(asked((vcpu) => vcpu.request(REQ_TLB_FLUSH)), [["INVEPT type 2", undefined]]);
+  });
+
+  it("is INVEPT of the root for the current one, and INVVPID for the guest's", async () => {
+    const requests = await import("../../../../host/kvm/requests.ts");
+    let own = 0;
+    const current = asked((vcpu) => {
+      own = vcpu.root!.root.address;
+      vcpu.request(requests.REQ_TLB_FLUSH_CURRENT);
+    });
+    assertEquals(current, [["INVEPT type 1", own]]);
+    assert(own >= root() - 2 ** 32);
+    assertEquals(asked((vcpu) => vcpu.request(requests.REQ_TLB_FLUSH_GUEST)), [["INVVPID type 1", 1]]);
+  });
+
+  it("is the full flush alone where the current one is asked for too, and the guest's behind it", async () => {
+    const { REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST } = await import(
+      "../../../../host/kvm/requests.ts"
+    );
+    const all = asked((vcpu) => vcpu.request(REQ_TLB_FLUSH_GUEST | REQ_TLB_FLUSH_CURRENT | REQ_TLB_FLUSH));
+    assertEquals(all, [["INVEPT type 2", undefined], ["INVVPID type 1", 1]]);
+  });
+
+  it("is nothing for the guest's translations where it has no VPID: the entry flushes them", async () => {
+    const { REQ_TLB_FLUSH_GUEST } = await import("../../../../host/kvm/requests.ts");
+    const seen = asked((vcpu) => vcpu.request(REQ_TLB_FLUSH_GUEST), { vpid: false });
+    assertEquals(
+      new Set(seen.map(([name]) => name)),
+      new Set(["VM exit without VPID", "VM entry without VPID"]),
+    );
+  });
+});
+
+describe("what KVM owes a guest whose MOV to a control register exits", () => {
+  /** The operations on the TLB between two points of a guest. */
+  function owed(program: Parameters<Rig["finish"]>[0]): string[] {
+    const rig = trackedRig("vmx");
+    let seen: Invalidation[] = [];
+    rig.vm.userspacePioDevice = { access: () => void (seen = watch(rig.vm)) };
+    rig.finish(function* (cpu) {
+      yield cpu.store32(FAR, 1);
+      yield cpu.out8(0x80, 1);
+      yield* program(cpu);
+    });
+    return seen.map(({ operation }) => operation).filter((name) => name.startsWith("INV"));
+  }
+
+  it("is a flush of its translations where it sets PGE, but for those whose write does not exit", () => {
+    // PGE is the guest's own on VMX: the processor itself flushes.
+    assertEquals(
+      owed(function* (cpu) {
+        yield cpu.movToCr4(CR4_PAE | CR4_PGE);
+      }),
+      [],
+    );
+  });
+
+  it("is the current root's where it sets SMEP: that of the load, as there is none when the request is served", () => {
+    assertEquals(
+      owed(function* (cpu) {
+        yield cpu.movToCr4(CR4_PAE | CR4_SMEP);
+      }),
+      ["INVEPT type 1"],
+    );
+  });
+
+  it("is nothing where no bit changes that matters", () => {
+    assertEquals(
+      owed(function* (cpu) {
+        yield cpu.movToCr4(CR4_PAE | (1 << 2)); // TSD
+      }),
+      [],
+    );
+  });
+
+  it("is the guest's own where it switches paging off, and a root loaded anew", () => {
+    assertEquals(
+      owed(function* (cpu) {
+        yield cpu.loadCs(KERNEL32_CS);
+        yield cpu.movToCr0(CR0_PE);
+        yield cpu.movToCr0(CR0_PE | CR0_PG);
+      }).slice(0, 2),
+      ["INVVPID type 1", "INVEPT type 1"],
+    );
+  });
+});
