@@ -19,7 +19,7 @@ import {
 } from "../../../../host/mod.ts";
 import { VMX_NR_VPIDS, VpidBitmap, vpidsOf } from "../../../../host/vmx/vpid.ts";
 import type { VmxHardware } from "../../../../host/vmx/hardware.ts";
-import { Rig } from "../../../support/guests.ts";
+import type { Rig } from "../../../support/guests.ts";
 import { pagingOn, PagingRig } from "../../../support/paging.ts";
 import { task, trackedRig } from "../../../support/tdp.ts";
 
