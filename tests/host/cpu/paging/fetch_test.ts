@@ -1,0 +1,195 @@
+import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  CR4_SMEP,
+  EFER_NX,
+  EFER_SCE,
+  type Gva,
+  PF_VECTOR,
+  PFERR_FETCH,
+  PFERR_PRESENT,
+  PFERR_RSVD,
+  PFERR_USER,
+  PTE_A,
+  PTE_D,
+  PTE_P,
+} from "../../../../abi/mod.ts";
+import { type BackendName, BACKENDS, GuestError } from "../../../../host/mod.ts";
+import { DATA } from "../../../support/guests.ts";
+import {
+  KERNEL_PAGE,
+  pagingOn,
+  PagingRig,
+  readCr2,
+  setCr4,
+  setEfer,
+  storeEntry,
+  USER_PAGE,
+} from "../../../support/paging.ts";
+
+/** The text of a function that is called by an interrupt gate, in a page of its own. */
+const CALLEE = 0x14_0000 as Gva;
+const P = PFERR_PRESENT;
+const U = PFERR_USER;
+const I = PFERR_FETCH;
+
+interface Fetch {
+  readonly efer?: number;
+  readonly cr4?: number;
+  readonly flags?: number;
+  readonly noExecute?: boolean;
+  readonly high?: number;
+  /** It is called at CPL 3, by SYSRET; else at CPL 0, by a gate. */
+  readonly user?: boolean;
+}
+
+/** Has the callee's page mapped as told, and calls it: the error codes of its page faults, until the handler mends it. */
+function call(backend: BackendName, fetch: Fetch): { codes: number[]; ran: number } {
+  const { efer = 0, cr4 = 0, flags = KERNEL_PAGE, noExecute = false, high = 0, user = false } = fetch;
+  const rig = new PagingRig({ vm: { backend } });
+  rig.map(CALLEE, CALLEE, { flags, noExecute });
+  const at = rig.entry(CALLEE);
+  if (high !== 0) rig.vm.memory.setWord(at + 4, high);
+  let ran = 0;
+  const codes: number[] = [];
+  rig.text.addAt(CALLEE, function* callee(cpu) {
+    assertEquals(cpu.cpl, user ? 3 : 0);
+    ran++;
+    yield cpu.pause();
+  }, "callee");
+  rig.gate(0x50, CALLEE);
+  rig.on(PF_VECTOR, function* (cpu) {
+    codes.push(cpu.errorCode);
+    assertEquals(yield* readCr2(cpu), CALLEE, "CR2 is the address of the instruction");
+    assertEquals(cpu.interruptedRip, CALLEE);
+    assertEquals(cpu.interruptedCpl, user ? 3 : 0);
+    yield* storeEntry(cpu, at, CALLEE, { flags: user ? USER_PAGE : KERNEL_PAGE });
+  });
+  rig.finish(function* (cpu) {
+    yield* setEfer(cpu, efer | EFER_SCE);
+    yield* pagingOn(cpu, rig.tables);
+    if (cr4 !== 0) yield* setCr4(cpu, cr4);
+    if (user) {
+      yield cpu.sysret(CALLEE);
+    } else {
+      // A self-IPI whose gate leads there.
+      yield cpu.rdmsr(0x1b);
+      yield cpu.wrmsr(0x1b, cpu.eax | 0xc00);
+      yield cpu.wrmsr(0x80f, 0x1ff);
+      yield cpu.sti();
+      yield cpu.wrmsr(0x83f, 0x50);
+      yield cpu.work(10_000);
+    }
+  });
+  return { codes, ran };
+}
+
+for (const backend of BACKENDS) {
+  describe(`instruction fetches (${backend})`, () => {
+    const calls = (name: string, fetch: Fetch, codes: number[]) => {
+      it(name, () => assertEquals(call(backend, fetch), { codes, ran: 1 }));
+    };
+
+    calls("need no more than a present page", { flags: PTE_P }, []);
+    calls("from an absent page fault without the I bit, as nobody has NXE or SMEP", { flags: 0 }, [0]);
+    calls("tell that they were fetches with IA32_EFER.NXE", { flags: 0, efer: EFER_NX }, [I]);
+    calls("and with CR4.SMEP", { flags: 0, cr4: CR4_SMEP }, [I]);
+    calls("from a page with XD fault", { noExecute: true, efer: EFER_NX }, [P | I]);
+    calls("meet a reserved bit in XD without NXE", { noExecute: true }, [P | PFERR_RSVD]);
+    calls("meet one with the I bit where SMEP has it told", { noExecute: true, cr4: CR4_SMEP }, [
+      P | PFERR_RSVD | I,
+    ]);
+    calls("above MAXPHYADDR fault", { high: 1 << 14, efer: EFER_NX }, [P | PFERR_RSVD | I]);
+    calls("by the supervisor from a user's page are allowed", { flags: USER_PAGE }, []);
+    calls("but with CR4.SMEP", { flags: USER_PAGE, cr4: CR4_SMEP }, [P | I]);
+    calls("at CPL 3 need a user's page", { user: true }, [P | U]);
+    calls("and tell the I bit by the same rules", { user: true, efer: EFER_NX }, [P | U | I]);
+    calls("at CPL 3 from an absent page", { user: true, flags: 0, efer: EFER_NX }, [U | I]);
+    calls("at CPL 3 from a user's page mind XD", {
+      user: true,
+      flags: USER_PAGE,
+      noExecute: true,
+      efer: EFER_NX,
+    }, [P | U | I]);
+    calls(
+      "at CPL 3 from a user's page do not mind SMEP",
+      { user: true, flags: USER_PAGE, cr4: CR4_SMEP },
+      [],
+    );
+
+    it("set the accessed flag, not the dirty one", () => {
+      const rig = new PagingRig({ vm: { backend } });
+      rig.finish(function* (cpu) {
+        yield* pagingOn(cpu, rig.tables);
+        yield cpu.pause();
+      });
+      assertEquals(rig.word(rig.entry(0x10_0000)) & (PTE_A | PTE_D), PTE_A);
+    });
+
+    it("go on from the TLB when the page of text is gone, until INVLPG", () => {
+      const rig = new PagingRig({ vm: { backend } });
+      const codes: number[] = [];
+      let at = 0;
+      const seen: number[] = [];
+      rig.text.addAt(0x18_0000 as Gva, function* handler(cpu) {
+        codes.push(cpu.errorCode);
+        seen.push(yield* readCr2(cpu));
+        yield* storeEntry(cpu, at, 0x10_0000);
+      }, "handler");
+      rig.gate(PF_VECTOR, 0x18_0000);
+      at = rig.entry(0x10_0000);
+      rig.finish(function* main(cpu) {
+        yield* setEfer(cpu);
+        yield* pagingOn(cpu, rig.tables);
+        yield cpu.pause();
+        yield* storeEntry(cpu, at, 0, { flags: 0 });
+        yield cpu.pause();
+        yield cpu.store32(DATA, 1);
+        assertEquals(codes, []);
+        yield cpu.invlpg(0x10_0000);
+        yield cpu.store32(DATA, 2);
+        assertEquals(codes, [I]);
+      });
+      assertEquals(Math.floor(seen[0] / 4096), 0x100);
+      assertEquals(rig.word(DATA), 2);
+    });
+
+    it("fault between instructions: a handler that returns goes on with the next one, none is lost or done twice", () => {
+      const rig = new PagingRig({ vm: { backend } });
+      let faults = 0;
+      const at = rig.entry(0x10_0000);
+      rig.text.addAt(0x18_0000 as Gva, function* handler(cpu) {
+        faults++;
+        yield* storeEntry(cpu, at, 0x10_0000);
+      }, "handler");
+      rig.gate(PF_VECTOR, 0x18_0000);
+      rig.finish(function* main(cpu) {
+        yield* pagingOn(cpu, rig.tables);
+        for (let turn = 0; turn < 10; turn++) {
+          yield cpu.xadd32(DATA, 1);
+          assertEquals(cpu.eax, turn, "its result is there behind the fault");
+          yield* storeEntry(cpu, at, 0, { flags: 0 });
+          yield cpu.invlpg(0x10_0000);
+        }
+      });
+      assertEquals([rig.word(DATA), faults], [10, 10]);
+    });
+
+    it("of a handler whose own text is absent fault behind its delivery: again and again, which is no double fault", () => {
+      const rig = new PagingRig({ vm: { backend } }).fixups();
+      rig.map(CALLEE, CALLEE, { flags: 0 });
+      rig.text.addAt(CALLEE, function* handler(cpu) {
+        yield cpu.store32(DATA, 1);
+      }, "handler");
+      rig.gate(PF_VECTOR, CALLEE);
+      rig.start(function* (cpu) {
+        yield* pagingOn(cpu, rig.tables);
+        yield cpu.load32(0x6000_0000);
+      });
+      // A real one's stack overflows some day.
+      const error = assertThrows(() => rig.vm.machine.run(1e6), GuestError);
+      assertStringIncludes(error.message, "24 activations are nested already");
+      assertEquals(rig.word(DATA), 0);
+    });
+  });
+}
