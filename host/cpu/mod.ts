@@ -11,4 +11,5 @@ export * from "./memory_access.ts";
 export * from "./mmu.ts";
 export * from "./processor.ts";
 export * from "./reset.ts";
+export * from "./state.ts";
 export * from "./virtualization.ts";

@@ -11,7 +11,8 @@ import { entryAt, linear, pushFrame, switchContext } from "./frames.ts";
 import { movFromCr, movToCr } from "./control_registers.ts";
 import { readLinear, readOperand } from "./linear.ts";
 import * as mmus from "./mmu.ts";
-import { knownSelector, type Processor } from "./processor.ts";
+import type { Processor } from "./processor.ts";
+import { knownSelector } from "./state.ts";
 import { invlpg, invpcid, setAc } from "./tlb_instructions.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.

@@ -6,8 +6,8 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { instructionText, presentAddress, X86Cpu } from "../../abi/mod.ts";
-import type { CodeStore, Guest } from "../../abi/mod.ts";
+import { instructionText } from "../../abi/mod.ts";
+import type { Guest, X86Cpu } from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
 import { type Engine, type Steps, straight, type Thread } from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
@@ -19,33 +19,17 @@ import * as activations from "./frames.ts";
 import { Mmu } from "./mmu.ts";
 import * as privileged from "./privileged.ts";
 import { resetProcessor } from "./reset.ts";
+import { ProcessorState } from "./state.ts";
 import * as waiting from "./waiting.ts";
 import type { Virtualization } from "./virtualization.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const {
-  CR0_PE,
-  CR0_PG,
-  CS,
-  EFER_LMA,
-  HIGH,
-  KERNEL32_CS,
-  KERNEL_CS,
-  OP_WORK,
-  OP_WRMSR,
-  RIP,
-  SYS_CR0,
-  SYS_CR3,
-  SYS_EFER,
-  SYS_WORDS,
-  USER32_CS,
-  USER_CS,
-} = abi;
+const { CR0_PG, OP_WORK, OP_WRMSR, SYS_CR0, SYS_CR3 } = abi;
 const { FAR, LONG_AGO } = core;
 // And so are functions.
 const { endFrame } = events;
 const { execute } = instruction;
-const { linear, resumeAt } = activations;
+const { resumeAt } = activations;
 const { writeMsr } = privileged;
 const { endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } = waiting;
 
@@ -85,7 +69,7 @@ export interface ProcessorParts {
 const NOTHING = new GuestMemory();
 
 /** A logical processor in guest mode. */
-export class Processor {
+export class Processor extends ProcessorState {
   /** That word; is told of stores to it. */
   readonly spin: { address: number } & Watcher = {
     address: -1,
@@ -103,14 +87,6 @@ export class Processor {
   virtualValue = 0;
   // What every interrupt touches stands together, as fields lie in memory in the order in which they are set: among
   // hundreds, each cache line less counts.
-  /** The guest's text; empty until an image is loaded. */
-  text: CodeStore = { blockAt: () => undefined };
-  /** The context that it runs. */
-  context: X86Cpu = new X86Cpu();
-  /** That context's registers. */
-  regs: Uint32Array = this.context.regs;
-  /** The system registers. */
-  readonly sys: Uint32Array = new Uint32Array(SYS_WORDS);
   /** Whether it is in guest mode. */
   guestMode = false;
   /** When the next asynchronous host event is due, counted from the epoch; FAR for none. */
@@ -137,8 +113,6 @@ export class Processor {
   exitInfo1 = 0;
   /** VMX: the guest-physical address. SVM: EXITINFO2. */
   exitInfo2 = 0;
-  /** Software has written RIP: the next entry goes on there. Otherwise RIP follows from the activation. */
-  #ripWritten = true;
   /** The stepping core. */
   declare readonly engine: Engine;
   /** The thread that steps it, and whose clock it advances. */
@@ -171,6 +145,7 @@ export class Processor {
 
   /** A processor in its reset state. */
   constructor(parts: ProcessorParts) {
+    super();
     this.engine = parts.engine;
     this.thread = parts.thread;
     this.memory = parts.memory;
@@ -188,76 +163,16 @@ export class Processor {
     this.thread.time += cycles;
   }
 
-  /** Whether it executes 64-bit code: IA32_EFER.LMA and a 64-bit code segment. */
-  get longMode(): boolean {
-    const selector = this.regs[CS];
-    return (selector === KERNEL_CS || selector === USER_CS) && (this.sys[SYS_EFER] & EFER_LMA) !== 0;
-  }
-
-  /** Whether long mode is active: 64-bit or compatibility mode. */
-  get longActive(): boolean {
-    return (this.sys[SYS_EFER] & EFER_LMA) !== 0;
-  }
-
   /** The guest's time-stamp counter. */
   tsc(): number {
     return this.thread.clock + this.tscOffset;
   }
 
-  /** Whether it executes real-mode code: CR0.PE is clear. */
-  get realMode(): boolean {
-    return (this.sys[SYS_CR0] & CR0_PE) === 0;
-  }
-
-  /** The current privilege level; 0 in real mode, where selectors are no privilege. */
-  get cpl(): number {
-    const rpl = this.regs[CS] & 3;
-    return rpl === 0 || this.realMode ? 0 : rpl;
-  }
-
-  /** The base of the code segment: real mode's paragraphs, 0 elsewhere. */
-  get codeBase(): number {
-    return this.realMode ? 16 * this.regs[CS] : 0;
-  }
-
-  /** Software sets RIP, to go on at a linear address at the next entry. */
-  setRip(address: number): void {
-    this.storeRip(address);
-    this.#ripWritten = true;
-  }
-
-  /** Sets the RIP register to a linear address. */
-  storeRip(address: number): void {
-    const rip = address - this.codeBase;
-    this.regs[RIP] = rip;
-    this.regs[RIP + 1] = rip / HIGH;
-  }
-
-  /** The linear address that the RIP register holds. */
-  get storedRip(): number {
-    return this.codeBase + linear(this.regs[RIP], this.regs[RIP + 1]);
-  }
-
-  /** Loads CS with a real-mode segment. */
-  setCodeSegment(selector: number): void {
-    this.regs[CS] = selector;
-  }
-
-  /**
-   * The linear address of the present instruction, or of the one that comes next. It follows from the activation,
-   * unless software has written another.
-   */
-  get rip(): number {
-    if (this.#ripWritten) return this.storedRip;
-    const { top, pending, last } = this.context;
-    return presentAddress(top.block!, pending, last);
-  }
-
   /** VM entry. Where software has written RIP, the guest goes on there. */
   enter(): void {
     this.guestMode = true;
-    if (this.#ripWritten) {
-      this.#ripWritten = false;
+    if (this.ripWritten) {
+      this.ripWritten = false;
       resumeAt(this);
     }
     this.virtualization.enter(this);
@@ -444,9 +359,4 @@ export class Processor {
     const where = context.top.block?.name ?? "no function";
     return new GuestError(this.name, where, this.rip, problem, cause);
   }
-}
-
-/** Whether a selector is one that the processor knows. */
-export function knownSelector(selector: number): boolean {
-  return selector === KERNEL_CS || selector === KERNEL32_CS || selector === USER_CS || selector === USER32_CS;
 }
