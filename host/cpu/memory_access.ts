@@ -309,6 +309,7 @@ function accessLinear(p: Processor, op: number): void {
   if (linear === undefined) return raise(p, GP_VECTOR, 0);
   const mmu = p.mmu!;
   const access = writes ? WRITES : READS;
+  const begun = p.thread.time;
   const first = Math.min(bytes, PAGE_SIZE - (linear & (PAGE_SIZE - 1)));
   const physical = mmu.translate(linear, access, bytes);
   if (physical === FAULTED) return;
@@ -324,8 +325,12 @@ function accessLinear(p: Processor, op: number): void {
     place = physical;
     placeBehind = behind;
     bytesBefore = first;
+    // Walks come after, in time: who waits for the store has seen it when the instruction began.
+    const walked = p.thread.time - begun;
+    p.thread.time = begun;
     if (reads) readPhysical(mmu.physical, bytes);
     if (compute(p, op)) writePhysical(mmu.physical, bytes);
+    p.charge(walked);
   }
   p.charge(priceOf(p.cost, primitive));
   p.retire(op);

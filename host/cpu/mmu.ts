@@ -234,8 +234,9 @@ export class Mmu {
   }
 
   /**
-   * Whether the instruction at an address can be fetched; otherwise that has faulted, or exited. The page of the last one
-   * is known until something is invalidated: a TLB of one entry for itself, which no oracle watches.
+   * Whether the instruction at an address is fetched; otherwise that has faulted, or exited, or has walked the tables: a
+   * step of its own, so that what the instruction does is seen by others when it begins. The page of the last one is
+   * known until something is invalidated: a TLB of one entry for itself, which no oracle watches.
    */
   fetchable(linear: number): boolean {
     const page = Math.floor(linear / PAGE_SIZE);
@@ -245,13 +246,14 @@ export class Mmu {
     if (page === this.#fetchPage && generation === this.#fetchGeneration && mode === this.#fetchMode) {
       return true;
     }
+    const { walks } = this;
     if (this.translate(linear, FETCHES, 1) === FAULTED) return false;
     if (cpu.oracle === undefined) {
       this.#fetchPage = page;
       this.#fetchGeneration = generation;
       this.#fetchMode = mode;
     }
-    return true;
+    return this.walks === walks;
   }
 
   /**

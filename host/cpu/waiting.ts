@@ -13,6 +13,7 @@ import * as core from "../core/mod.ts";
 import { comparisonFlags, STATUS_FLAGS } from "./flags.ts";
 import { raise } from "./events.ts";
 import { linearOperand, operandBase } from "./memory_access.ts";
+import { PAGE_SIZE } from "../memory/mod.ts";
 import { FAULTED, READS, VIRTUALIZED } from "./mmu.ts";
 import type { Processor } from "./processor.ts";
 
@@ -115,6 +116,9 @@ function spinAddress(p: Processor): number {
   if (linear === undefined) {
     raise(p, GP_VECTOR, 0);
     return FAULTED;
+  }
+  if ((linear & (PAGE_SIZE - 1)) > PAGE_SIZE - 4) {
+    throw p.error("a PAUSE loop can only spin on a word in one page while addresses are translated");
   }
   const physical = p.mmu!.translate(linear, READS, 4);
   return physical < 0 ? physical : p.mmu!.guestAddress(physical) ?? VIRTUALIZED;
