@@ -206,7 +206,12 @@ export function writeMsr(vcpu: Vcpu, index: number, low: number, high: number): 
     return writeX2apicMsr(vcpu.lapic, index, low, high);
   }
   const handler = handlerOf(vcpu, index);
-  if (handler !== undefined) return permits(vcpu, handler) && handler.write(vcpu, low, high);
+  if (handler !== undefined) {
+    if (!permits(vcpu, handler) || !handler.write(vcpu, low, high)) return false;
+    // A feature's: what the guest lends the host is its own word.
+    if (handler.feature !== undefined) vcpu.vm.ownership?.msrWritten(vcpu.vcpuId, { msr: index, low, high });
+    return true;
+  }
   unmodelled(index, "write");
   return vcpu.vm.ignoreMsrs;
 }

@@ -209,6 +209,7 @@ export class Vcpu extends Thread {
     this.msrs.reset(init);
     this.backend.reset(init);
     mmuReset(this, cr0, init);
+    this.vm.ownership?.vcpuReset(this.vcpuId, init ? "INIT" : "RESET");
   }
 
   /** The guest's next instruction, or KVM's next step. */
