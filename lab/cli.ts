@@ -1,13 +1,20 @@
 /**
  * The command line: `exitless list`, `exitless run EXPERIMENT`, `exitless explain`.
  *
- * Exit codes: 0, or 2 where the command makes no sense; then one line on standard error says what is allowed.
+ * Exit codes: 0; 1 where a run found something wrong, which standard error tells; 2 where the command makes no sense,
+ * and then one line on standard error says what is allowed.
  *
  * @module
  */
 
 import { explainExperiment, explainMachine, explainReport, MACHINE_OPTIONS } from "./explain.ts";
-import { allowed, type Experiment, experimentOptions, type Watcher } from "./experiments/experiment.ts";
+import {
+  allowed,
+  type Experiment,
+  ExperimentFailed,
+  experimentOptions,
+  type Watcher,
+} from "./experiments/experiment.ts";
 import { experimentNamed, EXPERIMENTS } from "./experiments/registry.ts";
 import { type Flags, type OptionSpecs, readFlags } from "./flags.ts";
 import { wrapped } from "./report/table.ts";
@@ -57,6 +64,7 @@ export function command(args: readonly string[], columns: number): CommandResult
     return { err: "", code: 0, ...dispatch(args, columns) };
   } catch (error) {
     // A mistake of whoever typed this; anything else is one of ours, and keeps its stack.
+    if (error instanceof ExperimentFailed) return { out: "", err: oneLine(error.message), code: 1 };
     if (error instanceof RangeError) return { out: "", err: oneLine(error.message), code: 2 };
     throw error;
   }

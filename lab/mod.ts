@@ -6,11 +6,13 @@
 
 export * from "./experiments/avic_kick.ts";
 export * from "./explain.ts";
+export * from "./experiments/demand_paging.ts";
 export * from "./experiments/experiment.ts";
 export * from "./experiments/ipiv.ts";
 export * from "./experiments/pv_eoi.ts";
 export * from "./experiments/pv_ipi.ts";
 export * from "./experiments/registry.ts";
+export * from "./experiments/tlb_shootdown.ts";
 export * from "./measure.ts";
 export * from "./report/bars.ts";
 export * from "./report/explanation.ts";

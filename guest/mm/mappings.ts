@@ -9,6 +9,7 @@ import {
   type Guest,
   LEVEL_PD,
   LEVEL_PML4,
+  PageFault,
   PTE_NX_HIGH,
   PTE_P,
   PTE_RW,
@@ -20,8 +21,10 @@ import { currentTask } from "../sched/core.ts";
 import { taskField } from "../sched/layout.ts";
 import type { Scheduler } from "../sched/scheduler.ts";
 import {
+  EFAULT,
   EINVAL,
   ENOMEM,
+  NR_getrusage,
   NR_madvise,
   NR_mmap,
   NR_mprotect,
@@ -53,6 +56,7 @@ import {
 } from "./layout.ts";
 import type { MemoryManager } from "./manager.ts";
 import { flushTlbMmRange } from "./shootdown.ts";
+import { putUser32 } from "./uaccess.ts";
 import {
   clearEntry,
   type Entry,
@@ -71,6 +75,7 @@ export function addMemoryCalls(table: SyscallTable): void {
   table.add(NR_munmap, inSpace(munmap));
   table.add(NR_mprotect, inSpace(mprotect));
   table.add(NR_madvise, inSpace(madvise));
+  table.add(NR_getrusage, getrusage);
 }
 
 /** Maps anonymous memory into an address space from within the kernel (vm_mmap): its address; 0 where there is no room. */
@@ -85,6 +90,27 @@ export function* mapAnonymous(
   const result = yield* mmap(cpu, mm, space, [0, bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS]);
   yield* mutexUnlock(cpu, sched, mmField(space, "lock"));
   return Math.max(result, 0);
+}
+
+const RUSAGE_SELF = 0;
+/** struct rusage's ru_minflt: behind two struct timeval and four longs. */
+const RU_MINFLT = 64;
+
+/** Stores how many faults the program has had; of a struct rusage, that field alone. */
+function* getrusage(cpu: X86Cpu, sched: Scheduler, args: SyscallArguments): GuestValue<number> {
+  const [who, address] = args;
+  if (who !== RUSAGE_SELF) return -EINVAL;
+  yield cpu.load64(taskField(yield* currentTask(cpu), "mm"));
+  yield cpu.load32(mmField(cpu.eax, "faults"));
+  const faults = cpu.eax;
+  try {
+    yield* putUser32(cpu, sched.kernel, address + RU_MINFLT, faults);
+    yield* putUser32(cpu, sched.kernel, address + RU_MINFLT + 4, 0);
+    return 0;
+  } catch (fault) {
+    if (fault instanceof PageFault) return -EFAULT;
+    throw fault;
+  }
 }
 
 /** A system call on an address space. */

@@ -51,6 +51,8 @@ export const NR_madvise = 28;
 export const NR_nanosleep = 35;
 /** exit. */
 export const NR_exit = 60;
+/** getrusage. */
+export const NR_getrusage = 98;
 /** gettid. */
 export const NR_gettid = 186;
 /** futex. */

@@ -110,6 +110,12 @@ export interface Experiment {
   report(result: ExperimentResult, columns: number): string;
 }
 
+/** What a run has found to be wrong with the guest or the host that it watched: it says so and ends. */
+export class ExperimentFailed extends Error {
+  /** The error's name. */
+  override readonly name = "ExperimentFailed";
+}
+
 /** The option that every experiment has. */
 export const SEED: NumberSpec = {
   meaning: "what random data is drawn from",

@@ -6,9 +6,11 @@
 
 import type { Experiment } from "./experiment.ts";
 import { avicKickExperiment } from "./avic_kick.ts";
+import { demandPagingExperiment } from "./demand_paging.ts";
 import { ipivExperiment } from "./ipiv.ts";
 import { pvEoiExperiment } from "./pv_eoi.ts";
 import { pvIpiExperiment } from "./pv_ipi.ts";
+import { tlbShootdownExperiment } from "./tlb_shootdown.ts";
 
 /** Every experiment. */
 export const EXPERIMENTS: readonly Experiment[] = [
@@ -16,6 +18,8 @@ export const EXPERIMENTS: readonly Experiment[] = [
   pvIpiExperiment,
   ipivExperiment,
   avicKickExperiment,
+  demandPagingExperiment,
+  tlbShootdownExperiment,
 ];
 
 /** The experiment of a name. Throws `RangeError` naming those that there are. */
