@@ -18,6 +18,7 @@ import {
   type Layout,
   layout,
   loadU64,
+  madviseDontneed,
   mmap,
   type MmOptions,
   munmap,
@@ -45,10 +46,12 @@ export interface ShootdownOptions extends Omit<KernelOptions, "main" | "secondar
   readonly pages: number;
   /** Memory management's options: its witness, its deviation. */
   readonly paging?: MmOptions;
-  /** Called when the measurement begins. */
+  /** Called before each munmap that is measured. */
   readonly begin?: () => void;
-  /** Called when it ends, with the cycles of all munmaps, and the reads that found somebody else's page. */
-  readonly end?: (cycles: number, wrong: number) => void;
+  /** Called after it, with its cycles. */
+  readonly end?: (cycles: number) => void;
+  /** Called at the end, with the number of reads that found something else than what was written. */
+  readonly over?: (wrong: number) => void;
 }
 
 const PAGE = 4096;
@@ -57,7 +60,7 @@ const OVER = 0xffff_ffff;
 
 /** Links the guest. Throws `RangeError` for options that cannot be. */
 export function tlbShootdown(options: ShootdownOptions): Kernel {
-  const { cpus, times, pages, begin, end } = options;
+  const { cpus, times, pages, begin, end, over } = options;
   for (const [what, value] of Object.entries({ times, pages })) {
     if (!Number.isInteger(value) || value < 1) {
       throw new RangeError(`Cannot unmap with ${what} ${value}: allowed are whole numbers from 1`);
@@ -65,7 +68,7 @@ export function tlbShootdown(options: ShootdownOptions): Kernel {
   }
   const kernel: Kernel = new Kernel({
     ...options,
-    paging: { frames: 2 * pages + 128, ...options.paging },
+    paging: { frames: 3 * pages + 128, ...options.paging },
     sched: { tasks: cpus, ...typeof options.sched === "object" ? options.sched : {} },
     *main(cpu: X86Cpu): Guest {
       const { mm, sched } = kernel;
@@ -83,13 +86,16 @@ export function tlbShootdown(options: ShootdownOptions): Kernel {
     },
   });
 
-  /** Maps, lets all others read, unmaps; and again, at the same address and with the frames that were just freed. */
+  /**
+   * Maps, lets all others read, unmaps; and again, at the same address. The frames that are freed go to another mapping:
+   * whoever still knew them would read what is there.
+   */
   const owner = kernel.user(function* owner(cpu: X86Cpu): Guest {
     const at = sharedAt(cpu);
-    let cycles = 0;
+    const other = yield* mmap(cpu, pages * PAGE);
     for (let round = 1; round <= times + 1; round++) {
       const memory = yield* mmap(cpu, pages * PAGE);
-      for (let page = 0; page < pages; page++) yield cpu.store32(memory + page * PAGE, round);
+      yield* fill(cpu, memory, round);
       yield* storeU64(cpu, 64, at("memory"), memory);
       yield cpu.store32(at("readers"), 0);
       yield cpu.store32(at("round"), round);
@@ -97,15 +103,22 @@ export function tlbShootdown(options: ShootdownOptions): Kernel {
         yield cpu.pauseWhile(at("readers"), readers);
         yield cpu.load32(at("readers"));
       }
-      if (round === 2) begin?.();
+      yield* madviseDontneed(cpu, other, pages * PAGE); // Its frames are the next round's.
+      if (round > 1) begin?.();
       const start = yield* rdtsc(cpu);
       yield* munmap(cpu, memory, pages * PAGE);
-      if (round > 1) cycles += (yield* rdtsc(cpu)) - start;
+      const cycles = (yield* rdtsc(cpu)) - start;
+      if (round > 1) end?.(cycles);
+      yield* fill(cpu, other, 0);
     }
     yield cpu.load32(at("wrong"));
-    end?.(cycles, cpu.eax);
+    over?.(cpu.eax);
     yield cpu.store32(at("round"), OVER);
   }, "owner");
+
+  function* fill(cpu: X86Cpu, memory: number, value: number): Guest {
+    for (let page = 0; page < pages; page++) yield cpu.store32(memory + page * PAGE, value);
+  }
 
   /** Reads every page, and says so. */
   const reader = kernel.user(function* reader(cpu: X86Cpu): Guest {

@@ -4,6 +4,9 @@ import fc from "fast-check";
 import { command } from "../../lab/cli.ts";
 import { EXPERIMENTS } from "../../lab/mod.ts";
 
+/** The experiments, as messages name them. */
+const NAMES = "pv-eoi, pv-ipi, ipiv, avic-kick, demand-paging, tlb-shootdown";
+
 const QUICK = ["run", "pv-ipi", "--vcpus", "2", "--times", "1"];
 
 /** What a refused command says on standard error; it prints nothing, writes nothing, and ends with 2. */
@@ -94,6 +97,23 @@ describe("the command line", () => {
   });
 });
 
+describe("the command line ends with 1, and prints no table,", () => {
+  it("where a run finds something wrong: it says what in one line", () => {
+    const { out, err, code, file } = command(
+      ["run", "tlb-shootdown", "--vcpus", "2", "--times", "2", "--quirk", "skip-one-cpu"],
+      80,
+    );
+    assertEquals([out, code, file], ["", 1, undefined]);
+    assertMatch(
+      err,
+      /^tlb-shootdown on 2 vCPUs: Cannot use the cached translation of 0x[0-9a-f]+ .* on CPU 1: /,
+    );
+    assertStringIncludes(err, '"page freed" was declared');
+    assertStringIncludes(err, "has executed no INVLPG of 0x");
+    assertEquals(err.split("\n").length, 1);
+  });
+});
+
 describe("the command line refuses, in one line that names what is allowed,", () => {
   it("what it cannot do", () => {
     assertEquals(refused(), "Cannot do nothing: allowed are list, run, explain, help");
@@ -106,13 +126,13 @@ describe("the command line refuses, in one line that names what is allowed,", ()
   it("experiments that there are not", () => {
     assertEquals(
       refused("run"),
-      "Cannot run without an experiment's name: allowed are pv-eoi, pv-ipi, ipiv, avic-kick",
+      `Cannot run without an experiment's name: allowed are ${NAMES}`,
     );
     assertEquals(refused("run", "--json"), refused("run"));
     for (const name of ["pv-tlb", "__proto__", "PV-EOI", ""]) {
       assertEquals(
         refused("run", name),
-        `Cannot run experiment ${name}: allowed are pv-eoi, pv-ipi, ipiv, avic-kick`,
+        `Cannot run experiment ${name}: allowed are ${NAMES}`,
       );
     }
   });

@@ -179,6 +179,8 @@ describe("a trace as text", () => {
 const SMALL: Readonly<Record<string, Record<string, number>>> = {
   "pv-eoi": { interrupts: 500, pio: 100 },
   "avic-kick": { times: 1, vcpus: 40 },
+  "demand-paging": { pages: 20 },
+  "tlb-shootdown": { times: 2, vcpus: 4 },
 };
 
 describe("an experiment's report", () => {
