@@ -8,7 +8,14 @@ export * from "./core/mod.ts";
 export * from "./cost/mod.ts";
 export { GuestError, NotModelled } from "./cpu/errors.ts";
 export { type Access, FETCHES, type Mmu, READS, READS_SYSTEM, type SystemFault, WRITES } from "./cpu/mmu.ts";
-export type { Dealt, HostThread, Processor, ProcessorState, Virtualization } from "./cpu/mod.ts";
+export type {
+  Dealt,
+  HostThread,
+  Processor,
+  ProcessorFeatures,
+  ProcessorState,
+  Virtualization,
+} from "./cpu/mod.ts";
 export { type Acceleration, ACCELERATIONS, AVIC_KICKS, type AvicKick } from "./kvm/acceleration.ts";
 export { APICV_INHIBITS, type ApicvInhibit } from "./kvm/apicv.ts";
 export type { Backend, FastPath } from "./kvm/backend.ts";

@@ -55,7 +55,7 @@ export function movToCr(p: Processor, op: number, cr: number): void {
 /** Whether CR3 takes an operand: without PCIDs, bit 63 is reserved, too. */
 function movToCr3Allowed(p: Processor, value: number, upper: number): boolean {
   const pcide = (p.sys[SYS_CR4] & CR4_PCIDE) !== 0;
-  const { maxPhysicalBits } = p.virtualization.pagingFeatures;
+  const { maxPhysicalBits } = p.features.paging;
   return loadCr3({ low: value, high: upper }, pcide, maxPhysicalBits) !== undefined;
 }
 

@@ -163,7 +163,7 @@ export class Mmu {
       this.#paging = {
         memory: this.physical,
         state: this.state,
-        features: virtualization.pagingFeatures,
+        features: this.#p.features.paging,
         second,
       };
     }
@@ -222,7 +222,7 @@ export class Mmu {
 
   /** Takes up the TLB of the CPU that it runs on: tags its accesses. */
   #meet(): CpuTlb {
-    const cpu = this.#p.virtualization.cpuTlb();
+    const cpu = this.#p.thread.tlb();
     this.#tag(cpu);
     return cpu;
   }
@@ -361,7 +361,7 @@ export class Mmu {
       const page = second.translate(address, { purpose: "final", write: false, fetch: false });
       return page.kind === "page" ? { ...page, user: true, host: page } : undefined;
     }
-    return lookUp({ memory, state: this.state, features: virtualization.pagingFeatures, second }, address);
+    return lookUp({ memory, state: this.state, features: this.#p.features.paging, second }, address);
   }
 
   /**
@@ -369,8 +369,8 @@ export class Mmu {
    * walk of the guest's tables alone. An error code, below 0 and less one, where those raise a page fault.
    */
   guestPhysical(linear: number, access: Access): number {
-    const { memory, virtualization } = this.#p;
-    const paging = { memory, state: this.state, features: virtualization.pagingFeatures };
+    const { memory } = this.#p;
+    const paging = { memory, state: this.state, features: this.#p.features.paging };
     if ((this.#cr0 & CR0_PG) === 0) return linear;
     const found = translate(paging, linear, this.#walker(access));
     switch (found.kind) {

@@ -7,11 +7,12 @@
 
 import * as abi from "../../abi/mod.ts";
 import { instructionText } from "../../abi/mod.ts";
-import type { Guest, X86Cpu } from "../../abi/mod.ts";
+import type { Guest, PagingFeatures, X86Cpu } from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
 import { type Engine, type Steps, straight, type Thread } from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
 import { GuestMemory, type PhysicalSpace, type Watcher } from "../memory/mod.ts";
+import type { CpuTlb } from "../mmu/mod.ts";
 import { escaped, GuestError, misbuilt } from "./errors.ts";
 import * as events from "./events.ts";
 import * as instruction from "./execute.ts";
@@ -45,6 +46,16 @@ const resume: (guest: Guest) => IteratorResult<number, void> = Function.prototyp
 export interface HostThread extends Thread {
   /** The host's next step; `straight`: as soon as it can. */
   hostStep(straight: boolean): void;
+  /** The TLB of the CPU that it is on. */
+  tlb(): CpuTlb;
+}
+
+/** What CPUID says that the processor has, as far as it must know itself. */
+export interface ProcessorFeatures {
+  /** What walks of the guest's tables depend on. */
+  readonly paging: PagingFeatures;
+  /** The bits that CR4 may hold. */
+  readonly cr4: number;
 }
 
 /** What a processor is built from. */
@@ -63,6 +74,8 @@ export interface ProcessorParts {
   readonly cost: Costs;
   /** Its virtualization hardware. */
   readonly virtualization: Virtualization;
+  /** What it has. */
+  readonly features: ProcessorFeatures;
 }
 
 /** What instructions reach without translation while addresses are translated. */
@@ -134,6 +147,8 @@ export class Processor extends ProcessorState {
   vectoredErrorCode = 0;
   /** Its name in messages. */
   declare readonly name: string;
+  /** What it has. */
+  declare readonly features: ProcessorFeatures;
   /** The host's physical memory. */
   declare readonly physical: PhysicalSpace;
   /** Translates addresses; undefined until that was first needed. */
@@ -154,6 +169,7 @@ export class Processor extends ProcessorState {
     this.cost = parts.cost;
     this.virtualization = parts.virtualization;
     this.name = parts.name;
+    this.features = parts.features;
     this.bootContext = this.context;
     resetProcessor(this, false);
   }

@@ -7,6 +7,7 @@
 import {
   CR3_PCID,
   CR4_PCIDE,
+  CR4_SMAP,
   FLAG_AC,
   GP_VECTOR,
   linearAddress,
@@ -61,7 +62,7 @@ export function invpcid(p: Processor, op: number): void {
 
 /** STAC and CLAC. */
 export function setAc(p: Processor, op: number, on: boolean): void {
-  if (p.cpl !== 0 || !p.virtualization.smap) return raise(p, UD_VECTOR, 0);
+  if (p.cpl !== 0 || (p.features.cr4 & CR4_SMAP) === 0) return raise(p, UD_VECTOR, 0);
   p.regs[RFLAGS] = on ? p.regs[RFLAGS] | FLAG_AC : p.regs[RFLAGS] & ~FLAG_AC;
   p.charge(p.cost.insn);
   p.retire(op);

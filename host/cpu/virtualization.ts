@@ -5,8 +5,7 @@
  * @module
  */
 
-import type { PagingFeatures } from "../../abi/mod.ts";
-import type { CpuTlb, HostFault, PhysicalMemory, SecondDimension } from "../mmu/mod.ts";
+import type { HostFault, PhysicalMemory, SecondDimension } from "../mmu/mod.ts";
 import type { Processor } from "./processor.ts";
 
 /**
@@ -57,12 +56,6 @@ export interface Virtualization {
    */
   unbacked(p: Processor, address: number, bytes: number, write: boolean): Dealt;
 
-  /** What the processor has of paging. */
-  readonly pagingFeatures: PagingFeatures;
-  /** Whether it has STAC and CLAC. */
-  readonly smap: boolean;
-  /** The TLB of the CPU that it runs on. */
-  cpuTlb(): CpuTlb;
   /** What its accesses are tagged with, the PCID aside. `root` is NO_EPT where EPT is not in use. */
   tlbTags(): { readonly vpid: number; readonly root: number };
   /** EPT, or nested tables, in `memory`. */

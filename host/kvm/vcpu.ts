@@ -14,6 +14,7 @@ import { Processor, resetProcessor } from "../cpu/mod.ts";
 import { Lapic, resetLapic } from "../lapic/mod.ts";
 import { PvEoi } from "../pv/pv_eoi.ts";
 import type { Machine } from "../machine.ts";
+import type { CpuTlb } from "../mmu/mod.ts";
 import type { Pcpu } from "../sched/mod.ts";
 import * as tracing from "../trace/mod.ts";
 import type { Tracer } from "../trace/mod.ts";
@@ -185,6 +186,7 @@ export class Vcpu extends Thread {
       physical: vm.machine.physical,
       cost: vm.cost,
       virtualization: this.backend.hardware,
+      features: cpuid,
     });
     this.lapic = new Lapic(this);
     this.pvEoi = new PvEoi(this);
@@ -323,6 +325,11 @@ export class Vcpu extends Thread {
   defer(steps: Steps): void {
     this.deferred.push(steps);
     this.attention |= ATTENTION_STEPS;
+  }
+
+  /** The TLB of the CPU that it is on. */
+  tlb(): CpuTlb {
+    return this.pcpu!.tlb(this);
   }
 
   /** The scheduler has put the vCPU on a CPU. */

@@ -11,14 +11,7 @@ import * as cpu from "../cpu/mod.ts";
 import type { Processor, Virtualization } from "../cpu/mod.ts";
 import { accessPageMapped, accessPageMemory } from "../kvm/access_page.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
-import {
-  type CpuTlb,
-  type HostFault,
-  NO_EPT,
-  Npt,
-  type PhysicalMemory,
-  type SecondDimension,
-} from "../mmu/mod.ts";
+import { type HostFault, NO_EPT, Npt, type PhysicalMemory, type SecondDimension } from "../mmu/mod.ts";
 import { vmrunFlush } from "./asid.ts";
 import { AvicHardware } from "./avic/hardware.ts";
 import { checkAvic } from "./entry_failed.ts";
@@ -32,7 +25,6 @@ const {
   APIC_PAGE_SIZE,
   CR0_CD,
   CR0_NW,
-  CR4_SMAP,
   DB_VECTOR,
   FLAG_IF,
   NMI_VECTOR,
@@ -270,21 +262,6 @@ export class SvmHardware implements Virtualization {
   }
 
   // Translation.
-
-  /** What CPUID says to the guest; bit 8 of a PML4E is reserved. */
-  get pagingFeatures(): PagingFeatures {
-    return this.vcpu.cpuid.paging;
-  }
-
-  /** Likewise. */
-  get smap(): boolean {
-    return (this.vcpu.cpuid.cr4 & CR4_SMAP) !== 0;
-  }
-
-  /** The TLB of the CPU that it runs on. */
-  cpuTlb(): CpuTlb {
-    return this.vcpu.pcpu!.tlb(this.vcpu);
-  }
 
   /** The ASID. Nested tables are no tag. */
   tlbTags(): { readonly vpid: number; readonly root: number } {

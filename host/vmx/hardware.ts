@@ -7,12 +7,12 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { type PagingFeatures, tableRoot } from "../../abi/mod.ts";
+import { tableRoot } from "../../abi/mod.ts";
 import * as cpu from "../cpu/mod.ts";
 import type { Processor, Virtualization } from "../cpu/mod.ts";
 import { NotModelled } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
-import { type CpuTlb, Ept, type HostFault, type PhysicalMemory, type SecondDimension } from "../mmu/mod.ts";
+import { Ept, type HostFault, type PhysicalMemory, type SecondDimension } from "../mmu/mod.ts";
 import { checkControls } from "./entry_failed.ts";
 import { accessPageMapped, accessPageMemory } from "../kvm/access_page.ts";
 import type { MsrBitmap } from "./msr_bitmap.ts";
@@ -32,7 +32,6 @@ const {
   CPU_BASED_NMI_WINDOW_EXITING,
   CPU_BASED_TPR_SHADOW,
   CR0_WP,
-  CR4_SMAP,
   DB_VECTOR,
   EXIT_REASON_CPUID,
   EXIT_REASON_CR_ACCESS,
@@ -312,21 +311,6 @@ export class VmxHardware implements Virtualization {
   }
 
   // Translation.
-
-  /** What CPUID says to the guest. */
-  get pagingFeatures(): PagingFeatures {
-    return this.vcpu.cpuid.paging;
-  }
-
-  /** Likewise. */
-  get smap(): boolean {
-    return (this.vcpu.cpuid.cr4 & CR4_SMAP) !== 0;
-  }
-
-  /** The TLB of the CPU that it runs on. */
-  cpuTlb(): CpuTlb {
-    return this.vcpu.pcpu!.tlb(this.vcpu);
-  }
 
   /** The VPID, and the address in the EPT pointer. */
   tlbTags(): { readonly vpid: number; readonly root: number } {
