@@ -40,6 +40,10 @@ export interface CommandResult {
   readonly file?: OutputFile;
 }
 
+const COMMON = `  --backend vmx|svm   Intel's or AMD's virtualization
+  --json              prints one JSON object in place of the tables
+  --trace FILE        KVM's trace events as text, compressed if it ends in .gz`;
+
 const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
 
   exitless list                          the experiments and their options
@@ -48,11 +52,9 @@ const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
                                          its machines use, and why not others
   exitless explain [options]             the same of a machine of your own
 
-  --backend vmx|svm   Intel's or AMD's virtualization
   --vcpus N           vCPUs
   --seed S            what random data is drawn from (0)
-  --json              prints one JSON object in place of the tables
-  --trace FILE        KVM's trace events as text, compressed if it ends in .gz
+${COMMON}
 
 A machine of your own:
 
@@ -79,6 +81,7 @@ type Output = Pick<CommandResult, "out" | "file">;
 
 function dispatch(args: readonly string[], columns: number): Output {
   const [verb, ...rest] = args;
+  if (rest.includes("--help") || rest.includes("-h")) return { out: help(rest[0], columns) };
   switch (verb) {
     case "list":
       if (rest.length > 0) throw new RangeError(`Cannot list ${rest.join(" ")}: "list" takes no arguments`);
@@ -99,9 +102,17 @@ function dispatch(args: readonly string[], columns: number): Output {
 }
 
 function list(columns: number): string {
-  return EXPERIMENTS.map(({ name, summary, options }) =>
-    [name, wrapped(summary, columns), optionLines(options, columns)].join("\n")
-  ).join("\n\n");
+  return EXPERIMENTS.map((experiment) => described(experiment, columns)).join("\n\n");
+}
+
+function described({ name, summary, options }: Experiment, columns: number): string {
+  return [name, wrapped(summary, columns), optionLines(options, columns)].join("\n");
+}
+
+/** What there is to say of an experiment, or of everything. */
+function help(name: string, columns: number): string {
+  const experiment = EXPERIMENTS.find((one) => one.name === name);
+  return experiment === undefined ? USAGE : `${described(experiment, columns)}\n\n${COMMON}`;
 }
 
 /** What each option is, what it may be, and what it is when nothing is said. */

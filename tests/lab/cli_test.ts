@@ -33,6 +33,24 @@ describe("the command line", () => {
     for (const line of out.split("\n")) assertEquals(line.length <= 80, true, line);
   });
 
+  it("tells what an experiment takes where its command is asked for help", () => {
+    const words = [["run", "ipiv", "--help"], ["run", "ipiv", "--times", "nonsense", "-h"], [
+      "explain",
+      "ipiv",
+      "-h",
+    ]];
+    for (const args of words) {
+      const { out, err, code } = command(args, 80);
+      assertEquals([err, code], ["", 0]);
+      assertStringIncludes(out, "--acceleration  of the processor: all, none");
+      assertStringIncludes(out, "--trace FILE");
+      assertEquals(out.includes("avic-kick"), false, "of no other experiment");
+    }
+    for (const args of [["run", "--help"], ["explain", "-h"], ["run", "nothing", "--help"]]) {
+      assertStringIncludes(command(args, 80).out, "exitless run EXPERIMENT");
+    }
+  });
+
   it("tells how it is used", () => {
     for (const word of ["help", "--help", "-h"]) {
       const { out, err, code } = command([word], 80);
@@ -143,7 +161,6 @@ describe("the command line refuses, in one line that names what is allowed,", ()
       const [args, problem] of [
         [["--pio", "3"], "Unknown option '--pio'"],
         [["-j"], "Unknown option '-j'"],
-        [["--help"], "Unknown option '--help'"],
         [["--no-json"], "Unknown option '--no-json'"],
         [["--json=yes"], "Option '--json' does not take an argument"],
         [["--vcpus"], "Option '--vcpus <value>' argument missing"],
