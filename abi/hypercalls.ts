@@ -5,6 +5,7 @@
  * @module
  */
 
+import type { ArgumentsByName } from "./convention.ts";
 import type { KvmFeature } from "./x86/kvm_cpuid.ts";
 
 /** The architectures that share the namespace. */
@@ -167,9 +168,7 @@ export type HypercallOn<Arch extends HypercallArch> = {
 }[HypercallName];
 
 /** The arguments of a call, by name; values are whole numbers below 2^53 or bigints, modulo 2^64. */
-export type HypercallArgs<Name extends HypercallName> = (typeof HYPERCALLS)[Name]["args"] extends readonly []
-  ? Readonly<Record<string, never>> // an empty mapped type would take any name
-  : { readonly [Arg in (typeof HYPERCALLS)[Name]["args"][number]["name"]]: number | bigint };
+export type HypercallArgs<Name extends HypercallName> = ArgumentsByName<(typeof HYPERCALLS)[Name]["args"]>;
 
 const BY_NR: ReadonlyMap<number, HypercallName> = new Map(
   Object.entries(HYPERCALLS).map(([name, spec]) => [spec.nr, name as HypercallName]),

@@ -10,7 +10,12 @@
 
 export * from "./bits.ts";
 export * from "./brand.ts";
+export * from "./convention.ts";
 export * from "./hypercalls.ts";
+export * from "./instruction_format.ts";
 export * from "./kvm_errors.ts";
 export * from "./layout.ts";
+export * from "./machine_context.ts";
+export * from "./mips/mod.ts";
+export * from "./text_block.ts";
 export * from "./x86/mod.ts";

@@ -4,6 +4,7 @@
  * @module
  */
 
+import type { ArchVm } from "./arch/mod.ts";
 import {
   Engine,
   LimitExceeded,
@@ -53,7 +54,8 @@ export interface RunResult {
   /**
    * "finished": every bootstrap processor's program has returned, and nothing goes on. "halted": one has not; every
    * vCPU waits, and nothing will wake one. "shutdown": a
-   * virtual machine triple-faulted. "deadline": the given time is reached. "stopped": somebody asked for it.
+   * virtual machine triple-faulted, or its user space ended it. "deadline": the given time is reached. "stopped":
+   * somebody asked for it.
    * "schedule-end": a replayed schedule is used up.
    */
   readonly end: "finished" | "halted" | "shutdown" | Exclude<RunEnd, "idle">;
@@ -62,6 +64,12 @@ export interface RunResult {
   /** Steps that the stepping core took, of this machine's whole life. */
   readonly steps: number;
 }
+
+/** What a machine knows of a virtual machine that is not x86's. */
+export type ArchVmOnMachine = Pick<ArchVm<never>, "dead" | "finished"> & {
+  /** Its vCPUs, whose clocks are the machine's. */
+  readonly vcpus: readonly { readonly clock: number }[];
+};
 
 const DEFAULT_PCPUS = 1024;
 /** xAPIC IDs are 0 to 254; 255 is everybody. */
@@ -111,8 +119,10 @@ export class Machine {
   readonly physical: PhysicalSpace = new PhysicalSpace(this.hostMemory);
   /** Judges each use of a cached translation, where that was asked for. */
   declare readonly staleness: StalenessOracle | undefined;
-  /** The virtual machines. */
+  /** The x86 virtual machines. */
   readonly vms: Vm[] = [];
+  /** Those of other architectures. */
+  readonly archVms: ArchVmOnMachine[] = [];
   readonly #exitLimit: number;
   /** Exits that may still happen: a small integer, whatever the limit is. */
   #exitsLeft = 0;
@@ -144,7 +154,7 @@ export class Machine {
       : undefined;
   }
 
-  /** Adds a virtual machine. Throws `RangeError` for options that cannot be. */
+  /** Adds an x86 virtual machine. Throws `RangeError` for options that cannot be. */
   createVm(options: VmOptions = {}): Vm {
     const vm = new Vm(this, options);
     this.vms.push(vm);
@@ -179,7 +189,8 @@ export class Machine {
     const end = this.engine.run(deadline);
     const vcpus = this.vms.flatMap((vm) => vm.vcpus);
     const started = vcpus.filter((vcpu) => vcpu.mpState !== MpState.Uninitialized);
-    const cycles = Math.max(0, ...started.map((vcpu) => vcpu.clock));
+    const others = this.archVms.flatMap((vm) => vm.vcpus);
+    const cycles = Math.max(0, ...started.map((vcpu) => vcpu.clock), ...others.map((vcpu) => vcpu.clock));
     return {
       end: this.#ended(end),
       cycles,
@@ -188,9 +199,11 @@ export class Machine {
   }
 
   #ended(end: RunEnd): RunResult["end"] {
-    if (this.vms.some((vm) => vm.dead)) return "shutdown";
+    if (this.vms.some((vm) => vm.dead) || this.archVms.some((vm) => vm.dead)) return "shutdown";
     if (end !== "idle") return end;
-    return this.vms.every((vm) => vm.bootstrap.processor.finished) ? "finished" : "halted";
+    const finished = this.vms.every((vm) => vm.bootstrap.processor.finished) &&
+      this.archVms.every((vm) => vm.finished);
+    return finished ? "finished" : "halted";
   }
 }
 

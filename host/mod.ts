@@ -4,6 +4,7 @@
  * @module
  */
 
+export * from "./arch/mod.ts";
 export * from "./core/mod.ts";
 export * from "./cost/mod.ts";
 export { GuestError, NotModelled } from "./cpu/errors.ts";

@@ -8,6 +8,7 @@
 export * from "./apic.ts";
 export * from "./avic.ts";
 export * from "./context.ts";
+export * from "./convention.ts";
 export * from "./cpu.ts";
 export * from "./ept.ts";
 export * from "./exceptions.ts";

@@ -5,15 +5,19 @@
  */
 
 import { apicRegisterName, DELIVERY_MODES, hex, msrName, u64 } from "../../abi/mod.ts";
-import { type ArgFormat, TRACEPOINTS } from "./tracepoints.ts";
+import { type ArgFormat, TRACEPOINTS, type TracepointSpec } from "./tracepoints.ts";
 import type { TraceRecord } from "./tracer.ts";
 
 /** Names an exit reason of the virtual machine's backend. */
 export type ExitNames = (reason: number) => string;
 
 /** One line for one record: vCPU, time in cycles, event, arguments. */
-export function formatRecord(record: TraceRecord, exitName: ExitNames): string {
-  const { name, args } = TRACEPOINTS[record.event];
+export function formatRecord(
+  record: TraceRecord,
+  exitName: ExitNames,
+  tracepoints: readonly TracepointSpec[] = TRACEPOINTS,
+): string {
+  const { name, args } = tracepoints[record.event];
   let word = 0;
   const fields = args.map(([field, format]) => {
     const low = record.args[word++];

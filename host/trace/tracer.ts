@@ -4,7 +4,7 @@
  * @module
  */
 
-import { TRACEPOINTS } from "./tracepoints.ts";
+import { TRACEPOINTS, type TracepointSpec } from "./tracepoints.ts";
 
 /** Who an event belongs to when no vCPU ran: a device, a timer, user space. */
 export const NOBODY: number = -1;
@@ -40,10 +40,11 @@ export interface TraceRecord {
 /** The events of one virtual machine. */
 export class Tracer {
   /** Counts by tracepoint: a row for events without a vCPU, then one for each vCPU, with its exits behind. */
-  readonly counts: Uint32Array[] = [new Uint32Array(TRACEPOINTS.length)];
+  declare readonly counts: Uint32Array[];
   /** Whether records are kept. */
   declare readonly recording: boolean;
 
+  readonly #events: number;
   readonly #capacity: number;
   readonly #words: Uint32Array;
   readonly #times: Float64Array;
@@ -51,11 +52,16 @@ export class Tracer {
   #shared = new Uint32Array(0);
   #next = 0;
 
-  /** Counts; with `ring` > 0 it also keeps the last `ring` records. Throws `RangeError` above 2^24. */
-  constructor(ring: number = 0) {
+  /**
+   * Counts `tracepoints`, x86's unless others are given; with `ring` > 0 it also keeps the last `ring` records. Throws
+   * `RangeError` above 2^24.
+   */
+  constructor(ring: number = 0, tracepoints: readonly TracepointSpec[] = TRACEPOINTS) {
     if (!Number.isInteger(ring) || ring < 0 || ring > RING_LIMIT) {
       throw new RangeError(`Cannot keep ${ring} trace records: allowed are 0 to ${RING_LIMIT}`);
     }
+    this.#events = tracepoints.length;
+    this.counts = [new Uint32Array(this.#events)];
     this.recording = ring > 0;
     this.#capacity = ring;
     const buffer = new ArrayBuffer(4 * RECORD_WORDS * ring);
@@ -65,7 +71,7 @@ export class Tracer {
 
   /** Makes a row for one more vCPU, which has `exits` exit numbers, and gives it to whoever counts there. */
   addVcpu(exits: number): CountRow {
-    const length = TRACEPOINTS.length + exits;
+    const length = this.#events + exits;
     if (this.#next + length > this.#shared.length) {
       this.#shared = new Uint32Array(NEIGHBOURS * length);
       this.#next = 0;
@@ -112,7 +118,7 @@ export class Tracer {
 
   /** How often each exit happened to one vCPU, by its number. */
   exits(vcpu: number): Uint32Array {
-    return this.counts[vcpu + 1].subarray(TRACEPOINTS.length);
+    return this.counts[vcpu + 1].subarray(this.#events);
   }
 
   /** Records that were overwritten. */

@@ -1,0 +1,7 @@
+/**
+ * The MIPS side of the contract.
+ *
+ * @module
+ */
+
+export * from "./convention.ts";

@@ -1,0 +1,162 @@
+/**
+ * Where guest code goes on. The program counter decides:
+ *
+ * - at the site of the pending instruction: that instruction is executed (again);
+ * - behind that site: it is done, and its function goes on;
+ * - at the fixup pad of its block, after a handler: its fault is thrown into its function;
+ * - outside text: the words there are executed, until they come back to one of those;
+ * - anywhere else in text: a loud error.
+ *
+ * @module
+ */
+
+import {
+  MACHINE_FRAMES,
+  type MachineContext,
+  type MachineFault,
+  type MachineFrame,
+  type MachineText,
+} from "../../abi/mod.ts";
+import { ArchGuestError } from "./errors.ts";
+
+/** The guest code of a processor. `Cpu` is the handle that its functions get. */
+export class Activations<Cpu extends MachineContext<Cpu>> {
+  /** The text that the processor fetches from; undefined before an image was loaded. */
+  text: MachineText<Cpu> | undefined = undefined;
+  /** The context that is loaded. */
+  context: Cpu;
+  readonly #processor: string;
+
+  /** The code of `processor`, which has `context` loaded. */
+  constructor(processor: string, context: Cpu) {
+    this.#processor = processor;
+    this.context = context;
+    context.running = true;
+  }
+
+  /**
+   * Brings the function at the top to an instruction that is to be executed at the program counter. false where the
+   * program has returned.
+   */
+  ready(): boolean {
+    const { context } = this;
+    if (context.frames.length === 0) this.#push(undefined);
+    let fault = this.#popEnded();
+    while (context.pending === 0 || !this.#waits()) {
+      const { pending } = context;
+      if (pending === 0) {
+        if (!this.#resume()) return false;
+      } else if (context.pc === context.top!.block.address + context.layout.pad && fault !== undefined) {
+        context.pending = 0;
+        const thrown = fault;
+        fault = undefined;
+        if (!this.#resume(thrown)) return false;
+      } else {
+        throw this.error("neither an entry nor a continuation of a function is there");
+      }
+    }
+    return true;
+  }
+
+  /**
+   * The processor has set the program counter to an exception's vector: its handler begins there. `fault` is what the
+   * handler may send to the fixup of the function that it interrupts.
+   */
+  enterHandler(fault?: MachineFault): void {
+    this.#push(fault);
+  }
+
+  /** Another context is loaded: a task switch. */
+  load(next: Cpu): void {
+    if (next.running) throw this.error("it switched to a task that is already running");
+    const { context } = this;
+    context.running = false;
+    next.running = true;
+    next.sys = context.sys;
+    this.context = next;
+  }
+
+  /** An error in guest terms. */
+  error(problem: string, cause?: unknown): ArchGuestError {
+    const { context } = this;
+    const where = context.top?.block.name ?? "no function";
+    return new ArchGuestError(this.#processor, where, context.pc, problem, cause);
+  }
+
+  /** Whether the pending instruction, or words outside text, are to be executed. What has been completed is no more. */
+  #waits(): boolean {
+    const { context } = this;
+    const { pc, pending, layout } = context;
+    const { address } = context.top!.block;
+    if (pc === address + layout.behind[pending]) {
+      context.pending = 0;
+      return false;
+    }
+    if (pc >= address + layout.site[pending] && pc < address + layout.behind[pending]) return true;
+    return this.text!.blockAt(pc) === undefined;
+  }
+
+  /** A handler whose returning instruction has been executed ends. Gives what its fixup throws. */
+  #popEnded(): MachineFault | undefined {
+    const { context } = this;
+    const top = context.top!;
+    if (!top.ended || context.pc === top.block.address + context.layout.site[context.pending]) {
+      return undefined;
+    }
+    context.frames.pop();
+    const below = context.top!;
+    context.regs = below.regs;
+    context.pending = below.pending;
+    return top.fault;
+  }
+
+  #push(fault: MachineFault | undefined): void {
+    const { context } = this;
+    const { pc, frames } = context;
+    const block = this.text?.blockAt(pc);
+    if (block === undefined || block.address !== pc) {
+      throw this.error("no guest function has its entry there");
+    }
+    const below = context.top;
+    if (below !== undefined) below.pending = context.pending;
+    const regs = below === undefined ? context.regs : below.regs.slice();
+    const frame: MachineFrame<Cpu> = {
+      regs,
+      block,
+      guest: block.code(context),
+      pending: 0,
+      ended: false,
+      fault,
+    };
+    if (frames.length === MACHINE_FRAMES) {
+      throw this.error(`${MACHINE_FRAMES} activations are nested already, the most allowed`);
+    }
+    frames.push(frame);
+    context.regs = regs;
+    context.pending = 0;
+  }
+
+  /** Resumes the function at the top up to its next instruction. false where it was the program, and has returned. */
+  #resume(fault?: MachineFault): boolean {
+    const { context } = this;
+    const top = context.top!;
+    let result: IteratorResult<number, void>;
+    try {
+      result = fault === undefined ? top.guest.next() : top.guest.throw(fault);
+    } catch (error) {
+      throw this.error(error instanceof Error ? error.message : String(error), error);
+    }
+    if (result.done) {
+      if (context.pending !== 0) {
+        throw this.error(`it built ${context.layout.instructionText(context.pending)} and did not yield it`);
+      }
+      if (context.frames.length === 1) return false;
+      top.ended = true;
+      context.pending = context.layout.returns;
+    } else if (result.value !== context.pending || result.value === 0) {
+      throw this.error(`it yielded ${String(result.value)}; what it yields must be built by its cpu handle`);
+    }
+    context.pc = top.block.address + context.layout.site[context.pending];
+    return true;
+  }
+}
