@@ -130,5 +130,5 @@ function* zapAllFast(vm: Vm): Steps {
   vm.mmu.changed(0, PHYSICAL_ADDRESS_LIMIT, tables);
   tables.zapAll();
   vm.mmu.gone(0, PHYSICAL_ADDRESS_LIMIT, { tables, reason: "root invalidated" });
-  if (tables.users === 0) tables.free();
+  tables.put();
 }

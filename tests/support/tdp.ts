@@ -15,6 +15,7 @@ import {
   mappingOf,
   Npt,
   type PolicySpec,
+  type Quirk,
   type Steps,
   type Vm,
   type VmOptions,
@@ -36,14 +37,17 @@ export interface TrackedOptions extends VmOptions {
   readonly asids?: number;
   /** Whether VMRUN can flush one ASID. */
   readonly flushByAsid?: boolean;
+  /** Deviations. */
+  readonly quirks?: readonly Quirk[];
 }
 
 /** A rig all of whose pages can be away. */
 export function trackedRig(backend: BackendName, options: TrackedOptions = {}): Rig {
-  const { staleness = true, policy = "timed", pcpus, asids, flushByAsid, ...vm } = options;
+  const { staleness = true, policy = "timed", quirks = [], pcpus, asids, flushByAsid, ...vm } = options;
   const machine: RigOptions["machine"] = {
     staleness,
     policy,
+    quirks,
     ...pcpus !== undefined && { pcpus },
     ...asids !== undefined && { asids },
     ...flushByAsid !== undefined && { flushByAsid },

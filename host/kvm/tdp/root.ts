@@ -47,7 +47,7 @@ export function unloadRoot(vcpu: Vcpu): void {
   if (tables === undefined) return;
   vcpu.root = undefined;
   vcpu.request(REQ_MMU_RELOAD);
-  if (--tables.users === 0 && tables.invalid) tables.free();
+  tables.put();
 }
 
 /** kvm_mmu_free_obsolete_roots. */

@@ -46,8 +46,8 @@ export class TdpTables {
   readonly format: SpteFormat;
   /** The root. */
   readonly root: HostBlock;
-  /** vCPUs that have it loaded. */
-  users = 0;
+  /** Who needs it: vCPUs that have it loaded, and until it has been zapped KVM itself (tdp_mmu_root_count). */
+  users = 1;
   /** It was invalidated: nothing is mapped in it any more, and nobody loads it again. */
   invalid = false;
   /** Tables, the root included. */
@@ -172,8 +172,9 @@ export class TdpTables {
     }
   }
 
-  /** Frees an invalid root that nobody has loaded any more. */
-  free(): void {
+  /** Somebody needs it no more; the last one frees it (kvm_tdp_mmu_put_root). */
+  put(): void {
+    if (--this.users > 0) return;
     this.#pages.free(this.root);
     this.count = 0;
   }

@@ -99,6 +99,56 @@ describe("a disk", () => {
     assertEquals(story, ["1 at 100", "2 at 200", "3 at 300", "5 at 400"]);
   });
 
+  it("tells when a read will be over, and how: whatever its latencies, depth and queue, as it then is", () => {
+    const read = fc.record({
+      at: fc.nat(300),
+      latency: fc.integer({ min: 1, max: 200 }),
+      fails: fc.boolean(),
+    });
+    fc.assert(
+      fc.property(
+        fc.array(read, { minLength: 1, maxLength: 12 }),
+        fc.integer({ min: 1, max: 3 }),
+        (some, depth) => {
+          const engine = engineUnder();
+          // The page names the read.
+          const disk = new Disk(engine, {
+            pages: 12,
+            depth,
+            latency: (_, page) => some[page].latency,
+            fails: (_, page) => some[page].fails,
+          });
+          const expected = new Map<number, { clock: number; ok: boolean }>();
+          const was = new Map<number, { clock: number; ok: boolean }>();
+          some.forEach(({ at }, page) => {
+            new Script(engine, `reader ${page}`, function* () {
+              yield at;
+              disk.read(page, (ok) => was.set(page, { clock: engine.now, ok }));
+              expected.set(page, disk.expect(page));
+              // Those that come later change nothing for it.
+              yield 1;
+              if (!was.has(page)) assertEquals(disk.expect(page), expected.get(page));
+            });
+          });
+          engine.run();
+          assertEquals(was, expected);
+        },
+      ),
+    );
+  });
+
+  it("does not expect what nobody reads", () => {
+    const { engine, disk, read } = rig();
+    assertThrows(
+      () => disk.expect(3),
+      RangeError,
+      "Cannot tell when page 3 comes from disk: nobody reads it",
+    );
+    read(3);
+    engine.run();
+    assertThrows(() => disk.expect(3), RangeError, "nobody reads it");
+  });
+
   it("may have no queue at all", () => {
     const { engine, read, story } = rig({ queue: 0, depth: 2 });
     read(1);

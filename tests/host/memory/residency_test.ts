@@ -23,7 +23,7 @@ function rig() {
       if (refuses) throw new RangeError("Cannot read: full");
       asked.push({ page, done });
     },
-    expect: () => ({ clock: 0, ok: true }),
+    expect: (page) => ({ clock: 1000 + page, ok: page !== 4 }),
   });
   const story: string[] = [];
   const wait = (name: string, address: number) =>
@@ -148,6 +148,25 @@ describe("residency", () => {
     memory.removeSlot(high);
     asked[0].done(true);
     assertEquals([story, residency.away], [["a: lost"], 0]);
+  });
+
+  it("tells who waits in place when a page will be there, whoever asked for it first", () => {
+    const { residency, asked, story, wait } = rig();
+    residency.evictRange(at(2), at(3));
+    assertEquals(residency.expect(at(2) + 9), { clock: 1002, ok: true });
+    assertEquals([residency.state(at(2)), asked.map(({ page }) => page)], ["reading", [2]]);
+    wait("a", at(3));
+    assertEquals(residency.expect(at(3)), { clock: 1003, ok: true });
+    assertEquals(asked.length, 2, "its read is under way already");
+    assertEquals(residency.expect(at(4)).ok, false);
+    for (const { page, done } of asked) done(page !== 4);
+    assertEquals([2, 3, 4].map((page) => residency.state(at(page))), ["present", "present", "absent"]);
+    assertEquals(story, ["a: there"]);
+    assertThrows(
+      () => residency.expect(at(2)),
+      RangeError,
+      "Cannot wait for the page at 0x2000: it is present",
+    );
   });
 
   it("has no state for what no slot backs", () => {

@@ -131,7 +131,7 @@ for (const backend of BACKENDS) {
       vm.mmu.invalidateRoot();
       tables.zapAll();
       assertEquals([tables.count, tables.root.words.every((word) => word === 0)], [1, true]);
-      tables.free();
+      tables.put();
       assertEquals(vm.mmu.allocateRoot().root.address, tables.root.address, "the page freed last");
       assertEquals(hardwareFinds(vm, 0), undefined);
     });
