@@ -21,6 +21,7 @@ import {
   type MappedNow,
   type Paging,
   type PagingState,
+  type PhysicalMemory,
   readOnly,
   translate,
   type Translation,
@@ -366,10 +367,9 @@ export class Mmu {
 
   /**
    * The guest-physical address of a linear one, as software finds it that carries out an instruction for the guest: by a
-   * walk of the guest's tables alone. An error code, below 0 and less one, where those raise a page fault.
+   * walk of the guest's tables alone, in `memory`. An error code, below 0 and less one, where those raise a page fault.
    */
-  guestPhysical(linear: number, access: Access): number {
-    const { memory } = this.#p;
+  guestPhysical(linear: number, access: Access, memory: PhysicalMemory): number {
     const paging = { memory, state: this.state, features: this.#p.features.paging };
     if ((this.#cr0 & CR0_PG) === 0) return linear;
     const found = translate(paging, linear, this.#walker(access));

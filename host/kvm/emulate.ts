@@ -53,7 +53,7 @@ import {
 import { readPage, writePage } from "../lapic/mod.ts";
 import { TP } from "../trace/mod.ts";
 import { PAGE_SIZE } from "../memory/mod.ts";
-import { readGuest, writeGuest } from "./host_access.ts";
+import { guestTables, readGuest, writeGuest } from "./host_access.ts";
 import { postSetCr0, postSetCr4 } from "./tdp/root.ts";
 import { userspaceMmio, userspacePio } from "./userspace.ts";
 import type { Vcpu } from "./vcpu.ts";
@@ -103,7 +103,7 @@ function operandParts(vcpu: Vcpu, op: number, spec: AccessSpec): Part[] | undefi
 function guestPhysical(vcpu: Vcpu, linear: number, access: Access): number | undefined {
   const { processor } = vcpu;
   if (!processor.translates) return linear;
-  const address = processor.mmu!.guestPhysical(linear, access);
+  const address = processor.mmu!.guestPhysical(linear, access, guestTables(vcpu.vm));
   if (address >= 0) return address;
   processor.sys[SYS_CR2] = linear;
   processor.sys[SYS_CR2 + 1] = Math.floor(linear / 2 ** 32);

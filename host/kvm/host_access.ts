@@ -12,6 +12,7 @@
 
 import { PAGE_SIZE } from "../memory/mod.ts";
 import type { GuestAccess, HostWriteWitness, Purpose } from "../memory/mod.ts";
+import type { PhysicalMemory } from "../mmu/mod.ts";
 import type { Vcpu } from "./vcpu.ts";
 import type { Vm } from "./vm.ts";
 
@@ -55,6 +56,20 @@ export function writeGuest(vm: Vm, address: number, bytes: number, value: bigint
   if (!bringIn(vm, address, bytes) || !vm.memory.write(address, bytes, value)) return false;
   vm.dirtyLog.mark(address, bytes);
   return true;
+}
+
+/** The guest's memory as KVM walks the guest's tables in it: what cannot be read is not there. */
+export function guestTables(vm: Vm): PhysicalMemory {
+  const { dirtyLog, memory } = vm;
+  if (!vm.tracksPages) return memory;
+  return {
+    word: (address) => memory.word(address),
+    setWord(address, value) {
+      memory.setWord(address, value);
+      dirtyLog.mark(address, 4);
+    },
+    backed: (address, bytes) => memory.backed(address, bytes) && bringIn(vm, address, bytes),
+  };
 }
 
 /** Reads what is away of a range, the running thread waiting for it. Whether all of it is there. */

@@ -25,6 +25,7 @@ import {
   X2APIC_MSR_BASE,
 } from "../../abi/mod.ts";
 import { accessPageAddress } from "../kvm/access_page.ts";
+import { REQ_TLB_FLUSH_CURRENT } from "../kvm/requests.ts";
 import { pinControls, tertiaryControls } from "./exec_controls.ts";
 import type { Vmx } from "./vmx.ts";
 
@@ -63,12 +64,15 @@ export function refreshApicv(vmx: Vmx): void {
  * (vmx_set_virtual_apic_mode).
  */
 export function setVirtualApicMode(vmx: Vmx): void {
-  const { vcpu: { lapic }, vmcs, setup } = vmx;
+  const { vcpu, vmcs, setup } = vmx;
+  const { lapic } = vcpu;
   let mode = 0;
   if (lapic.hardwareEnabled) {
     if (lapic.x2apicMode) mode = SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE & setup.config.secondary;
     else if (setup.flexpriority.on) mode = SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES;
   }
+  // What the guest had at that address while the page was not in use goes.
+  if (mode === SECONDARY_EXEC_VIRTUALIZE_APIC_ACCESSES) vcpu.request(REQ_TLB_FLUSH_CURRENT);
   vmcs.secondary = (vmcs.secondary & ~APIC_MODES) | mode;
   updateX2apicMsrBitmap(vmx);
 }

@@ -37,9 +37,8 @@ import { runFailed } from "../userspace.ts";
 import type { Vcpu } from "../vcpu.ts";
 import { faultInPage, isAway } from "./fault_in.ts";
 import { hostPhysical } from "./host_physical.ts";
-import { flushRemoteTlbs } from "./requests.ts";
 import { allows, isLeaf, isMmuWritable, isPresent, makeSpte, SPTE_WRITABLE, spteAddress } from "./spte.ts";
-import type { TdpEntry, TdpTables } from "./tables.ts";
+import type { TdpTables } from "./tables.ts";
 
 /** What became of a fault: RET_PF_*, and what user space is told of (-EFAULT). */
 export type FaultOutcome = "fixed" | "spurious" | "retry" | "efault";
@@ -98,13 +97,8 @@ export function handlePageFault(vcpu: Vcpu, slot: Slot, address: number, errorCo
   vcpu.stats.pf_taken++;
   vcpu.charge(vcpu.cost.tdpFault);
   const steps = served(vcpu, fault);
-  if (vcpu.engine.explores || mayWait(vcpu, address)) vcpu.defer(steps);
+  if (vcpu.engine.explores || isAway(vcpu.vm, address)) vcpu.defer(steps);
   else straight(steps);
-}
-
-/** For I/O, or, where a huge page takes a table's place, for other CPUs. */
-function mayWait({ vm }: Vcpu, address: number): boolean {
-  return vm.mmu.hostHugePages || isAway(vm, address);
 }
 
 function* served(vcpu: Vcpu, fault: TdpFault): Steps {
@@ -138,7 +132,7 @@ export function* tdpPageFault(vcpu: Vcpu, fault: TdpFault): Steps<FaultOutcome> 
   // is_page_fault_stale, with mmu_lock held: until the entry is written nobody comes between.
   if (tables.invalid && !vm.quirk("page-fault-maps-invalid-root")) return "retry";
   if (vm.mmu.retries(fault.address, seq)) return "retry";
-  return yield* map(vcpu, tables, fault);
+  return map(vcpu, tables, fault);
 }
 
 /** fast_page_fault: what needs no lock, an entry that is there and lacks W alone. undefined: take the slow way. */
@@ -159,32 +153,31 @@ function fastPageFault(vcpu: Vcpu, tables: TdpTables, fault: TdpFault): "fixed" 
   return "fixed";
 }
 
-/** kvm_tdp_mmu_map: makes the tables that are missing, splits a huge page that is too large, and writes the entry. */
-function* map(vcpu: Vcpu, tables: TdpTables, fault: TdpFault): Steps<"fixed" | "spurious"> {
-  const { address, slot } = fault;
+/**
+ * kvm_tdp_mmu_map: makes the tables that are missing, splits a huge page that is too large, and writes the entry. Where
+ * there is a table that a huge page could take the place of, small pages go on to be mapped: KVM flushes and frees it here.
+ */
+function map(vcpu: Vcpu, tables: TdpTables, { address, slot, ...access }: TdpFault): "fixed" | "spurious" {
   const { dirtyLog, mmu } = vcpu.vm;
-  const level = mmu.mappingLevel(slot, address);
+  let level = mmu.mappingLevel(slot, address);
   let entry = tables.find(address, level);
+  if (entry.level === level && isPresent(entry) && !isLeaf(entry, level)) {
+    level = LEVEL_PT;
+    entry = tables.find(address);
+  }
   while (entry.level > level) {
     vcpu.charge(vcpu.cost.tdpTable);
     tables.link(entry);
     entry = tables.find(address, level);
   }
-  if (isPresent(entry) && isLeaf(entry, level) && allows(tables.format, entry, fault)) return "spurious";
+  if (isPresent(entry) && allows(tables.format, entry, access)) return "spurious";
   const physical = hostPhysical(slot, entry.gpa);
   const hostWritable = !slot.readonly;
   const spte = makeSpte(tables.format, { physical, level, hostWritable });
   if (spte.low === entry.low && spte.high === entry.high) return "spurious";
   if (hostWritable && dirtyLog.logs(slot)) dirtyLog.fault(address);
   tables.set(entry, spte);
-  if (isPresent(entry) && !isLeaf(entry, level)) yield* replaced(vcpu, tables, entry);
   return "fixed";
-}
-
-/** A huge page has taken a table's place: who remembers the table's pages must forget them before it is freed. */
-function* replaced(vcpu: Vcpu, tables: TdpTables, entry: TdpEntry): Steps {
-  yield* flushRemoteTlbs(vcpu.vm);
-  tables.unlink(entry);
 }
 
 /** Where an address's page is mapped, for people and tests: undefined where it is not. */

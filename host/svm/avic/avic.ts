@@ -13,6 +13,7 @@
 import * as abi from "../../../abi/mod.ts";
 import type { Steps } from "../../core/mod.ts";
 import { setApicvInhibit } from "../../kvm/apicv.ts";
+import { REQ_TLB_FLUSH_CURRENT } from "../../kvm/requests.ts";
 import type { Vcpu } from "../../kvm/vcpu.ts";
 import type { SvmHardware } from "../hardware.ts";
 import { NO_X2APIC_MSRS, X2AVIC_PERMISSIONS } from "../msr_permissions.ts";
@@ -111,6 +112,8 @@ export class Avic {
     const x2avic = this.x2avicEnabled && lapic.x2apicMode;
     vmcb.avic = true;
     vmcb.x2avic = x2avic;
+    // What the guest had at the APIC's address while AVIC was not in use goes.
+    if (!x2avic) this.vcpu.request(REQ_TLB_FLUSH_CURRENT);
     vmcb.avicMaxIndex = Math.min(vm.maxVcpuIds - 1, x2avic ? X2AVIC_MAX_PHYSICAL_ID : AVIC_MAX_PHYSICAL_ID);
     vmcb.x2apicPermissions = x2avic ? X2AVIC_PERMISSIONS : NO_X2APIC_MSRS;
     vmcb.avicDirty = true;
