@@ -221,6 +221,39 @@ for (const backend of BACKENDS) {
     });
   });
 
+  describe(`an IDT in a user's page, with SMAP (${backend})`, () => {
+    /** Reads it by an instruction, so that the TLB has it, and has an exception delivered. */
+    function read(user: boolean): number {
+      const rig = rigOf(backend).fixups();
+      rig.map(HIGH_IDT, IDT, { flags: USER_PAGE });
+      function* program(cpu: X86Cpu): Guest {
+        yield cpu.load32(HIGH_IDT);
+        yield cpu.store32(user ? HIGH_IDT + 0xff0 : DATA, 1);
+        yield* tells(() => cpu.ud2());
+      }
+      const entry = addUser(rig, program);
+      const { end } = rig.run(function* (cpu) {
+        yield* setEfer(cpu);
+        yield* pagingOn(cpu, rig.tables);
+        yield* loadIdt(cpu, HIGH_IDT);
+        yield* setCr4(cpu, CR4_SMAP);
+        yield cpu.stac();
+        if (user) yield cpu.sysret(entry);
+        else yield* program(cpu);
+      });
+      assertEquals([end, rig.faults], ["shutdown", []]);
+      return user ? rig.word(IDT + 0xff0) : rig.word(DATA);
+    }
+
+    it("is read by a program with AC, but not by the processor", () => {
+      assertEquals(read(false), 1);
+    });
+
+    it("is read by the user, but not by the processor: that is the supervisor's access at any CPL", () => {
+      assertEquals(read(true), 1);
+    });
+  });
+
   describe(`LIDT (${backend})`, () => {
     it("reads its operand through the tables, and faults where the tables do", () => {
       const rig = rigOf(backend).fixups();

@@ -13,9 +13,10 @@ import {
   PTE_A,
   PTE_D,
   PTE_P,
+  X2APIC_SELF_IPI,
 } from "../../../../abi/mod.ts";
 import { type BackendName, BACKENDS, GuestError } from "../../../../host/mod.ts";
-import { DATA } from "../../../support/guests.ts";
+import { DATA, enableX2apic } from "../../../support/guests.ts";
 import {
   KERNEL_PAGE,
   pagingOn,
@@ -73,11 +74,9 @@ function call(backend: BackendName, fetch: Fetch): { codes: number[]; ran: numbe
       yield cpu.sysret(CALLEE);
     } else {
       // A self-IPI whose gate leads there.
-      yield cpu.rdmsr(0x1b);
-      yield cpu.wrmsr(0x1b, cpu.eax | 0xc00);
-      yield cpu.wrmsr(0x80f, 0x1ff);
+      yield* enableX2apic(cpu);
       yield cpu.sti();
-      yield cpu.wrmsr(0x83f, 0x50);
+      yield cpu.wrmsr(X2APIC_SELF_IPI, 0x50);
       yield cpu.work(10_000);
     }
   });
@@ -116,6 +115,41 @@ for (const backend of BACKENDS) {
       { user: true, flags: USER_PAGE, cr4: CR4_SMEP },
       [],
     );
+
+    it("mind SMEP where a read of the supervisor's has cached the page, and U/S where its own fetch has", () => {
+      const rig = new PagingRig({ vm: { backend } });
+      rig.map(CALLEE, CALLEE, { flags: USER_PAGE });
+      const codes: number[] = [];
+      const pages: number[] = [];
+      rig.on(PF_VECTOR, function* (cpu) {
+        codes.push(cpu.errorCode);
+        const page = Math.floor((yield* readCr2(cpu)) / 4096) * 4096;
+        pages.push(page);
+        yield* storeEntry(cpu, rig.entry(page), page, { flags: page === CALLEE ? KERNEL_PAGE : USER_PAGE });
+      });
+      rig.text.addAt(CALLEE, function* callee(cpu) {
+        yield cpu.pause();
+      });
+      rig.gate(0x50, CALLEE);
+      // In the page of the kernel's own text.
+      const user = rig.text.add(function* user(cpu) {
+        yield cpu.pause();
+      });
+      rig.finish(function* (cpu) {
+        yield* setEfer(cpu);
+        yield* pagingOn(cpu, rig.tables);
+        yield* setCr4(cpu, CR4_SMEP);
+        yield* enableX2apic(cpu);
+        yield cpu.load32(CALLEE);
+        yield cpu.sti();
+        yield cpu.wrmsr(X2APIC_SELF_IPI, 0x50);
+        yield cpu.work(10_000);
+        yield* setCr4(cpu, 0);
+        yield cpu.pause();
+        yield cpu.sysret(user);
+      });
+      assertEquals([codes, pages], [[P | I, P | U | I], [CALLEE, 0x10_0000]]);
+    });
 
     it("set the accessed flag, not the dirty one", () => {
       const rig = new PagingRig({ vm: { backend } });

@@ -3,6 +3,7 @@ import { describe, it } from "@std/testing/bdd";
 import {
   CR4_PCIDE,
   CR4_PGE,
+  CR4_SMAP,
   CR4_SMEP,
   EFER_NX,
   type Guest,
@@ -10,14 +11,17 @@ import {
   PAGE_SHIFT_2M,
   PFERR_PRESENT,
   PFERR_RSVD,
+  PFERR_USER,
   PFERR_WRITE,
   PTE_G,
   PTE_P,
+  PTE_US,
   type X86Cpu,
 } from "../../../../abi/mod.ts";
 import { type BackendName, BACKENDS } from "../../../../host/mod.ts";
 import { DATA } from "../../../support/guests.ts";
 import {
+  addUser,
   KERNEL_PAGE,
   pagingOn,
   PagingRig,
@@ -25,6 +29,7 @@ import {
   setEfer,
   storeEntry,
   tells,
+  USER_PAGE,
   writeProtect,
 } from "../../../support/paging.ts";
 
@@ -223,6 +228,55 @@ for (const backend of BACKENDS) {
         assertEquals(yield* tells(() => cpu.store32(PAGE, 7)), "ok");
       });
       assertEquals(rig.word(OLD), 7);
+    });
+
+    it("take effect at once without a flush: CR4.SMAP and RFLAGS.AC, for reads and writes each", () => {
+      for (
+        const [op, code] of [
+          [(cpu: X86Cpu) => cpu.load32(PAGE), PFERR_PRESENT],
+          [(cpu: X86Cpu) => cpu.store32(PAGE, 6), PFERR_PRESENT | PFERR_WRITE],
+        ] as const
+      ) {
+        const rig = rigOf(backend);
+        rig.map(PAGE, OLD, { flags: USER_PAGE });
+        rig.finish(function* (cpu) {
+          yield* pagingOn(cpu, rig.tables);
+          yield cpu.store32(PAGE, 5);
+          yield* setCr4(cpu, CR4_SMAP);
+          assertEquals(yield* tells(() => op(cpu)), pf(code), "the first access that meets what is cached");
+          yield cpu.stac();
+          yield cpu.store32(PAGE, 5);
+          yield cpu.clac();
+          assertEquals(yield* tells(() => op(cpu)), pf(code));
+          yield* setCr4(cpu, 0);
+          assertEquals(yield* tells(() => op(cpu)), "ok");
+        });
+      }
+    });
+
+    it("take effect at once without a flush: the privilege level, on what the supervisor has cached", () => {
+      for (
+        const [op, code] of [
+          [(cpu: X86Cpu) => cpu.load32(PAGE), PFERR_PRESENT | PFERR_USER],
+          [(cpu: X86Cpu) => cpu.store32(PAGE, 6), PFERR_PRESENT | PFERR_USER | PFERR_WRITE],
+          [(cpu: X86Cpu) => cpu.store32(OTHER, 6), PFERR_PRESENT | PFERR_USER | PFERR_WRITE],
+        ] as const
+      ) {
+        const rig = rigOf(backend);
+        rig.map(OTHER, OLD, { flags: PTE_P | PTE_US });
+        let seen = "";
+        const user = addUser(rig, function* (cpu) {
+          seen = yield* tells(() => op(cpu));
+        });
+        rig.finish(function* (cpu) {
+          yield* setEfer(cpu);
+          yield* pagingOn(cpu, rig.tables);
+          yield cpu.store32(PAGE, 5);
+          yield cpu.store32(OTHER, 5); // CR0.WP is clear.
+          yield cpu.sysret(user);
+        });
+        assertEquals(seen, pf(code));
+      }
     });
 
     it("take effect at once without a flush: IA32_EFER.NXE makes XD a reserved bit, and none", () => {
