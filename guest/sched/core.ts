@@ -51,7 +51,7 @@ export function* schedule(cpu: X86Cpu, sched: Scheduler): Guest {
     if (cpu.eax === TASK_RUNNING) yield* enqueue(cpu, area, previous);
     else yield cpu.store32(taskField(previous, "onRq"), 0);
   }
-  const next = (yield* dequeue(cpu, area)) || idle;
+  const next = (yield* dequeue(cpu, area)) || (yield* pull(cpu, sched)) || idle;
   if (next === previous) {
     yield spinUnlock(cpu, area + LOCK);
   } else {
@@ -118,6 +118,45 @@ function* dequeue(cpu: X86Cpu, area: number): GuestValue<number> {
   yield cpu.load32(area + rqOffset("waiting"));
   yield cpu.store32(area + rqOffset("waiting"), cpu.eax - 1);
   return task;
+}
+
+/**
+ * A processor that would idle takes a task that waits for another one (sched_balance_newidle); 0 where there is none. Its
+ * own run queue is locked, so that it does not wait for another's lock: who holds that may wait for this one.
+ */
+function* pull(cpu: X86Cpu, sched: Scheduler): GuestValue<number> {
+  yield cpu.load32(cpu.gsBase);
+  const self = cpu.eax;
+  for (let n = 0; n < sched.kernel.cpus; n++) {
+    yield cpu.load32(rqOf(n, "waiting"));
+    if (n === self || cpu.eax === 0) continue;
+    yield cpu.xchg32(rqOf(n, "lock"), 1);
+    if (cpu.eax !== 0) continue;
+    const task = yield* takeMovable(cpu, sched.areaOf(n));
+    if (task !== 0) yield cpu.store32(taskField(task, "cpu"), self);
+    yield spinUnlock(cpu, rqOf(n, "lock"));
+    if (task !== 0) return task;
+  }
+  return 0;
+}
+
+/** Takes the first task that may move off a run queue, which is locked; 0 where there is none. */
+function* takeMovable(cpu: X86Cpu, area: number): GuestValue<number> {
+  let last = 0;
+  yield cpu.load64(area + rqOffset("head"));
+  for (let task = cpu.eax; task !== 0; last = task, task = cpu.eax) {
+    yield cpu.load32(taskField(task, "flags"));
+    const pinned = (cpu.eax & PF_PINNED) !== 0;
+    yield cpu.load64(taskField(task, "runNext"));
+    if (pinned) continue;
+    const next = cpu.eax;
+    yield cpu.store64(last === 0 ? area + rqOffset("head") : taskField(last, "runNext"), next);
+    if (next === 0) yield cpu.store64(area + rqOffset("tail"), last);
+    yield cpu.load32(area + rqOffset("waiting"));
+    yield cpu.store32(area + rqOffset("waiting"), cpu.eax - 1);
+    return task;
+  }
+  return 0;
 }
 
 /**

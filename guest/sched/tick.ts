@@ -33,11 +33,14 @@ const TIMERS = rqOffset("timers");
 const NEXT_TICK = rqOffset("nextTick");
 const TICKS = rqOffset("ticks");
 
-/** How the local APIC's timer is used. */
-export type TimerMode = "tsc-deadline" | "one-shot" | "periodic";
+/**
+ * How the local APIC's timer is used. "off" is for explored runs, in which a timer that is armed may expire at each step:
+ * nobody ticks, and tasks switch where they wait.
+ */
+export type TimerMode = "tsc-deadline" | "one-shot" | "periodic" | "off";
 
 /** By mode: what the LVT has. */
-const LVT_MODES: Readonly<Record<TimerMode, number>> = {
+const LVT_MODES: Readonly<Record<Exclude<TimerMode, "off">, number>> = {
   "tsc-deadline": APIC_LVT_TIMER_TSCDEADLINE,
   "one-shot": APIC_LVT_TIMER_ONESHOT,
   "periodic": APIC_LVT_TIMER_PERIODIC,
@@ -47,7 +50,7 @@ const FREQUENCY_LEAF = 0x16;
 /** APIC_TDCR: divide by 1. */
 const DIVIDE_BY_1 = 0xb;
 /** Microseconds for which the timer's clock is compared with the TSC. */
-const CALIBRATION = 100;
+const CALIBRATION = 10_000;
 
 /** Finds out what the machine's clocks are: on the boot processor, with its APIC enabled. */
 export function* calibrate(cpu: X86Cpu, sched: Scheduler): Guest {
@@ -59,7 +62,7 @@ export function* calibrate(cpu: X86Cpu, sched: Scheduler): Guest {
   if (sched.timerMode === "tsc-deadline" && !deadlines) {
     throw new RangeError("Cannot tick by TSC deadlines: CPUID does not offer them");
   }
-  if (sched.timerMode === "tsc-deadline") return;
+  if (sched.timerMode === "tsc-deadline" || sched.timerMode === "off") return;
   const { apic } = sched.kernel;
   yield* apic.write(cpu, APIC_TDCR, DIVIDE_BY_1);
   yield* apic.write(cpu, APIC_TMICT, 0xffff_ffff);
@@ -73,6 +76,7 @@ export function* calibrate(cpu: X86Cpu, sched: Scheduler): Guest {
 /** Sets this processor's timer up (setup_APIC_timer). A periodic one starts. */
 export function* startTimer(cpu: X86Cpu, sched: Scheduler): Guest {
   const { apic } = sched.kernel;
+  if (sched.timerMode === "off") return;
   yield* apic.write(cpu, APIC_LVTT, LVT_MODES[sched.timerMode] | LOCAL_TIMER_VECTOR);
   if (sched.timerMode === "tsc-deadline") return;
   yield* apic.write(cpu, APIC_TDCR, DIVIDE_BY_1);
@@ -83,7 +87,7 @@ export function* startTimer(cpu: X86Cpu, sched: Scheduler): Guest {
 
 /** The processor begins or ends to idle: its tick stops or begins. With interrupts off. */
 export function* armTick(cpu: X86Cpu, sched: Scheduler, idle: boolean): Guest {
-  if (sched.timerMode === "periodic") return;
+  if (sched.timerMode === "periodic" || sched.timerMode === "off") return;
   const area = cpu.gsBase;
   const tick = idle ? 0 : (yield* rdtsc(cpu)) + sched.period;
   yield* storeU64(cpu, 64, area + NEXT_TICK, tick);
@@ -154,6 +158,7 @@ function* tick(cpu: X86Cpu, sched: Scheduler): Guest {
 
 /** The current task sleeps until the TSC says `wakeAt` (do_nanosleep). */
 export function* sleepUntil(cpu: X86Cpu, sched: Scheduler, wakeAt: number): Guest {
+  if (sched.timerMode === "off") throw new RangeError("Cannot sleep: the kernel's timer is off");
   yield cpu.cli();
   const task = yield* currentTask(cpu);
   yield* storeU64(cpu, 64, taskField(task, "wakeAt"), wakeAt);
