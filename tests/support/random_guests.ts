@@ -9,6 +9,7 @@ import fc from "fast-check";
 import { encodeMsi, type Guest, X2APIC_EOI, X2APIC_ICR, type X86Cpu } from "../../abi/mod.ts";
 import type { MachineOptions, VmOptions } from "../../host/mod.ts";
 import { DATA, enableX2apic, Rig, startAps } from "./guests.ts";
+import { KERNEL_PAGE, pagingOn, PagingRig } from "./paging.ts";
 import { Script } from "./threads.ts";
 
 /** What one vCPU does next: a verb, and two numbers that it makes something of. */
@@ -26,7 +27,9 @@ export type Act = readonly [
     | "urge"
     | "timer"
     | "tsc"
-    | "cpuid",
+    | "cpuid"
+    | "swap"
+    | "flush",
   a: number,
   b: number,
 ];
@@ -53,11 +56,27 @@ export const plots: fc.Arbitrary<Plot> = fc.array(fc.array(act, { maxLength: 15 
   maxLength: 4,
 });
 
+/** A guest with tables, which it changes and forgets to flush, or flushes. */
+export const translatedPlots: fc.Arbitrary<Plot> = fc.array(
+  fc.array(
+    fc.oneof(
+      { weight: 4, arbitrary: act },
+      { weight: 1, arbitrary: fc.tuple(fc.constantFrom("swap" as const, "flush" as const), few, few) },
+    ),
+    { maxLength: 15 },
+  ),
+  { minLength: 1, maxLength: 4 },
+);
+
 const VECTOR = 0x50;
 /** Of a higher class: it interrupts the other one's handler. */
 const URGENT = 0x90;
 const X2APIC_LVTT = 0x832;
 const X2APIC_TMICT = 0x838;
+/** Where the words' page is in a guest with tables. */
+const TRANSLATED = -0x4000_0000_0000;
+/** The other frame that it may lead to. */
+const OTHER = DATA + 0x2000;
 const DONE = DATA + 0x1000;
 const HANDLED = DATA + 0x1004;
 /** How often the device stirs: seldom enough that the guest gets on between its interrupts. */
@@ -73,6 +92,8 @@ export interface PlayOptions {
   readonly machine?: MachineOptions;
   /** The virtual machine. */
   readonly vm?: VmOptions;
+  /** The guest has tables: its words are where these lead; false by default. */
+  readonly translated?: boolean;
   /** When it all begins, in cycles: the guest computes until then, and the device sleeps; 0 by default. */
   readonly begin?: number;
   /** Looks after every single step who is first, in place of many steps at a stretch: the slow reference. */
@@ -97,9 +118,20 @@ export interface Outcome {
   readonly trace: Uint8Array;
 }
 
-function* perform(cpu: X86Cpu, [verb, a, b]: Act, cpus: number): Guest {
-  const at = DATA + 64 * a;
+/** What acts are performed in. */
+interface Setting {
+  readonly cpus: number;
+  /** The rig of a guest with tables. */
+  readonly paging: PagingRig | undefined;
+}
+
+function* perform(cpu: X86Cpu, [verb, a, b]: Act, { cpus, paging }: Setting): Guest {
+  const at = (paging === undefined ? DATA : TRANSLATED) + 64 * a;
   switch (verb) {
+    case "swap":
+      return yield cpu.store32(paging!.entry(TRANSLATED), (a % 2 === 0 ? DATA : OTHER) | KERNEL_PAGE);
+    case "flush":
+      return yield a % 2 === 0 ? cpu.invlpg(TRANSLATED) : cpu.movToCr3(paging!.tables.root);
     case "work":
       return yield cpu.work(a);
     case "load":
@@ -134,19 +166,22 @@ function* perform(cpu: X86Cpu, [verb, a, b]: Act, cpus: number): Guest {
 export function play(plot: Plot, options: PlayOptions = {}): Outcome & { readonly rig: Rig } {
   const cpus = plot.length;
   const { begin = 0 } = options;
-  const rig = new Rig({
+  const { translated = false } = options;
+  const rig = new (translated ? PagingRig : Rig)({
     ...options,
     machine: { limits: { steps: 1e6 }, ...options.machine },
     vm: { vcpus: cpus, trace: 1 << 16, ...options.vm },
   });
+  const paging = rig instanceof PagingRig ? rig.map(TRANSLATED, DATA) : undefined;
   const { vm } = rig;
   const { engine } = vm;
   const read: string[] = [];
 
   function* act(cpu: X86Cpu, index: number): Guest {
+    if (paging !== undefined) yield* pagingOn(cpu, paging.tables);
     yield cpu.sti();
     for (const [place, next] of plot[index].entries()) {
-      yield* perform(cpu, next, cpus);
+      yield* perform(cpu, next, { cpus, paging });
       read.push(`${index}.${place} ${next[0]} ${cpu.eax} ${cpu.edx} ${cpu.cf}`);
     }
     yield cpu.xadd32(DONE, 1);
@@ -176,7 +211,10 @@ export function play(plot: Plot, options: PlayOptions = {}): Outcome & { readonl
   });
   new Script(engine, "device", function* () {
     while (rig.word(DONE) < cpus) {
-      for (let n = 0; n < WORDS; n++) vm.memory.setWord(DATA + 64 * n, STIRRED);
+      for (let n = 0; n < WORDS; n++) {
+        vm.memory.setWord(DATA + 64 * n, STIRRED);
+        if (translated) vm.memory.setWord(OTHER + 64 * n, STIRRED);
+      }
       for (let destination = 0; destination < cpus; destination++) {
         vm.signalMsi(encodeMsi({ vector: VECTOR, destination }, "xapic"));
       }
