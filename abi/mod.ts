@@ -19,5 +19,6 @@ export * from "./layout.ts";
 export * from "./machine_context.ts";
 export * from "./mips/mod.ts";
 export * from "./ppc/mod.ts";
+export * from "./s390/mod.ts";
 export * from "./text_block.ts";
 export * from "./x86/mod.ts";
