@@ -1,0 +1,109 @@
+/**
+ * DIAGNOSE 0x308, IPL functions: KVM serves the two that begin an IPL, by stopping the CPU and asking user space for a
+ * reset; QEMU serves the others (handle_diag_308 in its target/s390x/diag.c).
+ *
+ * @module
+ */
+
+import {
+  DIAG308_LOAD_CLEAR,
+  DIAG308_LOAD_NORMAL_DUMP,
+  DIAG308_RC_INVALID,
+  DIAG308_RC_NO_CONF,
+  DIAG308_RC_OK,
+  DIAG308_RESET_LOAD_NORM,
+  DIAG308_RESET_MOD_CLR,
+  DIAG308_SET,
+  DIAG308_STORE,
+  KVM_S390_RESETS,
+  PGM_ADDRESSING,
+  PGM_SPECIFICATION,
+} from "../../abi/mod.ts";
+
+const {
+  KVM_S390_RESET_CLEAR,
+  KVM_S390_RESET_SUBSYSTEM,
+  KVM_S390_RESET_CPU_INIT,
+  KVM_S390_RESET_IPL,
+} = KVM_S390_RESETS;
+
+/** The flags of the reset that KVM asks for; undefined where a subcode, of which it looks at 16 bits, is user space's. */
+export function kernelResetFlags(subcode: bigint): number | undefined {
+  const flags = KVM_S390_RESET_SUBSYSTEM | KVM_S390_RESET_IPL | KVM_S390_RESET_CPU_INIT;
+  switch (Number(subcode & 0xffffn)) {
+    case DIAG308_LOAD_CLEAR:
+      return flags | KVM_S390_RESET_CLEAR;
+    case DIAG308_LOAD_NORMAL_DUMP:
+      return flags;
+    default:
+      return undefined;
+  }
+}
+
+/** What user space does with a call. */
+export type IplAnswer =
+  | { readonly interruption: typeof PGM_SPECIFICATION | typeof PGM_ADDRESSING }
+  /** The result, for the register behind R1. */
+  | { readonly result: number }
+  /** The virtual machine is reset. */
+  | { readonly reset: "modified clear" | "load normal" | "load clear" | "load normal, dump" };
+
+/** What user space needs of the guest. */
+export interface IplState {
+  /** The parameters of the next IPL; undefined while there are none. */
+  parameters: Uint8Array | undefined;
+  /** Reads absolute memory; undefined where there is none. */
+  read(address: bigint, bytes: number): Uint8Array | undefined;
+  /** Writes absolute memory; `false` where there is none. */
+  write(address: bigint, bytes: Uint8Array): boolean;
+}
+
+/** The longest block of parameters. */
+const IPLB_MAX = 4096;
+/** The shortest: its own header. */
+const IPLB_MIN = 8;
+
+/** Serves a call whose operands are the register number R1, the block's address and the subcode. */
+export function userSpaceIpl(r1: number, address: bigint, subcode: bigint, state: IplState): IplAnswer {
+  // QEMU looks at all 64 bits here, where KVM looks at 16 (kvm-unit-tests, s390x/diag308.c).
+  switch (subcode) {
+    case BigInt(DIAG308_RESET_MOD_CLR):
+      return { reset: "modified clear" };
+    case BigInt(DIAG308_RESET_LOAD_NORM):
+      return { reset: "load normal" };
+    case BigInt(DIAG308_LOAD_CLEAR):
+      return { reset: "load clear" };
+    case BigInt(DIAG308_LOAD_NORMAL_DUMP):
+      return { reset: "load normal, dump" };
+    case BigInt(DIAG308_SET):
+    case BigInt(DIAG308_STORE):
+      if ((r1 & 1) !== 0 || (address & 0xfffn) !== 0n) return { interruption: PGM_SPECIFICATION };
+      return subcode === BigInt(DIAG308_SET)
+        ? setParameters(address, state)
+        : storeParameters(address, state);
+    default:
+      return { interruption: PGM_SPECIFICATION };
+  }
+}
+
+/** A block's first word is its length. */
+function setParameters(address: bigint, state: IplState): IplAnswer {
+  const header = state.read(address, IPLB_MIN);
+  if (header === undefined) return { interruption: PGM_ADDRESSING };
+  const length = new DataView(header.buffer, header.byteOffset).getUint32(0);
+  if (length < IPLB_MIN || length > IPLB_MAX) return { result: DIAG308_RC_INVALID };
+  const block = state.read(address, length);
+  if (block === undefined) return { interruption: PGM_ADDRESSING };
+  state.parameters = block;
+  return { result: DIAG308_RC_OK };
+}
+
+function storeParameters(address: bigint, state: IplState): IplAnswer {
+  const { parameters } = state;
+  if (parameters === undefined) {
+    return state.read(address, IPLB_MIN) === undefined
+      ? { interruption: PGM_ADDRESSING }
+      : { result: DIAG308_RC_NO_CONF };
+  }
+  return state.write(address, parameters) ? { result: DIAG308_RC_OK } : { interruption: PGM_ADDRESSING };
+}
