@@ -10,6 +10,7 @@ import {
   LEVEL_PD,
   LEVEL_PT,
   X2APIC_EOI,
+  X2APIC_ICR,
   X2APIC_SELF_IPI,
 } from "../../../../abi/mod.ts";
 import { type BackendName, BACKENDS, RunFailed, straight, TP, type Vm } from "../../../../host/mod.ts";
@@ -187,6 +188,47 @@ for (const backend of BACKENDS) {
       });
       assertEquals(vm.bootstrap.stats.pf_waits, 1);
       assertEquals(vm.residency!.state(IDT), "present");
+    });
+
+    it("is an NMI as well, which then blocks others as it should", () => {
+      const rig = trackedRig(backend, { vcpus: 2 });
+      const { vm } = rig;
+      let taken = 0;
+      rig.on(2, function* nmi(cpu) {
+        taken++;
+        yield cpu.work(100);
+      });
+      rig.aps(function* sender(cpu) {
+        yield* enableX2apic(cpu);
+        yield cpu.wrmsr(X2APIC_ICR, 0x4402, 0);
+        yield cpu.work(2_000_000);
+        yield cpu.wrmsr(X2APIC_ICR, 0x4402, 0);
+      });
+      vm.userspacePioDevice = { access: () => void straight(vm.evict(IDT, PAGE)) };
+      rig.finish(function* (cpu) {
+        yield* enableX2apic(cpu);
+        yield* startAps(cpu, 1);
+        yield cpu.out8(0x80, 1);
+        yield cpu.work(3_000_000);
+      });
+      assertEquals([taken, vm.bootstrap.stats.pf_waits], [2, 1]);
+    });
+
+    it("is an exception that KVM injects as well, with its error code", () => {
+      const rig = trackedRig(backend);
+      const { vm } = rig;
+      const codes: number[] = [];
+      rig.on(13, function* gp(cpu) {
+        codes.push(cpu.errorCode);
+        yield cpu.pause();
+        cpu.fixup();
+      });
+      vm.userspacePioDevice = { access: () => void straight(vm.evict(IDT, PAGE)) };
+      rig.finish(function* (cpu) {
+        yield cpu.out8(0x80, 1);
+        assertEquals(yield* tells(() => cpu.wrmsr(0x1b, 0xff, 0xffff_ffff)), "#GP(0)");
+      });
+      assertEquals([codes, vm.bootstrap.stats.pf_waits], [[0], 1]);
     });
   });
 

@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
   CR0_PE,
@@ -10,8 +10,11 @@ import {
   SECONDARY_EXEC_ENABLE_VPID,
 } from "../../../../abi/mod.ts";
 import {
+  type BackendName,
   type Invalidation,
   Machine,
+  StaleTranslation,
+  straight,
   type Vcpu,
   type Vm,
   type Vmcs,
@@ -189,6 +192,96 @@ describe("what VMX executes for a request", () => {
       new Set(seen.map(([name]) => name)),
       new Set(["VM exit without VPID", "VM entry without VPID"]),
     );
+  });
+});
+
+describe("a flush of one address", () => {
+  it("is INVVPID of that address on VMX, and nothing without a VPID; on SVM INVLPGA, at once", () => {
+    const flushed = (
+      backend: BackendName,
+      vpid = true,
+    ): [name: string, vpid?: number, address?: number][] => {
+      const rig = trackedRig(backend, { vpid });
+      const { vm } = rig;
+      let seen: Invalidation[] = [];
+      vm.userspacePioDevice = {
+        access() {
+          seen = watch(vm);
+          vm.bootstrap.backend.flushTlbGva(FAR);
+        },
+      };
+      rig.finish(function* (cpu) {
+        yield cpu.store32(FAR, 1);
+        yield cpu.out8(0x80, 1);
+      });
+      return seen.filter(({ address }) => address !== undefined).map(({ operation, vpid, address }) => [
+        operation,
+        vpid!,
+        address!,
+      ]);
+    };
+    assertEquals(flushed("vmx"), [["INVVPID type 0", 1, FAR]]);
+    assertEquals(flushed("vmx", false), []);
+    assertEquals(flushed("svm"), [["INVLPGA", 1, FAR]]);
+  });
+});
+
+describe("a vCPU that comes to another physical CPU", () => {
+  /** A vCPU that is moved from CPU 0 to CPU 1 and back; its page is taken away while it is on CPU 1. */
+  function moved(spoil: (vm: Vm) => void = () => {}): Vm {
+    const rig = trackedRig("vmx", { pcpus: 2 });
+    const { vm } = rig;
+    const { pcpus } = vm.machine.scheduler;
+    spoil(vm);
+    let to = 1;
+    const move = function* () {
+      vm.scheduler.release(vm.bootstrap);
+      vm.bootstrap.lastPcpu = pcpus[to];
+      task(
+        vm,
+        function* () {
+          yield;
+          vm.scheduler.ready(vm.bootstrap, vm.engine.running!.time);
+        }(),
+        vm.bootstrap.clock,
+      );
+      yield;
+    };
+    vm.userspacePioDevice = {
+      access(_port, _bytes, value) {
+        if (value === 1n) vm.bootstrap.defer(move());
+        else straight(vm.evict(FAR, 4096));
+      },
+    };
+    rig.finish(function* (cpu) {
+      yield cpu.load32(FAR);
+      yield cpu.out8(0x80, 1);
+      assertEquals(vm.bootstrap.pcpu!.id, 1);
+      yield cpu.load32(FAR);
+      yield cpu.out8(0x80, 2);
+      to = 0;
+      yield cpu.out8(0x80, 1);
+      assertEquals(vm.bootstrap.pcpu!.id, 0);
+      yield cpu.load32(FAR);
+    });
+    return vm;
+  }
+
+  it("flushes everything there, as that CPU may remember what was taken away meanwhile", () => {
+    // The first load, two moves, and the eviction.
+    assertEquals(moved().bootstrap.stats.tlb_flush, 4);
+  });
+
+  it("would use what it left there otherwise: the oracle finds it", () => {
+    const error = assertThrows(
+      () =>
+        moved(({ bootstrap }) => {
+          bootstrap.backend.loadedOn = () => {}; // vmx_vcpu_load_vmcs without its request.
+        }),
+      StaleTranslation,
+      "page taken away",
+    );
+    assertEquals(error.cpu, 0);
   });
 });
 
