@@ -23,6 +23,7 @@ export * from "./kernel/smp.ts";
 export * from "./kernel/spinlock.ts";
 export * from "./kernel/vectors.ts";
 export * from "./kvm_para.ts";
+export * from "./mips/mod.ts";
 export * from "./mm/layout.ts";
 export * from "./mm/manager.ts";
 export * from "./mm/uaccess.ts";

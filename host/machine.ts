@@ -14,6 +14,7 @@ import {
   type RunEnd,
   type Schedule,
 } from "./core/mod.ts";
+import { MipsVm, type MipsVmOptions } from "./mips/mod.ts";
 import { MpState } from "./kvm/modes.ts";
 import { Vm } from "./kvm/vm.ts";
 import type { VmOptions } from "./kvm/vm_options.ts";
@@ -158,6 +159,13 @@ export class Machine {
   createVm(options: VmOptions = {}): Vm {
     const vm = new Vm(this, options);
     this.vms.push(vm);
+    return vm;
+  }
+
+  /** Adds a MIPS virtual machine. Throws `RangeError` for options that cannot be. */
+  createMipsVm(options: MipsVmOptions = {}): MipsVm {
+    const vm = new MipsVm(this, options);
+    this.archVms.push(vm);
     return vm;
   }
 

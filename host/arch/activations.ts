@@ -26,6 +26,9 @@ export class Activations<Cpu extends MachineContext<Cpu>> {
   /** The context that is loaded. */
   context: Cpu;
   readonly #processor: string;
+  /** The processor is on its way from a vector that is no function's entry to the handler. */
+  #entering = false;
+  #fault: MachineFault | undefined = undefined;
 
   /** The code of `processor`, which has `context` loaded. */
   constructor(processor: string, context: Cpu) {
@@ -41,6 +44,7 @@ export class Activations<Cpu extends MachineContext<Cpu>> {
   ready(): boolean {
     const { context } = this;
     if (context.frames.length === 0) this.#push(undefined);
+    if (this.#entering && this.#onItsWay()) return true;
     let fault = this.#popEnded();
     while (context.pending === 0 || !this.#waits()) {
       const { pending } = context;
@@ -59,11 +63,21 @@ export class Activations<Cpu extends MachineContext<Cpu>> {
   }
 
   /**
-   * The processor has set the program counter to an exception's vector: its handler begins there. `fault` is what the
-   * handler may send to the fixup of the function that it interrupts.
+   * The processor has set the program counter to an exception's vector: its handler begins there, or where the words there
+   * jump to. `fault` is what the handler may send to the fixup of the function that it interrupts.
    */
   enterHandler(fault?: MachineFault): void {
-    this.#push(fault);
+    this.#entering = true;
+    this.#fault = fault;
+    this.#onItsWay();
+  }
+
+  /** Whether words outside text lead to the handler's entry; where they have done so, it begins. */
+  #onItsWay(): boolean {
+    if (this.text?.blockAt(this.context.pc) === undefined) return true;
+    this.#entering = false;
+    this.#push(this.#fault);
+    return false;
   }
 
   /** Another context is loaded: a task switch. */

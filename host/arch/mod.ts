@@ -9,5 +9,6 @@ export * from "./activations.ts";
 export * from "./errors.ts";
 export * from "./kvm_run.ts";
 export * from "./ordered_memory.ts";
+export * from "./tracepoints.ts";
 export * from "./vcpu.ts";
 export * from "./vm.ts";

@@ -6,7 +6,7 @@
  * @module
  */
 
-import type { MachineContext, MachineFault } from "../../abi/mod.ts";
+import type { CallOutcome, MachineContext, MachineFault } from "../../abi/mod.ts";
 import { Thread } from "../core/mod.ts";
 import { Activations } from "./activations.ts";
 import type { ArchGuestError } from "./errors.ts";
@@ -38,6 +38,8 @@ export abstract class ArchVcpu<Cpu extends MachineContext<Cpu>> extends Thread {
   phase: ArchPhase = "ended";
   /** Why it has left guest mode: a number of its architecture's exits. */
   exitReason = 0;
+  /** What became of the last hypercall; undefined before the first. The architecture's dispatch sets it. */
+  lastOutcome: CallOutcome | undefined = undefined;
   /** Guest instructions that were executed. */
   instructions = 0;
 

@@ -1,0 +1,7 @@
+/**
+ * MIPS guests.
+ *
+ * @module
+ */
+
+export * from "./hypercall.ts";
