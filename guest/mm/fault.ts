@@ -192,7 +192,9 @@ function* writeProtected(
 /** The access cannot be: bad_area, or out of memory. */
 function* refuse(cpu: X86Cpu, mm: MemoryManager, fault: Fault, why: Exclude<Outcome, "served">): Guest {
   const { address, errorCode } = fault;
-  const what = `${hex(address)} ip ${hex(cpu.interruptedRip)} error ${hex(errorCode)}`;
+  const what = `${hex(BigInt.asUintN(64, BigInt(address)))} ip ${hex(cpu.interruptedRip)} error ${
+    hex(errorCode)
+  }`;
   if (cpu.interruptedCpl === 3) {
     const [signal, name] = why === "no memory" ? [SIGKILL, "out of memory"] : [SIGSEGV, "segfault"];
     yield* killTask(cpu, mm.kernel.sched, signal, `${name} at ${what}: ${why}`);

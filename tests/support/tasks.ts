@@ -68,13 +68,12 @@ export class PagingRig extends TaskRig {
   /** Anonymous memory in it, where it was asked for. */
   shared = 0;
 
-  /** A kernel with paging, each use of a translation judged. */
+  /** A kernel with paging; each use of a translation is judged where the machine has an oracle. */
   constructor(options: KernelRigOptions = {}) {
     const paging = typeof options.paging === "object" ? options.paging : {};
     let oracle: StalenessOracle | undefined = undefined;
     super({
       ...options,
-      machine: { staleness: true, ...options.machine },
       paging: {
         frames: 256,
         ...paging,
