@@ -9,22 +9,27 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { join } from "../../abi/mod.ts";
-import * as entries from "../mmu/tlb_entry.ts";
+import { join, type TextBlock } from "../../abi/mod.ts";
+import * as demands from "../mmu/demand.ts";
+import { type Access, type Demand, demandsOf } from "../mmu/demand.ts";
+import * as quick from "../mmu/quick_walk.ts";
+import { QuickWalk } from "../mmu/quick_walk.ts";
 import {
+  type AccessKind,
   CachedSecond,
   type CpuTlb,
   eptViolation,
+  GUEST_PHYSICAL,
   type HostFault,
   type Invalidation,
   lookUp,
   type MappedNow,
+  pageFaultCode,
   type Paging,
   type PagingState,
   type PhysicalMemory,
   readOnly,
   translate,
-  type Translation,
 } from "../mmu/mod.ts";
 import * as slots from "../memory/mod.ts";
 import type { PhysicalSpace } from "../memory/mod.ts";
@@ -35,16 +40,13 @@ import type { Processor } from "./processor.ts";
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
   CR0_PG,
-  CR0_WP,
   CR3_PCID,
   CR4_PCIDE,
-  CR4_SMAP,
-  CR4_SMEP,
-  EFER_NX,
   FLAG_AC,
   GP_VECTOR,
   HIGH,
   PF_VECTOR,
+  PFERR_PRESENT,
   PHYSICAL_ADDRESS_LIMIT,
   RFLAGS,
   SYS_CR0,
@@ -53,28 +55,11 @@ const {
   SYS_CR4,
   SYS_EFER,
 } = abi;
-const {
-  TLB_DIRTY,
-  TLB_EXECUTABLE,
-  TLB_HOST_EXECUTABLE,
-  TLB_HOST_READABLE,
-  TLB_HOST_WRITABLE,
-  TLB_USER,
-  TLB_WRITABLE,
-} = entries;
-
 const { PAGE_SIZE } = slots;
+const { DEMAND_AC, DEMAND_USER, FETCHES, READS_SYSTEM, WRITES } = demands;
+const { ABSENT, FOUND, UNKNOWN } = quick;
 
-/** Access: a read by the program. */
-export const READS = 0;
-/** Access: a write, or a read and a write. */
-export const WRITES = 1;
-/** Access: an instruction fetch. */
-export const FETCHES = 2;
-/** Access: the processor reads a table of the system's for itself. */
-export const READS_SYSTEM = 3;
-/** What an access does. */
-export type Access = typeof READS | typeof WRITES | typeof FETCHES | typeof READS_SYSTEM;
+export { type Access, FETCHES, READS, READS_SYSTEM, WRITES } from "../mmu/demand.ts";
 
 /** Answer in place of an address: a fault was raised, or the guest has exited. */
 export const FAULTED = -1;
@@ -83,14 +68,8 @@ export const VIRTUALIZED = -2;
 
 /** A page that no address has. */
 const NO_PAGE = NaN;
-
-/** An access, as walks want it. */
-interface Walker {
-  readonly write: boolean;
-  readonly user: boolean;
-  readonly fetch: boolean;
-  readonly implicit: boolean;
-}
+/** In {@linkcode Mmu.hit}: nothing cached serves. */
+const MISSED = -1;
 
 /** A fault that becomes part of an event's delivery. */
 export interface SystemFault {
@@ -113,23 +92,27 @@ export class Mmu {
   walkAccesses = 0;
   readonly #p: Processor;
   #cr0 = 0;
-  #cr3 = 0;
+  #cr3High = 0;
+  #cr3Low = 0;
   #cr4 = 0;
   #efer = 0;
   #cpu: CpuTlb | undefined = undefined;
   #paging: Paging | undefined = undefined;
-  /** The page of the last instruction, when that was found, and whether for CPL 3. */
+  /** Walks where they are plain; the reference walks where this does not know. */
+  readonly #quick: QuickWalk;
+  /** The last instruction's function, the page that this is in, when that was found, and whether for CPL 3. */
+  #fetchBlock: TextBlock | undefined = undefined;
   #fetchPage = NO_PAGE;
   #fetchGeneration = 0;
   #fetchMode = 0;
-  /** Flags that an entry must have, and must not have, by access and mode: 2 * access + (CPL 3). */
-  readonly #needs = new Uint8Array(8);
-  readonly #forbids = new Uint8Array(8);
+  /** By access, mode and RFLAGS.AC. */
+  #demands: readonly Demand[] = demandsOf({ cr0: 0, cr4: 0, efer: 0 });
 
   /** An MMU that nothing has been told of. */
   constructor(p: Processor, physical: PhysicalSpace) {
     this.#p = p;
     this.physical = physical;
+    this.#quick = new QuickWalk(physical);
     // deno-lint-ignore no-this-alias
     const own = this;
     this.state = {
@@ -137,7 +120,7 @@ export class Mmu {
         return own.#cr0;
       },
       get cr3() {
-        return own.#cr3;
+        return join(own.#cr3Low, own.#cr3High);
       },
       get cr4() {
         return own.#cr4;
@@ -158,79 +141,60 @@ export class Mmu {
 
   /** Paging as it is now. */
   get paging(): Paging {
-    if (this.#paging === undefined) {
-      const { virtualization } = this.#p;
-      const second = new CachedSecond(virtualization.second(this.physical), this.cpu);
-      this.#paging = {
-        memory: this.physical,
-        state: this.state,
-        features: this.#p.features.paging,
-        second,
-      };
-    }
-    return this.#paging;
+    return this.#paging ??= this.#attach();
   }
 
-  /** The processor is on another CPU: that has a TLB of its own. */
+  #attach(): Paging {
+    const { cpu, physical, state } = this;
+    const { paging: features } = this.#p.features;
+    const tables = this.#p.virtualization.second(physical);
+    this.#quick.attach(cpu, tables, features);
+    return { memory: physical, state, features, second: new CachedSecond(tables, cpu) };
+  }
+
+  /** The processor is on another CPU, or its VPID, its ASID or what leads to the second dimension has changed. */
   moved(): void {
     this.#cpu = undefined;
     this.#paging = undefined;
-    this.#fetchPage = NO_PAGE;
+    this.#quick.detach();
+    this.#forgetFetch();
   }
 
   /** CR0, CR3, CR4 or EFER has changed. */
   changed(): void {
     const { sys } = this.#p;
-    const cr3 = join(sys[SYS_CR3], sys[SYS_CR3 + 1]);
-    const cr0 = cr3 < 4096 ? sys[SYS_CR0] & ~CR0_PG : sys[SYS_CR0];
-    this.#cr3 = cr3;
+    const low = sys[SYS_CR3];
+    const high = sys[SYS_CR3 + 1];
+    const cr0 = high === 0 && low < PAGE_SIZE ? sys[SYS_CR0] & ~CR0_PG : sys[SYS_CR0];
+    this.#cr3Low = low;
+    this.#cr3High = high;
+    this.#quick.setRoot(high, low);
     if (cr0 !== this.#cr0 || sys[SYS_CR4] !== this.#cr4 || sys[SYS_EFER] !== this.#efer) {
       this.#cr0 = cr0;
       this.#cr4 = sys[SYS_CR4];
       this.#efer = sys[SYS_EFER];
-      this.#setRights();
+      this.#demands = demandsOf(this.state);
+      this.#quick.setModes(this.state);
     }
-    if (this.#cpu !== undefined) this.#tag(this.#cpu);
-  }
-
-  /** The VPID, the ASID, or what leads to the second dimension has changed. */
-  retag(): void {
-    this.moved();
-  }
-
-  #setRights(): void {
-    this.#fetchPage = NO_PAGE;
-    const write = (this.#cr0 & CR0_WP) !== 0 ? TLB_WRITABLE : 0;
-    const execute = TLB_HOST_EXECUTABLE | ((this.#efer & EFER_NX) !== 0 ? TLB_EXECUTABLE : 0);
-    for (const access of [READS, WRITES, FETCHES, READS_SYSTEM]) {
-      const own = access === WRITES
-        ? TLB_DIRTY | TLB_HOST_WRITABLE
-        : access === FETCHES
-        ? execute
-        : TLB_HOST_READABLE;
-      this.#needs[2 * access] = own | (access === WRITES ? write : 0);
-      this.#needs[2 * access + 1] = access === READS_SYSTEM
-        ? own
-        : own | TLB_USER | (access === WRITES ? TLB_WRITABLE : 0);
-    }
-    this.#forbids[2 * FETCHES] = (this.#cr4 & CR4_SMEP) !== 0 && (this.#cr0 & CR0_PG) !== 0 ? TLB_USER : 0;
-    const smap = (this.#cr4 & CR4_SMAP) !== 0 && (this.#cr0 & CR0_PG) !== 0 ? TLB_USER : 0;
-    this.#forbids[2 * READS] = smap;
-    this.#forbids[2 * WRITES] = smap;
-    this.#forbids[2 * READS_SYSTEM] = smap;
-    this.#forbids[2 * READS_SYSTEM + 1] = smap;
+    this.#forgetFetch();
+    if (this.#cpu !== undefined) this.#cpu.tlb.setPcid(this.#pcid());
   }
 
   /** Takes up the TLB of the CPU that it runs on: tags its accesses. */
   #meet(): CpuTlb {
     const cpu = this.#p.thread.tlb();
-    this.#tag(cpu);
+    const { vpid, root } = this.#p.virtualization.tlbTags();
+    cpu.tlb.setTags({ vpid, pcid: this.#pcid(), root });
+    this.#forgetFetch();
     return cpu;
   }
 
-  #tag(cpu: CpuTlb): void {
-    const { vpid, root } = this.#p.virtualization.tlbTags();
-    cpu.tlb.setTags({ vpid, pcid: (this.#cr4 & CR4_PCIDE) !== 0 ? this.#cr3 & CR3_PCID : 0, root });
+  #pcid(): number {
+    return (this.#cr4 & CR4_PCIDE) !== 0 ? this.#cr3Low & CR3_PCID : 0;
+  }
+
+  #forgetFetch(): void {
+    this.#fetchBlock = undefined;
     this.#fetchPage = NO_PAGE;
   }
 
@@ -239,21 +203,25 @@ export class Mmu {
    * step of its own, so that what the instruction does is seen by others when it begins. The page of the last one is
    * known until something is invalidated: a TLB of one entry for itself, which no oracle watches.
    */
-  fetchable(linear: number): boolean {
-    const page = Math.floor(linear / PAGE_SIZE);
-    const cpu = this.cpu;
+  fetchable(): boolean {
+    const p = this.#p;
+    const cpu = this.#cpu ?? this.cpu;
     const { generation } = cpu.tlb;
-    const mode = this.#p.cpl === 3 ? 1 : 0;
-    if (page === this.#fetchPage && generation === this.#fetchGeneration && mode === this.#fetchMode) {
-      return true;
-    }
+    const { block } = p.context.top;
+    const mode = p.cpl === 3 ? 1 : 0;
+    const same = generation === this.#fetchGeneration && mode === this.#fetchMode;
+    if (same && block === this.#fetchBlock) return true; // Blocks of text cross no page.
+    const linear = p.rip;
+    const page = Math.floor(linear / PAGE_SIZE);
     const { walks } = this;
-    if (this.translate(linear, FETCHES, 1) === FAULTED) return false;
-    if (cpu.oracle === undefined) {
-      this.#fetchPage = page;
-      this.#fetchGeneration = generation;
-      this.#fetchMode = mode;
+    if (!same || page !== this.#fetchPage) {
+      if (this.translate(linear, FETCHES, 1) === FAULTED) return false;
+      if (cpu.oracle !== undefined) return this.walks === walks;
     }
+    this.#fetchBlock = block;
+    this.#fetchPage = page;
+    this.#fetchGeneration = generation;
+    this.#fetchMode = mode;
     return this.walks === walks;
   }
 
@@ -262,62 +230,81 @@ export class Mmu {
    * says what hardware is asked for then.
    */
   translate(linear: number, access: Access, bytes: number): number {
+    let slot = this.hit(Math.floor(linear / HIGH), linear | 0, access);
+    if (slot < 0) slot = this.miss(linear, access, bytes);
+    if (slot < 0) return slot;
+    const { linear: array } = this.#cpu!.tlb;
+    return array.physical(slot) + (linear & ((1 << array.shift(slot)) - 1));
+  }
+
+  /** The slot of the TLB that serves an access to an address, given by its halves, signed; negative where none does. */
+  hit(high: number, low: number, access: Access): number {
+    const cpu = this.#cpu ?? this.cpu;
+    const { linear: array } = cpu.tlb;
+    const slot = array.lookup(high, low);
+    if (slot < 0) return MISSED;
+    const flags = array.flags(slot);
+    const { needs, forbids } = this.#demand(access);
+    if ((flags & needs) !== needs || (flags & forbids) !== 0) return MISSED;
+    if (cpu.oracle !== undefined) cpu.judge(slot, high * HIGH + (low >>> 0));
+    return slot;
+  }
+
+  #demand(access: Access): Demand {
     const p = this.#p;
-    const { linear: array } = this.cpu.tlb;
-    const slot = array.lookup(Math.floor(linear / HIGH) | 0, linear | 0);
-    const mode = 2 * access + (p.cpl === 3 ? 1 : 0);
-    if (slot >= 0) {
-      const flags = array.flags(slot);
-      const forbidden = flags & this.#forbids[mode];
-      if ((flags & this.#needs[mode]) === this.#needs[mode] && (forbidden === 0 || this.#excused(access))) {
-        const cpu = this.#cpu!;
-        if (cpu.oracle !== undefined) cpu.judge(slot, linear);
-        return array.physical(slot) + offset(linear, array.shift(slot));
-      }
+    const user = p.cpl === 3 ? DEMAND_USER : 0;
+    const ac = (p.regs[RFLAGS] & FLAG_AC) !== 0 ? DEMAND_AC : 0;
+    return this.#demands[ac + 2 * access + user];
+  }
+
+  /** The slot that a walk fills for an access that no entry serves. Or {@linkcode FAULTED}, or {@linkcode VIRTUALIZED}. */
+  miss(linear: number, access: Access, bytes: number): number {
+    const paged = (this.#cr0 & CR0_PG) !== 0;
+    if (paged ? !abi.isCanonical(linear) : linear < 0 || linear >= PHYSICAL_ADDRESS_LIMIT) {
+      return this.#fault(GP_VECTOR, 0, access);
     }
-    return this.#walk(linear, access, bytes);
+    const { paging } = this;
+    const walker = this.#quick;
+    const outcome = walker.walk(Math.floor(linear / HIGH), linear | 0, this.#demand(access));
+    if (outcome === UNKNOWN) return this.#walk(walker.rest(paging), linear, access, bytes);
+    this.#count(walker.accesses);
+    if (outcome === FOUND) return this.#cpu!.fill(walker);
+    const cause = outcome === ABSENT ? 0 : PFERR_PRESENT;
+    return this.#pageFault(linear, access, pageFaultCode(this.#kind(access), this.state, cause));
   }
 
-  /** With RFLAGS.AC, CR4.SMAP lets explicit accesses pass. */
-  #excused(access: Access): boolean {
-    return (access === READS || access === WRITES) && (this.#p.regs[RFLAGS] & FLAG_AC) !== 0;
-  }
-
-  #walk(linear: number, access: Access, bytes: number): number {
-    const p = this.#p;
-    const found = this.#find(linear, this.#walker(access));
-    if (found === undefined) return this.#fault(GP_VECTOR, 0, access);
+  #count(accesses: number): void {
     this.walks++;
-    this.walkAccesses += found.accesses;
-    p.charge(found.accesses * p.cost.pageWalk);
+    this.walkAccesses += accesses;
+    this.#p.charge(accesses * this.#p.cost.pageWalk);
+  }
+
+  /** The reference's walk. */
+  #walk(paging: Paging, linear: number, access: Access, bytes: number): number {
+    const found = translate(paging, linear, this.#kind(access));
+    this.#count(found.accesses);
     switch (found.kind) {
-      case "mapping": {
-        this.cpu.insert(found.mapping);
-        return found.mapping.physical + offset(linear, found.mapping.shift);
-      }
+      case "mapping":
+        return this.cpu.insert(found.mapping);
       case "page fault":
-        this.cpu.invalidate({ operation: "page fault", address: linear });
-        p.sys[SYS_CR2] = linear;
-        p.sys[SYS_CR2 + 1] = Math.floor(linear / HIGH);
-        return this.#fault(PF_VECTOR, found.errorCode, access);
+        return this.#pageFault(linear, access, found.errorCode);
       default:
         return this.#hostFault(found, access, bytes);
     }
   }
 
-  #walker(access: Access): Walker {
+  /** An access, as walks want it. */
+  #kind(access: Access): AccessKind {
     const implicit = access === READS_SYSTEM;
     return { write: access === WRITES, fetch: access === FETCHES, user: this.#p.cpl === 3, implicit };
   }
 
-  /** Walks; undefined for an address that is none. */
-  #find(linear: number, walker: Walker): Translation | undefined {
-    if ((this.#cr0 & CR0_PG) === 0) {
-      if (linear < 0 || linear >= PHYSICAL_ADDRESS_LIMIT) return undefined;
-    } else if (!abi.isCanonical(linear)) {
-      return undefined;
-    }
-    return translate(this.paging, linear, walker);
+  #pageFault(linear: number, access: Access, errorCode: number): number {
+    const { sys } = this.#p;
+    this.cpu.invalidate({ operation: "page fault", address: linear });
+    sys[SYS_CR2] = linear;
+    sys[SYS_CR2 + 1] = Math.floor(linear / HIGH);
+    return this.#fault(PF_VECTOR, errorCode, access);
   }
 
   #fault(vector: number, errorCode: number, access: Access): number {
@@ -358,7 +345,7 @@ export class Mmu {
     const { virtualization } = this.#p;
     const memory = readOnly(this.physical);
     const second = virtualization.second(memory);
-    if (kind === entries.GUEST_PHYSICAL) {
+    if (kind === GUEST_PHYSICAL) {
       const page = second.translate(address, { purpose: "final", write: false, fetch: false });
       return page.kind === "page" ? { ...page, user: true, host: page } : undefined;
     }
@@ -372,10 +359,10 @@ export class Mmu {
   guestPhysical(linear: number, access: Access, memory: PhysicalMemory): number {
     const paging = { memory, state: this.state, features: this.#p.features.paging };
     if ((this.#cr0 & CR0_PG) === 0) return linear;
-    const found = translate(paging, linear, this.#walker(access));
+    const found = translate(paging, linear, this.#kind(access));
     switch (found.kind) {
       case "mapping":
-        return found.mapping.physical + offset(linear, found.mapping.shift);
+        return found.mapping.physical + abi.pageOffset(linear, found.mapping.shift);
       case "page fault":
         return -1 - found.errorCode;
       default:
@@ -393,9 +380,4 @@ export class Mmu {
   invalidate(operation: Invalidation): void {
     this.cpu.invalidate(operation);
   }
-}
-
-/** The offset of an address in its page: `shift` is at most 30. */
-function offset(linear: number, shift: number): number {
-  return linear & ((1 << shift) - 1);
 }

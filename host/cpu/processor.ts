@@ -295,7 +295,7 @@ export class Processor extends ProcessorState {
   #event(): boolean {
     if (this.asyncDue && this.virtualization.asynchronous(this)) return true;
     if (this.windowRequested && this.virtualization.window(this)) return true;
-    return this.translates && !this.mmu!.fetchable(this.rip); // Blocks of text cross no page.
+    return this.translates && !this.mmu!.fetchable();
   }
 
   /** Whether addresses are translated. */

@@ -11,6 +11,7 @@ export * from "./host_memory.ts";
 export * from "./mmio_marks.ts";
 export * from "./ownership.ts";
 export * from "./page_bitmap.ts";
+export * from "./page_window.ts";
 export * from "./physical_space.ts";
 export * from "./residency.ts";
 export * from "./slot.ts";

@@ -9,15 +9,22 @@
  * @module
  */
 
-import { hex } from "../../abi/mod.ts";
+import { hex, HIGH } from "../../abi/mod.ts";
 import type { GuestMemory } from "./guest_memory.ts";
 import type { HostMemory } from "./host_memory.ts";
+import type { PageWindow } from "./page_window.ts";
 import { PAGE_SIZE, type Slot } from "./slot.ts";
 
 const FRAMES = 2 ** 42;
 const UNIT = 2 ** 30;
 /** One past the highest address: processors have 46 bits here. */
 const END = 2 ** 46;
+/** The same in units, in bits of an address's halves, and in words of a page. */
+const UNIT_SHIFT = 30;
+const FRAMES_UNIT = FRAMES / UNIT;
+const END_HIGH = END / HIGH;
+const PAGE_IN_UNIT = UNIT - PAGE_SIZE;
+const WORDS = PAGE_SIZE / 4;
 
 /** Guest memory at a place in the host's. */
 export interface PlacedSlot {
@@ -99,6 +106,31 @@ export class PhysicalSpace {
     slot.u32[word] = low;
     slot.u32[word + 1] = high;
     if (memory.watched !== 0) memory.stored(slot.base + address - slot.host, 8);
+  }
+
+  /** Has a window look at the page of an address, given by bits 63:32 and 31:0. false where there is no such page. */
+  open(window: PageWindow, high: number, low: number): boolean {
+    const unit = ((high << 2) | (low >>> UNIT_SHIFT)) - FRAMES_UNIT;
+    if (unit < 0) {
+      const block = high >= 0 ? this.#own.findHalves(low >>> 0, high) : undefined;
+      if (block === undefined || block.words.length < WORDS) return false;
+      window.words = block.words;
+      window.first = 0;
+      window.memory = undefined;
+      return true;
+    }
+    const placed = high < END_HIGH ? this.#units[unit] : undefined;
+    if (placed === undefined) return false;
+    const { memory, slot } = placed;
+    // A slot has at most four units: the number of a word in it is a small integer.
+    const before = unit - (slot.host / UNIT - FRAMES_UNIT);
+    const first = (before << (UNIT_SHIFT - 2)) | ((low & PAGE_IN_UNIT) >>> 2);
+    if (first >= slot.u32.length) return false;
+    window.words = slot.u32;
+    window.first = first;
+    window.memory = memory;
+    window.base = slot.base;
+    return true;
   }
 
   /** A byte of a guest's memory. Throws `RangeError` where none is. */

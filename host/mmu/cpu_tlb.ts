@@ -7,7 +7,7 @@
 import { invalidate, type Invalidation } from "./invalidate.ts";
 import type { StalenessOracle } from "./staleness.ts";
 import { type HostPageTranslation, Tlb, type TlbGeometry } from "./tlb.ts";
-import { GUEST_PHYSICAL, LINEAR, type TlbTranslation } from "./tlb_entry.ts";
+import { GUEST_PHYSICAL, LINEAR, type TlbFill, type TlbTranslation } from "./tlb_entry.ts";
 
 /** What a CPU's TLB is made of. */
 export interface CpuTlbOptions {
@@ -54,6 +54,19 @@ export class CpuTlb {
   insertHostPage(page: HostPageTranslation): void {
     const slot = this.tlb.insertHostPage(page);
     this.oracle?.filled(this.cpu, slot, this.tlb.guestPhysical.entry(slot)!);
+  }
+
+  /** Caches a translation of linear addresses in small integers. Its slot. */
+  fill(found: TlbFill): number {
+    const slot = this.tlb.linear.fill(found);
+    if (this.oracle !== undefined) this.oracle.filled(this.cpu, slot, this.tlb.linear.entry(slot)!);
+    return slot;
+  }
+
+  /** The same of a page of EPT's or nested tables'. */
+  fillHostPage(found: TlbFill): void {
+    const slot = this.tlb.guestPhysical.fill(found);
+    if (this.oracle !== undefined) this.oracle.filled(this.cpu, slot, this.tlb.guestPhysical.entry(slot)!);
   }
 
   /** The oracle judges the use of a slot's translation of a linear address. Throws `StaleTranslation`. */

@@ -16,5 +16,6 @@ export * from "./stale_translation.ts";
 export * from "./staleness.ts";
 export * from "./tlb.ts";
 export * from "./tlb_array.ts";
+export type { ArrayGeometry, BankGeometry } from "./tlb_banks.ts";
 export * from "./tlb_entry.ts";
 export * from "./translation.ts";

@@ -17,7 +17,8 @@
  */
 
 import type { PageShift } from "../../abi/mod.ts";
-import { type ArrayGeometry, TlbArray } from "./tlb_array.ts";
+import { TlbArray } from "./tlb_array.ts";
+import type { ArrayGeometry } from "./tlb_banks.ts";
 import { type CachedTranslation, GUEST_PHYSICAL, type HostRights, NO_EPT, type Scope } from "./tlb_entry.ts";
 
 /** How large a TLB is. */
@@ -66,7 +67,9 @@ export class Tlb {
 
   /** Counts what was dropped: who remembers an entry must look again. */
   generation = 0;
-  #tags: TlbTags = { vpid: 0, pcid: 0, root: NO_EPT };
+  #vpid = 0;
+  #pcid = 0;
+  #root: number = NO_EPT;
 
   /** An empty TLB, as after a reset. Throws `RangeError` for a geometry that cannot be. */
   constructor(vendor: "vmx" | "svm", geometry: TlbGeometry = DEFAULT_TLB_GEOMETRY) {
@@ -77,23 +80,25 @@ export class Tlb {
 
   /** The tags set last. */
   get tags(): TlbTags {
-    return this.#tags;
+    return { vpid: this.#vpid, pcid: this.#pcid, root: this.#root };
   }
 
   /**
    * Changes the tags that accesses have from now on: at VM entry and exit, and where CR3, CR4.PCIDE or the EPTP change.
    * It drops nothing: what a change invalidates is for the operation that makes it.
    */
-  setTags(tags: TlbTags): void {
-    const { vpid, pcid, root } = tags;
-    this.#tags = tags;
-    if (this.vendor === "vmx") {
-      this.linear.setTags(vpid, pcid, root);
-      this.guestPhysical.setTags(0, 0, root);
-    } else {
-      this.linear.setTags(vpid, pcid, NO_EPT);
-      this.guestPhysical.setTags(vpid, 0, NO_EPT);
-    }
+  setTags({ vpid, pcid, root }: TlbTags): void {
+    this.#vpid = vpid;
+    this.#root = root;
+    this.setPcid(pcid);
+    if (this.vendor === "vmx") this.guestPhysical.setTags(0, 0, root);
+    else this.guestPhysical.setTags(vpid, 0, NO_EPT);
+  }
+
+  /** Changes the PCID alone: guest-physical mappings have none. */
+  setPcid(pcid: number): void {
+    this.#pcid = pcid;
+    this.linear.setTags(this.#vpid, pcid, this.vendor === "vmx" ? this.#root : NO_EPT);
   }
 
   /** Caches what EPT or nested tables say of a page: a guest-physical mapping. Returns its slot. */

@@ -7,6 +7,9 @@
 
 import * as abi from "../../abi/mod.ts";
 import type { PageShift } from "../../abi/mod.ts";
+import { type ArrayGeometry, type Bank, banksOf, setOf } from "./tlb_banks.ts";
+import { ContextChains, PCID_BITS } from "./tlb_chains.ts";
+import { SlotHints } from "./tlb_hints.ts";
 import * as entry from "./tlb_entry.ts";
 import {
   type CachedTranslation,
@@ -14,6 +17,7 @@ import {
   NO_EPT,
   rightsOf,
   type Scope,
+  type TlbFill,
   type TlbTranslation,
 } from "./tlb_entry.ts";
 import type { HostPage } from "./translation.ts";
@@ -31,37 +35,14 @@ const {
   TLB_HOST_WRITABLE,
 } = entry;
 
-/** The size of a bank. */
-export interface BankGeometry {
-  /** Sets, a power of two. */
-  readonly sets: number;
-  /** Entries of a set. */
-  readonly ways: number;
-}
-
-/** The banks of an array. */
-export interface ArrayGeometry {
-  /** For pages of 4 KiB. */
-  readonly small: BankGeometry;
-  /** For pages of 2 MiB. */
-  readonly large: BankGeometry;
-  /** For pages of 1 GiB. */
-  readonly huge: BankGeometry;
-}
-
-interface Bank {
-  readonly first: number;
-  readonly setMask: number;
-  readonly ways: number;
-  readonly shift: PageShift;
-  readonly pageMask: number;
-}
-
 const VALID = 1;
-const PCID_BITS = 12;
 const PCID_MASK = (1 << PCID_BITS) - 1;
 /** An id that no root has. */
 const UNKNOWN = -2;
+/** Log2 of the smallest page's bytes. */
+const SMALL_SHIFT = 12;
+/** And of the next one's. */
+const LARGE_SHIFT = 21;
 
 /** An array of cached translations. A slot is an entry's place, a small integer. */
 export class TlbArray {
@@ -72,6 +53,7 @@ export class TlbArray {
 
   #context = 0;
   #root = 0;
+  #rootAddress: number = NO_EPT;
   #tick = 0;
   #valid = 0;
   /** Entries whose page the guest's tables specify larger: an address does not tell their sets. */
@@ -93,9 +75,12 @@ export class TlbArray {
   readonly #spans: Uint8Array;
   readonly #shifts: Uint8Array;
   readonly #memoryTypes: Int8Array;
-  readonly #physical: Float64Array;
+  readonly #physicalHigh: Int32Array;
+  readonly #physicalLow: Int32Array;
   readonly #guestPhysical: Float64Array;
   readonly #used: Float64Array;
+  readonly #chains: ContextChains;
+  readonly #hints = new SlotHints();
   /** Roots by id: entries compare small integers. Id 0 is "no EPT". */
   readonly #rootIds: number[] = [NO_EPT];
 
@@ -103,36 +88,22 @@ export class TlbArray {
   constructor(kind: "linear" | "guest-physical", geometry: ArrayGeometry) {
     this.#guest = kind === "guest-physical";
     this.#addressMask = this.#guest ? 0xf_ffff : 0xffff;
-    const banks: Bank[] = [];
-    let first = 0;
-    for (const [name, shift] of [["small", 12], ["large", 21], ["huge", 30]] as const) {
-      const { sets, ways } = geometry[name];
-      if (!Number.isInteger(sets) || sets < 1 || (sets & (sets - 1)) !== 0) {
-        throw new RangeError(
-          `Cannot build a TLB with ${sets} sets of ${name} pages: allowed are powers of two`,
-        );
-      }
-      if (!Number.isInteger(ways) || ways < 1) {
-        throw new RangeError(
-          `Cannot build a TLB with ${ways} ways for ${name} pages: allowed are 1 and more`,
-        );
-      }
-      banks.push({ first, setMask: sets - 1, ways, shift, pageMask: -(1 << shift) });
-      first += sets * ways;
-    }
-    this.#banks = banks;
-    this.#low = new Int32Array(first);
-    this.#high = new Int32Array(first);
-    this.#contexts = new Int32Array(first);
-    this.#contextMasks = new Int32Array(first);
-    this.#roots = new Int32Array(first);
-    this.#flags = new Uint8Array(first);
-    this.#spans = new Uint8Array(first);
-    this.#shifts = new Uint8Array(first);
-    this.#memoryTypes = new Int8Array(first);
-    this.#physical = new Float64Array(first);
-    this.#guestPhysical = new Float64Array(first);
-    this.#used = new Float64Array(first);
+    this.#banks = banksOf(geometry);
+    const size = this.#banks.reduce((slots, { setMask, ways }) => slots + (setMask + 1) * ways, 0);
+    this.#low = new Int32Array(size);
+    this.#high = new Int32Array(size);
+    this.#contexts = new Int32Array(size);
+    this.#contextMasks = new Int32Array(size);
+    this.#roots = new Int32Array(size);
+    this.#flags = new Uint8Array(size);
+    this.#spans = new Uint8Array(size);
+    this.#shifts = new Uint8Array(size);
+    this.#memoryTypes = new Int8Array(size);
+    this.#physicalHigh = new Int32Array(size);
+    this.#physicalLow = new Int32Array(size);
+    this.#guestPhysical = new Float64Array(size);
+    this.#used = new Float64Array(size);
+    this.#chains = new ContextChains(size);
   }
 
   /** Entries that the array has room for. */
@@ -147,8 +118,14 @@ export class TlbArray {
 
   /** Sets the tags that lookups compare and fills give. `root` is an address or NO_EPT. */
   setTags(vpid: number, pcid: number, root: number): void {
-    this.#context = vpid << PCID_BITS | pcid;
-    this.#root = this.#rootId(root, true);
+    const context = vpid << PCID_BITS | pcid;
+    if (context === this.#context && root === this.#rootAddress) return;
+    this.#context = context;
+    this.#hints.retag(vpid, pcid);
+    if (root !== this.#rootAddress) {
+      this.#rootAddress = root;
+      this.#root = this.#rootId(root, true);
+    }
   }
 
   /**
@@ -156,16 +133,37 @@ export class TlbArray {
    * the smallest answers (SDM 3A 4.10.2.3 leaves the choice open).
    */
   lookup(high: number, low: number): number {
+    const slot = this.peek(high, low);
+    if (slot < 0) this.misses++;
+    else this.use(slot);
+    return slot;
+  }
+
+  /** What {@linkcode lookup} would find, which is no use of it. */
+  peek(high: number, low: number): number {
+    const slot = this.#hints.at(low);
+    const page = low & -(1 << this.#shifts[slot]) | VALID;
+    if (this.#low[slot] === page && this.#high[slot] === (high & this.#addressMask) && this.#tagged(slot)) {
+      return slot;
+    }
+    return this.#search(high, low);
+  }
+
+  /** A slot that {@linkcode peek} has found is used. */
+  use(slot: number): void {
+    this.#used[slot] = ++this.#tick;
+    this.hits++;
+  }
+
+  #search(high: number, low: number): number {
     const banks = this.#banks;
     for (let i = 0; i < banks.length; i++) {
       const slot = this.#find(banks[i], high, low);
       if (slot >= 0) {
-        this.#used[slot] = ++this.#tick;
-        this.hits++;
+        this.#hints.remember(low, slot, i === 0);
         return slot;
       }
     }
-    this.misses++;
     return -1;
   }
 
@@ -176,7 +174,22 @@ export class TlbArray {
 
   /** Where a slot's page begins in physical memory. */
   physical(slot: number): number {
-    return this.#physical[slot];
+    return this.#physicalHigh[slot] * HIGH + (this.#physicalLow[slot] >>> 0);
+  }
+
+  /** Bits 63:32 of that. */
+  physicalHigh(slot: number): number {
+    return this.#physicalHigh[slot];
+  }
+
+  /** And bits 31:0, signed. */
+  physicalLow(slot: number): number {
+    return this.#physicalLow[slot];
+  }
+
+  /** The memory type of a slot's page; negative where none is modelled. */
+  memoryType(slot: number): number {
+    return this.#memoryTypes[slot];
   }
 
   /** The flags of a slot: TLB_WRITABLE and so on. */
@@ -196,7 +209,7 @@ export class TlbArray {
     return {
       kind: "page",
       guest: addressOf(this.#high[slot], this.#low[slot] & ~VALID, true),
-      physical: this.#physical[slot],
+      physical: this.physical(slot),
       shift: this.#shifts[slot] as PageShift,
       readable: (flags & TLB_HOST_READABLE) !== 0,
       writable: (flags & TLB_HOST_WRITABLE) !== 0,
@@ -222,37 +235,57 @@ export class TlbArray {
       pcid: this.#contexts[slot] & PCID_MASK,
       root: this.#rootIds[this.#roots[slot]],
       linear: addressOf(this.#high[slot], low & ~VALID, this.#guest),
-      physical: this.#physical[slot],
+      physical: this.physical(slot),
       shift: this.#shifts[slot] as PageShift,
       span: this.#spans[slot] as PageShift,
-      ...rightsOf(this.#flags[slot], { guest: this.#guestPhysical[slot], physical: this.#physical[slot] }),
+      ...rightsOf(this.#flags[slot], { guest: this.#guestPhysical[slot], physical: this.physical(slot) }),
       ...(this.#memoryTypes[slot] >= 0 ? { memoryType: this.#memoryTypes[slot] } : {}),
     };
   }
 
   /** Caches a translation with the tags set: in place of the entry that answered, of none, or of the oldest. */
   insert(translation: TlbTranslation): number {
-    const { linear, physical, shift, span = shift, host } = translation;
-    const bank = this.#banks.find((b) => b.shift === shift)!;
-    const high = Math.floor(linear / HIGH) | 0;
-    const low = linear | 0;
-    let slot = this.#find(bank, high, low);
-    if (slot < 0) slot = this.#victim(bank, high, low);
+    const { linear, physical, shift, span = shift, host, memoryType = -1 } = translation;
+    const guest = host === undefined ? -1 : host.guest + physical - host.physical;
+    return this.fill({
+      linearHigh: Math.floor(linear / HIGH),
+      linearLow: linear | 0,
+      physicalHigh: Math.floor(physical / HIGH),
+      physicalLow: physical | 0,
+      guestHigh: Math.floor(guest / HIGH),
+      guestLow: guest | 0,
+      shift,
+      span,
+      flags: flagsOf(translation),
+      memoryType,
+    });
+  }
+
+  /** {@linkcode insert} of a translation in small integers. */
+  fill(found: TlbFill): number {
+    const { linearHigh, linearLow, shift, span, flags, guestHigh } = found;
+    const bank = this.#banks[shift === SMALL_SHIFT ? 0 : shift === LARGE_SHIFT ? 1 : 2];
+    let slot = this.#find(bank, linearHigh, linearLow);
+    if (slot < 0) slot = this.#victim(bank, linearHigh, linearLow);
     this.#remove(slot);
-    this.#low[slot] = low & bank.pageMask | VALID;
-    this.#high[slot] = high & this.#addressMask;
+    this.#low[slot] = linearLow & bank.pageMask | VALID;
+    this.#high[slot] = linearHigh & this.#addressMask;
     this.#contexts[slot] = this.#context;
-    this.#contextMasks[slot] = translation.global ? ~PCID_MASK : -1;
+    this.#contextMasks[slot] = (flags & TLB_GLOBAL) !== 0 ? ~PCID_MASK : -1;
     this.#roots[slot] = this.#root;
     this.#shifts[slot] = shift;
     this.#spans[slot] = span;
-    this.#memoryTypes[slot] = translation.memoryType ?? -1;
-    this.#physical[slot] = physical;
-    this.#guestPhysical[slot] = host === undefined ? -1 : host.guest + physical - host.physical;
+    this.#memoryTypes[slot] = found.memoryType;
+    this.#physicalHigh[slot] = found.physicalHigh;
+    this.#physicalLow[slot] = found.physicalLow;
+    this.#guestPhysical[slot] = guestHigh < 0 ? -1 : guestHigh * HIGH + (found.guestLow >>> 0);
     this.#used[slot] = ++this.#tick;
-    this.#flags[slot] = flagsOf(translation);
+    this.#flags[slot] = flags;
     this.#valid++;
     if (span > shift) this.#fragments++;
+    this.#chains.add(slot, this.#context);
+    if (shift === SMALL_SHIFT) this.#hints.remember(linearLow, slot, true);
+    else this.#hints.forgetLarge();
     return slot;
   }
 
@@ -264,15 +297,9 @@ export class TlbArray {
     const { address } = scope;
     if (address === undefined) {
       const { vpid, pcid, globals } = scope;
-      const lows = this.#low;
-      const contexts = this.#contexts;
-      // Most entries of a full array belong to somebody else: one comparison passes them by.
-      const context = (vpid === ANY ? 0 : vpid << PCID_BITS) | (pcid === ANY ? 0 : pcid);
-      const mask = (vpid === ANY ? 0 : ~PCID_MASK) | (pcid === ANY || globals === "any PCID" ? 0 : PCID_MASK);
-      for (let slot = 0; slot < lows.length; slot++) {
-        if ((lows[slot] & VALID) === 0 || ((contexts[slot] ^ context) & mask) !== 0) continue;
+      this.#chains.visit(vpid, globals === "any PCID" ? ANY : pcid, (slot) => {
         if (this.#covered(slot, scope, root)) this.#remove(slot);
-      }
+      });
       return before - this.#valid;
     }
     const high = Math.floor(address / HIGH) & this.#addressMask;
@@ -323,6 +350,7 @@ export class TlbArray {
     if ((this.#low[slot] & VALID) === 0) return;
     this.#low[slot] = 0;
     this.#valid--;
+    this.#chains.remove(slot, this.#contexts[slot]);
     if (this.#spans[slot] > this.#shifts[slot]) this.#fragments--;
   }
 
@@ -347,11 +375,6 @@ export class TlbArray {
     if (known >= 0) return known;
     return add ? this.#rootIds.push(root) - 1 : UNKNOWN;
   }
-}
-
-function setOf(bank: Bank, high: number, low: number): number {
-  const page = low >>> bank.shift | high << (32 - bank.shift);
-  return bank.first + (page & bank.setMask) * bank.ways;
 }
 
 /** An address from its halves; linear ones are canonical for 48 bits. */

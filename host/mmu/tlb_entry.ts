@@ -80,6 +80,32 @@ export interface TlbTranslation {
   readonly host?: HostRights;
 }
 
+/**
+ * A translation to cache, in small integers: who finds many makes no objects of them. An address's upper half is signed.
+ */
+export interface TlbFill {
+  /** First address of the page: bits 63:32. */
+  readonly linearHigh: number;
+  /** And bits 31:0. */
+  readonly linearLow: number;
+  /** First address that it translates to. */
+  readonly physicalHigh: number;
+  /** And bits 31:0. */
+  readonly physicalLow: number;
+  /** Its guest-physical address; negative where there is no second dimension. */
+  readonly guestHigh: number;
+  /** And bits 31:0. */
+  readonly guestLow: number;
+  /** Log2 of the bytes that the entry maps. */
+  readonly shift: number;
+  /** Log2 of the page that the guest's own tables specify. */
+  readonly span: number;
+  /** TLB_WRITABLE and so on. */
+  readonly flags: number;
+  /** The memory type; negative where none is modelled. */
+  readonly memoryType: number;
+}
+
 /** What an invalidation has to drop, and nothing else. */
 export interface Scope {
   /** Mappings: LINEAR, GUEST_PHYSICAL, COMBINED or several. */
