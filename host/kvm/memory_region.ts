@@ -6,14 +6,17 @@
  * @module
  */
 
-import { PHYSICAL_ADDRESS_LIMIT } from "../../abi/mod.ts";
+import { PAGE_SHIFT_2M, PHYSICAL_ADDRESS_LIMIT } from "../../abi/mod.ts";
 import type { Steps } from "../core/mod.ts";
 import { type DirtyLogOptions, type LoggedPages, PAGE_SIZE, type Slot } from "../memory/mod.ts";
 import * as requests from "./requests.ts";
+import { locked, spinWhile } from "./tdp/locks.ts";
 import { flushRemoteTlbs, requestAllAndWait } from "./tdp/requests.ts";
+import type { Invalidating } from "./tdp/vm_mmu.ts";
 import type { Vm } from "./vm.ts";
 
 const { REQ_MMU_FREE_OBSOLETE_ROOTS } = requests;
+const HUGE = 2 ** PAGE_SHIFT_2M;
 
 /**
  * The host takes the pages of a range out of its memory, where it can. How many those are. Between the two ends of the
@@ -25,16 +28,21 @@ export function* evictPages(vm: Vm, address: number, bytes: number): Steps<numbe
   if (residency === undefined) {
     throw new TypeError("Cannot evict pages: the virtual machine was made without the option disk");
   }
-  const start = Math.floor(address / PAGE_SIZE) * PAGE_SIZE;
-  const range = { start, end: address + bytes };
-  mmu.invalidating.add(range);
-  yield* unmap(vm, range.start, range.end);
+  // Where the host has huge pages it splits them first, and what goes is all of them.
+  const unit = mmu.hostHugePages ? HUGE : PAGE_SIZE;
+  const range = { start: Math.floor(address / unit) * unit, end: Math.ceil((address + bytes) / unit) * unit };
+  yield* locked(vm, mmu.lock, invalidateBegin(vm, range));
   if (engine.explores) yield;
-  for (let at = start; at < range.end; at += PAGE_SIZE) mmu.hostSplits(at);
-  const count = residency.evictRange(start, range.end - start);
+  for (let at = range.start; at < range.end; at += unit) mmu.hostSplits(at);
+  const count = residency.evictRange(address, bytes);
   mmu.invalidateSeq++;
   mmu.invalidating.delete(range);
   return count;
+}
+
+function* invalidateBegin(vm: Vm, range: Invalidating): Steps {
+  vm.mmu.invalidating.add(range);
+  yield* unmap(vm, range.start, range.end);
 }
 
 /** kvm_unmap_gfn_range, with the flush that it asks for. */
@@ -48,7 +56,11 @@ function* unmap(vm: Vm, start: number, end: number): Steps {
 }
 
 /** KVM_SET_USER_MEMORY_REGION sets or clears KVM_MEM_LOG_DIRTY_PAGES (kvm_mmu_slot_apply_flags). */
-export function* logDirtyPages(vm: Vm, slot: Slot, on: boolean): Steps {
+export function logDirtyPages(vm: Vm, slot: Slot, on: boolean): Steps {
+  return locked(vm, vm.mmu.slotsLock, applyFlags(vm, slot, on));
+}
+
+function* applyFlags(vm: Vm, slot: Slot, on: boolean): Steps {
   const { dirtyLog, memory } = vm;
   if (dirtyLog.logs(slot) === on) return;
   if (on) {
@@ -108,15 +120,21 @@ function* recoverHugePages(vm: Vm, slot: Slot): Steps {
  * KVM_SET_USER_MEMORY_REGION removes a slot (kvm_invalidate_memslot): first nothing is mapped any more and no fault maps it
  * again, then the slot goes. With KVM_X86_QUIRK_SLOT_ZAP_ALL every vCPU gets a new, empty root.
  */
-export function* removeMemoryRegion(vm: Vm, slot: Slot): Steps {
+export function removeMemoryRegion(vm: Vm, slot: Slot): Steps {
+  return locked(vm, vm.mmu.slotsLock, invalidateMemslot(vm, slot));
+}
+
+function* invalidateMemslot(vm: Vm, slot: Slot): Steps {
   const { engine, memory, mmu } = vm;
   if (!memory.slots.includes(slot)) {
     throw new RangeError(`Cannot remove memory slot ${slot}: it is not in use`);
   }
   mmu.removing.add(slot);
   if (engine.explores) yield;
-  if (vm.kvmQuirk("SLOT_ZAP_ALL")) yield* zapAllFast(vm);
-  else yield* unmap(vm, slot.base, slot.end);
+  const zapAll = vm.kvmQuirk("SLOT_ZAP_ALL");
+  yield* locked(vm, mmu.lock, zapAll ? zapAllFast(vm) : unmap(vm, slot.base, slot.end));
+  // kvm_swap_active_memslots: whoever takes pages away has looked the slots up.
+  yield* spinWhile(vm, () => mmu.invalidating.size > 0, "an invalidation to end");
   vm.dirtyLog.stop(slot);
   memory.removeSlot(slot);
   mmu.removing.delete(slot);

@@ -36,6 +36,7 @@ import { explain, type Explanation } from "./explain.ts";
 import { HALT_POLL_NS_MAX } from "./halt.ts";
 import { evictPages, logDirtyPages, loggedBy, removeMemoryRegion } from "./memory_region.ts";
 import { ATTENTION_APIC_MAP, REQ_SCAN_IOAPIC } from "./requests.ts";
+import { locked } from "./tdp/locks.ts";
 import { VmMmu } from "./tdp/vm_mmu.ts";
 import type { UserspaceDevice } from "./userspace.ts";
 import { Vcpu } from "./vcpu.ts";
@@ -374,12 +375,12 @@ export class Vm {
 
   /** KVM_GET_DIRTY_LOG: a bit a page. */
   getDirtyLog(slot: Slot): Steps<Uint32Array> {
-    return this.dirtyLog.getInSteps(slot);
+    return locked(this, this.mmu.slotsLock, this.dirtyLog.getInSteps(slot));
   }
 
   /** KVM_CLEAR_DIRTY_LOG. */
   clearDirtyLog(slot: Slot, range: ClearDirtyLog): Steps {
-    return this.dirtyLog.clearInSteps(slot, range);
+    return locked(this, this.mmu.slotsLock, this.dirtyLog.clearInSteps(slot, range));
   }
 
   /** KVM_SET_USER_MEMORY_REGION adds a slot. Throws `RangeError` where it cannot. */

@@ -5,7 +5,8 @@
  * @module
  */
 
-import { LEVEL_PT } from "../../abi/mod.ts";
+import { assertEquals } from "@std/assert";
+import { LEVEL_PT, PHYSICAL_ADDRESS_LIMIT } from "../../abi/mod.ts";
 import {
   type BackendName,
   type DiskOptions,
@@ -64,6 +65,14 @@ export function task<T>(vm: Vm, steps: Steps<T>, at: number = 0): HostTask<T> {
 export function mapped(vm: Vm, address: number): { level: number; writable: boolean } | undefined {
   const mapping = mappingOf(vm.mmu.tables, address);
   return mapping && { level: mapping.level, writable: mapping.writable };
+}
+
+/** Everything that is mapped is in memory, as KVM has to see to. */
+export function checkMapped({ mmu, residency }: Vm): void {
+  for (const { gpa, level } of mmu.tables?.leaves(0, PHYSICAL_ADDRESS_LIMIT) ?? []) {
+    const away = residency!.firstAway(gpa, level === LEVEL_PT ? 4096 : 2 ** 21);
+    assertEquals(away, -1, `0x${away.toString(16)} is away, and mapped by an entry of level ${level}`);
+  }
 }
 
 /** A page of 4 KiB that may be written. */

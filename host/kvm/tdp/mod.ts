@@ -5,6 +5,7 @@
  */
 
 export { type FaultOutcome, mappingOf, type TdpFault } from "./page_fault.ts";
+export type { HostLock } from "./locks.ts";
 export {
   EPT_SPTE,
   isLeaf,

@@ -10,13 +10,11 @@ import * as modes from "../modes.ts";
 import * as requests from "../requests.ts";
 import type { Vcpu } from "../vcpu.ts";
 import type { Vm } from "../vm.ts";
+import { spinWhile } from "./locks.ts";
 import { unloadObsoleteRoot } from "./root.ts";
 
 const { VcpuMode } = modes;
 const { REQ_MMU_FREE_OBSOLETE_ROOTS, REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST } = requests;
-
-/** Turns of a spinning wait after which nobody moves, or all others do nothing else: it would never end. */
-const SPIN_LIMIT = 1_000_000;
 
 /** Serves what vcpu_enter_guest serves of this between KVM_REQ_VM_DEAD and KVM_REQ_TRIPLE_FAULT, in its order. */
 export function serveMmuRequests(vcpu: Vcpu): void {
@@ -54,21 +52,11 @@ export function* requestAllAndWait(vm: Vm, request: number): Steps<boolean> {
     vcpu.kickOut();
     awaited.push(vcpu);
   }
-  for (const vcpu of awaited) yield* leavesGuestMode(vcpu);
-  return awaited.length > 0;
-}
-
-/** Until its IPI has got a vCPU out of guest mode; it may have gone back there, with its requests served. */
-function* leavesGuestMode(vcpu: Vcpu): Steps {
-  for (let turns = 0; vcpu.mode === VcpuMode.Exiting; turns++) {
-    if (turns === SPIN_LIMIT) {
-      throw new Error(
-        `Cannot wait for vCPU ${vcpu.vcpuId} to leave guest mode: it does not run; allowed is that in a HostTask`,
-      );
-    }
-    vcpu.engine.running!.charge(vcpu.cost.pollTurn);
-    yield;
+  for (const vcpu of awaited) {
+    // It may have gone back there, with its requests served.
+    yield* spinWhile(vm, () => vcpu.mode === VcpuMode.Exiting, `vCPU ${vcpu.vcpuId} to leave guest mode`);
   }
+  return awaited.length > 0;
 }
 
 /** kvm_flush_remote_tlbs. */

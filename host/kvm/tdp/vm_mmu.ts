@@ -10,6 +10,7 @@ import type { Slot } from "../../memory/mod.ts";
 import type { TranslationRange } from "../../mmu/mod.ts";
 import type { Vm } from "../vm.ts";
 import { hostPhysical } from "./host_physical.ts";
+import type { HostLock } from "./locks.ts";
 import { EPT_SPTE, ORDINARY_SPTE } from "./spte.ts";
 import { TdpTables } from "./tables.ts";
 
@@ -35,6 +36,10 @@ export class VmMmu {
   invalidateSeq = 0;
   /** Those that go on (mmu_invalidate_in_progress, with their ranges). */
   readonly invalidating: Set<Invalidating> = new Set();
+  /** Held for writing to the tables (mmu_lock). Faults, which read-lock it, find out otherwise that they must try again. */
+  readonly lock: HostLock = { held: false };
+  /** Held by whoever changes the slots, or asks for their dirty logs (slots_lock). */
+  readonly slotsLock: HostLock = { held: false };
   /** Slots that are being removed: no fault maps their pages (KVM_MEMSLOT_INVALID). */
   readonly removing: Set<Slot> = new Set();
   /** Flushes of all vCPUs' translations that were asked for (remote_tlb_flush_requests). */

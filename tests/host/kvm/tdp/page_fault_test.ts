@@ -95,6 +95,29 @@ for (const backend of BACKENDS) {
     });
   });
 
+  describe(`a page that two vCPUs use for the first time at once (${backend})`, () => {
+    it("is mapped by one of them, and the other's fault is spurious", () => {
+      let spurious = 0;
+      for (let seed = 0; seed < 40; seed++) {
+        const rig = trackedRig(backend, { vcpus: 2, policy: { random: seed } });
+        const { vm } = rig;
+        rig.aps(function* second(cpu) {
+          for (let page = 0; page < 4; page++) yield cpu.load32(FAR + page * PAGE);
+        });
+        rig.finish(function* (cpu) {
+          yield* enableX2apic(cpu);
+          yield* startAps(cpu, 1);
+          for (let page = 0; page < 4; page++) yield cpu.load32(FAR + page * PAGE);
+        });
+        for (const { stats } of vm.vcpus) {
+          spurious += stats.pf_spurious;
+          assertEquals(stats.pf_taken, stats.pf_fixed + stats.pf_spurious + stats.pf_emulate);
+        }
+      }
+      assert(spurious > 0, "in some order");
+    });
+  });
+
   describe(`guests without page tables, where KVM tracks nothing (${backend})`, () => {
     it("have a root and nothing in it: no fault, no TLB, no flush that costs", () => {
       const rig = new Rig({ vm: { backend } });
@@ -104,6 +127,25 @@ for (const backend of BACKENDS) {
       assertEquals(vm.mmu.tables?.count, 1);
       assertEquals(vm.counters().kvm_page_fault, undefined);
       assertEquals(vm.machine.scheduler.pcpus[0].tlbInUse, undefined);
+    });
+  });
+
+  describe(`the entries of what a guest has written and read (${backend})`, () => {
+    it("have their accessed and dirty flags from the beginning: hardware has none to set", () => {
+      const rig = trackedRig(backend, { acceleration: backend === "vmx" ? "apicv" : "none" });
+      const { vm } = rig;
+      const words: string[] = [];
+      const note = (): void => {
+        const { low, high } = vm.mmu.tables!.find(FAR);
+        words.push(`${high.toString(16)} ${low.toString(16)}`);
+      };
+      rig.finish(function* (cpu) {
+        yield cpu.load32(FAR);
+        note();
+        yield cpu.store32(FAR, 1);
+        note();
+      });
+      assertEquals(words[0], words[1]);
     });
   });
 
