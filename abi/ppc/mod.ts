@@ -5,6 +5,8 @@
  */
 
 export * from "./assembly.ts";
+export * from "./convention.ts";
+export * from "./cpu.ts";
 export * from "./fields.ts";
 export * from "./hcalls.ts";
 export * from "./instructions.ts";
@@ -12,3 +14,4 @@ export * from "./interrupts.ts";
 export * from "./magic_page.ts";
 export * from "./pvinfo.ts";
 export * from "./registers.ts";
+export * from "./text.ts";
