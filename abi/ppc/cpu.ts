@@ -9,7 +9,8 @@
  */
 
 import { MachineContext } from "../machine_context.ts";
-import { PPC_BLOCKS, type PpcCore, ppcOpcode } from "./text.ts";
+import type { PpcCore } from "./instructions.ts";
+import { PPC_BLOCKS, ppcOpcode } from "./text.ts";
 import type { SprName } from "./registers.ts";
 
 /** Numbers of registers in a context: general registers are 0 to 31. */

@@ -9,6 +9,9 @@
 
 import { extractField, fieldMask, insertField, type InstructionFieldName } from "./fields.ts";
 
+/** The cores of this project: 64-bit and 32-bit Book3S, and 32-bit BookE (e500). */
+export type PpcCore = "book3s-64" | "book3s-32" | "booke";
+
 /** One instruction. */
 export interface PpcInstructionSpec {
   /** The word with every field 0. */
@@ -17,6 +20,8 @@ export interface PpcInstructionSpec {
   readonly fields: string;
   /** Whether problem state may not execute it; of MFSPR and MTSPR, the register's number says so. */
   readonly privileged?: true;
+  /** The cores that alone have it. */
+  readonly only?: "64-bit" | "book3s" | "booke";
 }
 
 /** The instructions by mnemonic. */
@@ -39,11 +44,11 @@ export const PPC_INSTRUCTIONS = {
   or: { word: 0x7c00_0378, fields: "RA RS RB RC" },
   xor: { word: 0x7c00_0278, fields: "RA RS RB RC" },
   nor: { word: 0x7c00_00f8, fields: "RA RS RB RC" },
-  extsw: { word: 0x7c00_07b4, fields: "RA RS RC" },
+  extsw: { word: 0x7c00_07b4, fields: "RA RS RC", only: "64-bit" },
   rlwinm: { word: 0x5400_0000, fields: "RA RS SH MB ME RC" },
   rlwimi: { word: 0x5000_0000, fields: "RA RS SH MB ME RC" },
-  rldicl: { word: 0x7800_0000, fields: "RA RS SH6 MB6 RC" },
-  rldicr: { word: 0x7800_0004, fields: "RA RS SH6 ME6 RC" },
+  rldicl: { word: 0x7800_0000, fields: "RA RS SH6 MB6 RC", only: "64-bit" },
+  rldicr: { word: 0x7800_0004, fields: "RA RS SH6 ME6 RC", only: "64-bit" },
   cmpi: { word: 0x2c00_0000, fields: "BF L RA SI" },
   cmpli: { word: 0x2800_0000, fields: "BF L RA UI" },
   cmp: { word: 0x7c00_0000, fields: "BF L RA RB" },
@@ -52,11 +57,11 @@ export const PPC_INSTRUCTIONS = {
   lbz: { word: 0x8800_0000, fields: "RT D RA" },
   lhz: { word: 0xa000_0000, fields: "RT D RA" },
   lwz: { word: 0x8000_0000, fields: "RT D RA" },
-  ld: { word: 0xe800_0000, fields: "RT DS RA" },
+  ld: { word: 0xe800_0000, fields: "RT DS RA", only: "64-bit" },
   stb: { word: 0x9800_0000, fields: "RS D RA" },
   sth: { word: 0xb000_0000, fields: "RS D RA" },
   stw: { word: 0x9000_0000, fields: "RS D RA" },
-  std: { word: 0xf800_0000, fields: "RS DS RA" },
+  std: { word: 0xf800_0000, fields: "RS DS RA", only: "64-bit" },
   lwbrx: { word: 0x7c00_042c, fields: "RT RA RB" },
   stwbrx: { word: 0x7c00_052c, fields: "RS RA RB" },
   dcbst: { word: 0x7c00_006c, fields: "RA RB" },
@@ -68,7 +73,7 @@ export const PPC_INSTRUCTIONS = {
   bc: { word: 0x4000_0000, fields: "BO BI BD AA LK" },
   bclr: { word: 0x4c00_0020, fields: "BO BI LK" },
   bcctr: { word: 0x4c00_0420, fields: "BO BI LK" },
-  tdi: { word: 0x0800_0000, fields: "TO RA SI" },
+  tdi: { word: 0x0800_0000, fields: "TO RA SI", only: "64-bit" },
   twi: { word: 0x0c00_0000, fields: "TO RA SI" },
   tw: { word: 0x7c00_0008, fields: "TO RA RB" },
   sc: { word: 0x4400_0002, fields: "LEV" },
@@ -80,16 +85,16 @@ export const PPC_INSTRUCTIONS = {
   mftb: { word: 0x7c00_02e6, fields: "RT SPR" },
   mfmsr: { word: 0x7c00_00a6, fields: "RT", privileged: true },
   mtmsr: { word: 0x7c00_0124, fields: "RS", privileged: true },
-  mtmsrd: { word: 0x7c00_0164, fields: "RS L15", privileged: true },
-  mtsr: { word: 0x7c00_01a4, fields: "SR RS", privileged: true },
-  mtsrin: { word: 0x7c00_01e4, fields: "RS RB", privileged: true },
-  mfsr: { word: 0x7c00_04a6, fields: "RT SR", privileged: true },
-  mfsrin: { word: 0x7c00_0526, fields: "RT RB", privileged: true },
+  mtmsrd: { word: 0x7c00_0164, fields: "RS L15", privileged: true, only: "64-bit" },
+  mtsr: { word: 0x7c00_01a4, fields: "SR RS", privileged: true, only: "book3s" },
+  mtsrin: { word: 0x7c00_01e4, fields: "RS RB", privileged: true, only: "book3s" },
+  mfsr: { word: 0x7c00_04a6, fields: "RT SR", privileged: true, only: "book3s" },
+  mfsrin: { word: 0x7c00_0526, fields: "RT RB", privileged: true, only: "book3s" },
   tlbsync: { word: 0x7c00_046c, fields: "", privileged: true },
   rfi: { word: 0x4c00_0064, fields: "", privileged: true },
-  rfid: { word: 0x4c00_0024, fields: "", privileged: true },
-  wrtee: { word: 0x7c00_0106, fields: "RS", privileged: true },
-  wrteei: { word: 0x7c00_0146, fields: "E", privileged: true },
+  rfid: { word: 0x4c00_0024, fields: "", privileged: true, only: "64-bit" },
+  wrtee: { word: 0x7c00_0106, fields: "RS", privileged: true, only: "booke" },
+  wrteei: { word: 0x7c00_0146, fields: "E", privileged: true, only: "booke" },
 } as const satisfies Record<string, PpcInstructionSpec>;
 
 /** An instruction's mnemonic. */
@@ -168,6 +173,21 @@ export function decodePpc(word: number): PpcInstruction | undefined {
   const instruction: Record<string, number | string> = { name: row.name, word: word >>> 0 };
   for (const field of row.fields) instruction[field] = extractField(word, field);
   return instruction as unknown as PpcInstruction;
+}
+
+/** Whether a core has an instruction. */
+export function hasPpcInstruction(core: PpcCore, name: PpcMnemonic): boolean {
+  const spec: PpcInstructionSpec = PPC_INSTRUCTIONS[name];
+  switch (spec.only) {
+    case "64-bit":
+      return core === "book3s-64";
+    case "book3s":
+      return core !== "booke";
+    case "booke":
+      return core === "booke";
+    default:
+      return true;
+  }
 }
 
 /** Whether problem state may not execute an instruction. */

@@ -8,11 +8,8 @@
 import { BlockLayout, MachineText } from "../text_block.ts";
 import type { PpcCpu } from "./cpu.ts";
 import { BO_COUNT, disassemblePpc, PPC_BCTRL, PPC_SC, ppcAsm } from "./assembly.ts";
-import { encodePpc } from "./instructions.ts";
+import { encodePpc, type PpcCore } from "./instructions.ts";
 import { type SprName, SPRS } from "./registers.ts";
-
-/** The cores that guests are written for: 64-bit and 32-bit Book3S, and 32-bit BookE (e500). */
-export type PpcCore = "book3s-64" | "book3s-32" | "booke";
 
 const ALL: readonly PpcCore[] = ["book3s-64", "book3s-32", "booke"];
 const BOOK3S: readonly PpcCore[] = ["book3s-64", "book3s-32"];

@@ -1,0 +1,185 @@
+/**
+ * Exits: why a vCPU left guest mode, and what KVM does about it (arch/powerpc/kvm/book3s_pr.c, kvmppc_handle_exit_pr;
+ * booke.c, kvmppc_handle_exit).
+ *
+ * @module
+ */
+
+import {
+  decodePpc,
+  DSISR_ISSTORE,
+  DSISR_NOHPTE,
+  ESR_PIL,
+  ESR_PPR,
+  ESR_PTR,
+  ESR_ST,
+  EV_STATUS,
+  hex,
+  KVM_SC_MAGIC_R0,
+  MSR_LE,
+  PPC_SC,
+  SRR1_PROGILL,
+  SRR1_PROGPRIV,
+  SRR1_PROGTRAP,
+} from "../../abi/mod.ts";
+import { emulate, type Emulated } from "./emulate.ts";
+import { hypercall } from "./hypercall.ts";
+import type { PpcVcpu } from "./vcpu.ts";
+
+/** The exits of this host, by the names that both families' kvm_exit prints; an exit's number is its place. */
+export const PPC_EXITS = [
+  "PROGRAM",
+  "SYSCALL",
+  "EXTERNAL",
+  "DATA_STORAGE",
+  "INST_STORAGE",
+  "DTLB_MISS",
+  "HV_SYSCALL",
+  "HV_PRIV",
+  "GUEST_DBELL",
+] as const;
+
+/** The name of an exit. */
+export type PpcExit = (typeof PPC_EXITS)[number];
+
+/** Why an instruction is a program exit. */
+export type ProgramCause = "illegal" | "privileged" | "trap";
+
+const SRR1_CAUSES: Readonly<Record<ProgramCause, number>> = {
+  illegal: SRR1_PROGILL,
+  privileged: SRR1_PROGPRIV,
+  trap: SRR1_PROGTRAP,
+};
+const ESR_CAUSES: Readonly<Record<ProgramCause, number>> = {
+  illegal: ESR_PIL,
+  privileged: ESR_PPR,
+  trap: ESR_PTR,
+};
+
+/** What hardware tells of a program interrupt's cause. */
+export function programCause(vcpu: PpcVcpu, cause: ProgramCause): number {
+  return (vcpu.host.family === "book3s" ? SRR1_CAUSES : ESR_CAUSES)[cause];
+}
+
+/** What hardware tells of an access without a translation, in DSISR or ESR. */
+export function storageCause(vcpu: PpcVcpu, store: boolean): number {
+  if (vcpu.host.family === "booke") return store ? ESR_ST : 0;
+  return DSISR_NOHPTE | (store ? DSISR_ISSTORE : 0);
+}
+
+/** Handles an exit. */
+export function handleExit(vcpu: PpcVcpu, exit: PpcExit): void {
+  switch (exit) {
+    case "PROGRAM":
+    case "HV_PRIV":
+      return programExit(vcpu);
+    case "SYSCALL":
+      return systemCall(vcpu);
+    case "HV_SYSCALL":
+      vcpu.stats.syscall_exits++;
+      if (vcpu.userMode) vcpu.interrupts.program(ESR_PPR, vcpu.faultOf("PROGRAM"));
+      else hypercall(vcpu);
+      return;
+    case "DATA_STORAGE":
+    case "DTLB_MISS":
+      return dataStorage(vcpu);
+    case "INST_STORAGE":
+      vcpu.stats.pf_instruc++;
+      return vcpu.interrupts.instStorage();
+    case "EXTERNAL":
+      // The host merely wanted the CPU; what is pending is delivered at the entry.
+      vcpu.stats.ext_intr_exits++;
+      return;
+    case "GUEST_DBELL":
+      vcpu.stats.gdbell_exits++;
+      return;
+  }
+}
+
+/** kvmppc_exit_pr_progint, and BookE's emulation_exit. */
+function programExit(vcpu: PpcVcpu): void {
+  const cause = programCause(vcpu, vcpu.programCause);
+  if (vcpu.userMode) {
+    // A user program's problem is its kernel's.
+    vcpu.interrupts.program(cause, vcpu.faultOf("PROGRAM"));
+    return;
+  }
+  vcpu.charge(vcpu.vm.cost.emulate);
+  const { pc } = vcpu.processor.context;
+  const emulated = emulateInstruction(vcpu, cause);
+  vcpu.traceInstruction(pc, emulated);
+  vcpu.stats.emulated_inst_exits++;
+  if (emulated !== "fail") return;
+  if (vcpu.host.family === "book3s") {
+    vcpu.interrupts.program(cause, vcpu.faultOf("PROGRAM"));
+    return;
+  }
+  // BookE tells user space too, which gives up.
+  vcpu.interrupts.program(ESR_PIL, vcpu.faultOf("PROGRAM"));
+  vcpu.toUserspace("KVM_EXIT_UNKNOWN");
+  vcpu.vm.shutDown(`it cannot emulate ${hex(vcpu.lastInstruction)} at ${hex(pc)}`);
+}
+
+function emulateInstruction(vcpu: PpcVcpu, cause: number): Emulated {
+  const { processor: p, lastInstruction: word } = vcpu;
+  if (vcpu.programCause === "trap") {
+    vcpu.interrupts.program(cause, vcpu.faultOf("PROGRAM"));
+    return "done";
+  }
+  if (isReversedSystemCall(vcpu, word)) {
+    // An early little-endian Linux that wrote the stub without exchanging its bytes: its calls always fail. The emulation
+    // leaves the instruction behind, and its caller does so once more: the word that follows is skipped.
+    p.setGpr(3, BigInt(EV_STATUS.EV_UNIMPLEMENTED));
+    p.advance(8);
+    return "done";
+  }
+  const instruction = decodePpc(word);
+  return instruction === undefined ? "fail" : emulate(vcpu, instruction);
+}
+
+function isReversedSystemCall(vcpu: PpcVcpu, word: number): boolean {
+  if (vcpu.host.family !== "book3s" || (vcpu.processor.shared.get("msr") & BigInt(MSR_LE)) === 0n) {
+    return false;
+  }
+  const reversed = ((word & 0xff) << 24) | ((word & 0xff00) << 8) | ((word >>> 8) & 0xff00) | (word >>> 24);
+  return reversed >>> 0 === PPC_SC;
+}
+
+/** A system call: KVM's hypercall where a guest's kernel made it with the magic in r0, else the guest's own. */
+function systemCall(vcpu: PpcVcpu): void {
+  const { processor: p, host } = vcpu;
+  if (!host.problemState) {
+    // `sc 1` of a guest of KVM-HV: PAPR's call, which user space does not know either.
+    vcpu.toUserspace("KVM_EXIT_PAPR_HCALL");
+    p.setGpr(3, H_FUNCTION);
+    return;
+  }
+  if (host.family === "booke") vcpu.stats.syscall_exits++;
+  if (!vcpu.userMode && p.low(0) === KVM_SC_MAGIC_R0) {
+    hypercall(vcpu);
+    return;
+  }
+  if (host.family === "book3s") vcpu.stats.syscall_exits++;
+  vcpu.interrupts.queue("SYSCALL");
+}
+
+/** PAPR: no such call. */
+const H_FUNCTION = -2n;
+
+function dataStorage(vcpu: PpcVcpu): void {
+  const { processor: p } = vcpu;
+  const { address, store, magic } = p.fault!;
+  vcpu.stats.pf_storage++;
+  if (magic) {
+    // The access is made again, and meets the page.
+    vcpu.charge(vcpu.vm.cost.tdpFault);
+    p.magicMapped = true;
+    return;
+  }
+  const cause = vcpu.host.family === "book3s"
+    ? DSISR_NOHPTE | (store ? DSISR_ISSTORE : 0)
+    : store
+    ? ESR_ST
+    : 0;
+  vcpu.interrupts.dataStorage(address, cause, vcpu.faultOf("DATA_STORAGE"));
+}

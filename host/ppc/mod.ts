@@ -1,0 +1,16 @@
+/**
+ * KVM on PowerPC: vCPUs that fetch, decode and execute words, hypercalls, the magic page.
+ *
+ * @module
+ */
+
+export * from "./decrementer.ts";
+export * from "./device_tree.ts";
+export * from "./exits.ts";
+export * from "./hosts.ts";
+export * from "./interrupts.ts";
+export * from "./processor.ts";
+export * from "./shared_page.ts";
+export * from "./tracepoints.ts";
+export * from "./vcpu.ts";
+export * from "./vm.ts";

@@ -1,0 +1,259 @@
+/**
+ * What a PowerPC processor has while it runs a guest: registers, the mode that it runs in, and addresses.
+ *
+ * The guest's own translation is not modelled. With translation on, an effective address means the real address that is
+ * left without its top four bits, where memory is; other addresses have no translation. So it is as though the guest's
+ * tables mapped all memory where it is, and in the linear mapping at 0xc000000000000000 again.
+ *
+ * @module
+ */
+
+import {
+  type ByteOrder,
+  HIGH,
+  MSR_DR,
+  MSR_IR,
+  MSR_LE,
+  MSR_PR,
+  MSR_SF,
+  PPC_CR,
+  PPC_XER,
+  type PpcCore,
+  type PpcCpu,
+  XER_SO,
+} from "../../abi/mod.ts";
+import type { GuestMemory } from "../memory/mod.ts";
+import type { SharedPage } from "./shared_page.ts";
+
+/** Address bits that reach real memory (arch/powerpc/include/asm/kvm_host.h, KVM_PAM). */
+export const KVM_PAM = 0x0fff_ffff_ffff_ffffn;
+
+const PAGE = ~0xfffn;
+
+/** Where the guest has the magic page; zeros where it has not. */
+export interface MagicPlace {
+  /** Its real address. */
+  readonly real: bigint;
+  /** Its effective address. */
+  readonly effective: bigint;
+}
+
+/** No magic page. */
+export const NO_MAGIC: MagicPlace = { real: 0n, effective: 0n };
+
+/** What an address means. */
+export type Place =
+  /** Bytes of memory. */
+  | { readonly kind: "memory"; readonly address: number }
+  /** Bytes of the magic page. */
+  | { readonly kind: "magic"; readonly offset: number }
+  /** The magic page, which has no translation for the processor yet. */
+  | { readonly kind: "magic-miss" }
+  /** Nothing. */
+  | { readonly kind: "none" };
+
+/** An access that memory did not take. */
+export interface DataFault {
+  /** The effective address. */
+  readonly address: bigint;
+  /** Whether it was a store. */
+  readonly store: boolean;
+  /** Whether the magic page is there, and only its translation is missing. */
+  readonly magic: boolean;
+}
+
+/** The registers, mode and addresses of one processor. */
+export class PpcProcessor {
+  /** The core. */
+  readonly core: PpcCore;
+  /** Bits of a register. */
+  readonly bits: 32 | 64;
+  /** The vCPU's supervisor registers. */
+  readonly shared: SharedPage;
+  /** The handle whose registers it has. */
+  readonly context: PpcCpu;
+  /** The guest's memory. */
+  readonly memory: GuestMemory;
+  /** Where the magic page is. */
+  magic: MagicPlace = NO_MAGIC;
+  /** Whether the processor has a translation for the magic page: KVM makes it at the first access. */
+  magicMapped = false;
+  /**
+   * By number: registers that problem state may read, as they were at the last entry. KVM loads them from the shared page
+   * then (booke_interrupts.S), and no access of the guest's meets KVM.
+   */
+  readonly readable: Map<number, bigint> = new Map();
+  /** Why the last access failed. */
+  fault: DataFault | undefined = undefined;
+
+  /** MSR[SF]: addresses and comparisons have 64 bits. */
+  sf = false;
+  /** MSR[PR] of the guest: a user program runs. */
+  user = false;
+  /** MSR[LE]: words have their low byte first. */
+  little = false;
+  #ir = false;
+  #dr = false;
+
+  /** A processor whose mode is not set. */
+  constructor(core: PpcCore, context: PpcCpu, shared: SharedPage, memory: GuestMemory) {
+    this.core = core;
+    this.bits = core === "book3s-64" ? 64 : 32;
+    this.context = context;
+    this.shared = shared;
+    this.memory = memory;
+  }
+
+  /** Takes the mode from the guest's MSR (kvmppc_recalc_shadow_msr). Stores to the page alone do not change it. */
+  takeMode(msr: bigint): void {
+    const low = Number(BigInt.asUintN(32, msr));
+    this.sf = this.bits === 64 && (msr & MSR_SF) !== 0n;
+    this.user = (low & MSR_PR) !== 0;
+    this.little = (low & MSR_LE) !== 0;
+    this.#ir = (low & MSR_IR) !== 0;
+    this.#dr = (low & MSR_DR) !== 0;
+  }
+
+  /** The byte order of words. */
+  get order(): ByteOrder {
+    return this.little ? "little" : "big";
+  }
+
+  // Registers.
+
+  /** A register, cut to the core's width. */
+  gpr(number: number): bigint {
+    const { regs } = this.context;
+    const low = BigInt(regs[2 * number]);
+    return this.bits === 32 ? low : (BigInt(regs[2 * number + 1]) << 32n) | low;
+  }
+
+  /** A register's low half. */
+  low(number: number): number {
+    return this.context.regs[2 * number];
+  }
+
+  /** Sets a register, modulo the core's width. */
+  setGpr(number: number, value: bigint): void {
+    const { regs } = this.context;
+    regs[2 * number] = Number(BigInt.asUintN(32, value));
+    regs[2 * number + 1] = this.bits === 32 ? 0 : Number(BigInt.asUintN(32, value >> 32n));
+  }
+
+  /** The address in the program counter, moved by a number of bytes. */
+  advance(bytes: number): void {
+    this.context.pc = this.wrapped(this.context.pc + bytes);
+  }
+
+  /** A code address in the mode's width. */
+  wrapped(address: number): number {
+    return this.sf ? address : (address % HIGH + HIGH) % HIGH;
+  }
+
+  /** A code address in a register's value: words are aligned, and the mode has a width. */
+  codeAddress(value: bigint): number {
+    return Number(BigInt.asUintN(this.sf ? 64 : 32, value) & ~3n);
+  }
+
+  /** Sets a field of the condition register. */
+  setCrField(field: number, bits: number): void {
+    const shift = 28 - 4 * field;
+    const { regs } = this.context;
+    regs[2 * PPC_CR] = (regs[2 * PPC_CR] & ~(0xf << shift)) | (bits << shift);
+  }
+
+  /** Whether a bit of the condition register is set; bit 0 is the most significant one. */
+  crBit(bit: number): boolean {
+    return ((this.low(PPC_CR) >>> (31 - bit)) & 1) !== 0;
+  }
+
+  /** XER's summary overflow, as a bit of a CR field. */
+  get summaryOverflow(): number {
+    return (this.low(PPC_XER) & XER_SO) !== 0 ? 1 : 0;
+  }
+
+  // Addresses.
+
+  /** What an effective address means. */
+  place(effective: bigint, fetch: boolean, bytes: number): Place {
+    const { real, effective: virtual } = this.magic;
+    // BookE translates always; the two bits of its MSR choose an address space.
+    const booke = this.core === "booke";
+    const translated = booke || (fetch ? this.#ir : this.#dr);
+    if (translated && virtual !== 0n && !this.user && (effective & PAGE) === virtual) {
+      return this.#magic(effective);
+    }
+    const address = effective & KVM_PAM;
+    const number = Number(address);
+    const backed = address <= BigInt(Number.MAX_SAFE_INTEGER) && this.memory.backed(number, bytes);
+    // The real address counts where the guest's tables, or the lack of translation, let an access reach it.
+    if (!booke && real !== 0n && (backed || !translated)) {
+      const page = this.sf ? real : BigInt.asUintN(32, real);
+      if ((page & KVM_PAM) === (address & PAGE)) return this.#magic(effective);
+    }
+    return backed ? { kind: "memory", address: number } : { kind: "none" };
+  }
+
+  #magic(effective: bigint): Place {
+    return this.magicMapped ? { kind: "magic", offset: Number(effective & 0xfffn) } : { kind: "magic-miss" };
+  }
+
+  /** An effective address in the mode's width. */
+  effective(address: bigint): bigint {
+    return BigInt.asUintN(this.sf ? 64 : 32, address);
+  }
+
+  /** Loads 1 to 8 bytes in a byte order. undefined where it failed: then {@linkcode fault} says why. */
+  load(address: bigint, bytes: 1 | 2 | 4 | 8, little: boolean = this.little): bigint | undefined {
+    const effective = this.effective(address);
+    const place = this.place(effective, false, bytes);
+    let value = 0n;
+    for (let i = 0; i < bytes; i++) {
+      const at = little ? bytes - 1 - i : i;
+      const byte = this.#byte(place, at);
+      if (byte === undefined) {
+        this.fault = { address: effective, store: false, magic: place.kind === "magic-miss" };
+        return undefined;
+      }
+      value = (value << 8n) | BigInt(byte);
+    }
+    return value;
+  }
+
+  #byte(place: Place, at: number): number | undefined {
+    if (place.kind === "memory") return this.memory.byte(place.address + at);
+    if (place.kind === "magic") return this.shared.bytes[place.offset + at];
+    return undefined;
+  }
+
+  /** Stores the low 1 to 8 bytes of a value in a byte order. false where it failed. */
+  store(address: bigint, bytes: 1 | 2 | 4 | 8, value: bigint, little: boolean = this.little): boolean {
+    const effective = this.effective(address);
+    const place = this.place(effective, false, bytes);
+    const inPage = place.kind === "magic" && place.offset + bytes <= this.shared.bytes.length;
+    const taken = inPage || (place.kind === "memory" && this.memory.writable(place.address, bytes));
+    if (!taken) {
+      this.fault = { address: effective, store: true, magic: place.kind === "magic-miss" };
+      return false;
+    }
+    for (let i = 0; i < bytes; i++) {
+      const byte = Number((value >> BigInt(8 * i)) & 0xffn);
+      const at = little ? i : bytes - 1 - i;
+      if (place.kind === "memory") this.memory.setByte(place.address + at, byte);
+      else if (place.kind === "magic") this.shared.bytes[place.offset + at] = byte;
+    }
+    if (place.kind === "memory") this.memory.stored(place.address, bytes);
+    return true;
+  }
+
+  /** Fetches the word at the program counter. undefined where there is none. */
+  fetch(): number | undefined {
+    const { pc } = this.context;
+    if (!Number.isSafeInteger(pc)) return undefined;
+    const place = this.place(BigInt(pc), true, 4);
+    if (place.kind !== "memory" && place.kind !== "magic") return undefined;
+    let word = 0;
+    for (let i = 0; i < 4; i++) word = (word << 8) | this.#byte(place, this.little ? 3 - i : i)!;
+    return word >>> 0;
+  }
+}
