@@ -24,6 +24,7 @@ export * from "./kernel/spinlock.ts";
 export * from "./kernel/vectors.ts";
 export * from "./kvm_para.ts";
 export * from "./mips/mod.ts";
+export * from "./ppc/mod.ts";
 export * from "./mm/layout.ts";
 export * from "./mm/manager.ts";
 export * from "./mm/uaccess.ts";

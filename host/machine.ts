@@ -19,6 +19,7 @@ import { MpState } from "./kvm/modes.ts";
 import { Vm } from "./kvm/vm.ts";
 import type { VmOptions } from "./kvm/vm_options.ts";
 import { checkQuirks, type Quirk } from "./quirks.ts";
+import { PpcVm, type PpcVmOptions } from "./ppc/mod.ts";
 import { HostMemory, PhysicalSpace } from "./memory/mod.ts";
 import { StalenessOracle } from "./mmu/mod.ts";
 import { HostScheduler } from "./sched/mod.ts";
@@ -165,6 +166,13 @@ export class Machine {
   /** Adds a MIPS virtual machine. Throws `RangeError` for options that cannot be. */
   createMipsVm(options: MipsVmOptions = {}): MipsVm {
     const vm = new MipsVm(this, options);
+    this.archVms.push(vm);
+    return vm;
+  }
+
+  /** Adds a PowerPC virtual machine. Throws `RangeError` for options that cannot be. */
+  createPpcVm(options: PpcVmOptions = {}): PpcVm {
+    const vm = new PpcVm(this, options);
     this.archVms.push(vm);
     return vm;
   }

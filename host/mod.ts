@@ -48,6 +48,7 @@ export type {
 export * from "./machine.ts";
 export * from "./memory/mod.ts";
 export * from "./mips/mod.ts";
+export * from "./ppc/mod.ts";
 export * from "./mmu/mod.ts";
 export type { PvEoi, PvEoiState } from "./pv/pv_eoi.ts";
 export * from "./quirks.ts";

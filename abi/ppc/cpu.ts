@@ -8,7 +8,9 @@
  * @module
  */
 
+import { type Call, encodeCall, type WidthMode } from "../convention.ts";
 import { MachineContext } from "../machine_context.ts";
+import { PPC_PR_CONVENTION } from "./convention.ts";
 import type { PpcCore } from "./instructions.ts";
 import { PPC_BLOCKS, ppcOpcode } from "./text.ts";
 import type { SprName } from "./registers.ts";
@@ -47,6 +49,17 @@ export class PpcCpu extends MachineContext<PpcCpu> {
   /** r4. */
   get r4(): bigint {
     return this.register(4);
+  }
+
+  /**
+   * Loads a hypercall's registers. `mode` is narrow where the MSR says 32-bit mode. Those of arguments that are left out keep
+   * what they hold.
+   */
+  loadHypercall(call: Call, mode: WidthMode = this.bits === 64 ? "wide" : "narrow"): this {
+    for (const [name, value] of Object.entries(encodeCall(PPC_PR_CONVENTION, call, mode))) {
+      this.setRegister(Number(name.slice(1)), value);
+    }
+    return this;
   }
 
   /** Loads a byte into r3, as all loads zero-extended. */

@@ -32,6 +32,7 @@ export function hypercall(vcpu: PpcVcpu): void {
   const token = Number(call.number);
   vcpu.charge(vcpu.vm.cost.hypercall);
   const outcome = dispatch(vcpu, token, call.arguments);
+  vcpu.lastOutcome = outcome;
   const registers = encodeResults(PPC_PR_CONVENTION, outcome.values, mode);
   for (const [register, value] of Object.entries(registers) as [PpcCallRegister, bigint][]) {
     p.setGpr(numberOf(register), value);

@@ -6,6 +6,7 @@
 
 export * from "./decrementer.ts";
 export * from "./device_tree.ts";
+export type { Emulated } from "./emulate.ts";
 export * from "./exits.ts";
 export * from "./hosts.ts";
 export * from "./interrupts.ts";

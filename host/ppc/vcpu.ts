@@ -42,13 +42,7 @@ import type { PpcHost } from "./hosts.ts";
 import { PpcInterrupts } from "./interrupts.ts";
 import { type MagicPlace, PpcProcessor } from "./processor.ts";
 import { SharedPage } from "./shared_page.ts";
-import {
-  TRACE_KVM_BOOK3S_REENTER,
-  TRACE_KVM_BOOKE_QUEUE_IRQPRIO,
-  TRACE_KVM_EXIT,
-  TRACE_KVM_PPC_INSTR,
-  TRACE_KVM_USERSPACE_EXIT,
-} from "./tracepoints.ts";
+import { PPC_TP } from "./tracepoints.ts";
 import type { PpcVm } from "./vm.ts";
 
 /** What KVM counts of a vCPU, by the names of its statistics (arch/powerpc/kvm/book3s.c). */
@@ -126,6 +120,8 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   /** KVM_HC_PPC_MAP_MAGIC_PAGE came without the flag: no page of the guest's kernel is no-execute any more. */
   disableKernelNx = false;
   #kicked = false;
+  /** Whether KVM_RUN is under way. */
+  #inKvmRun = false;
   readonly #decoded = new Map<number, PpcInstruction | undefined>();
   readonly #timeBase = (): bigint => BigInt(this.clock);
 
@@ -217,6 +213,7 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
 
   // Instructions.
 
+  /** Fetches, decodes and executes the word at the program counter. */
   protected override instruction(): void {
     const { processor: p } = this;
     const word = p.fetch();
@@ -324,6 +321,7 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
 
   // The run loop.
 
+  /** A kick leaves guest mode; what hardware held back begins. */
   protected override boundary(): boolean {
     if (this.#kicked) {
       this.#kicked = false;
@@ -337,10 +335,12 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     return true;
   }
 
+  /** KVM handles an exit. */
   protected override handleExit(reason: number): void {
     handleExit(this, PPC_EXITS[reason]);
   }
 
+  /** Interrupts begin; registers that problem state reads are loaded. */
   protected override beforeEntry(): boolean {
     this.#kicked = false;
     this.interrupts.deliver();
@@ -351,17 +351,20 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
 
   // Tracing.
 
+  /** Emits kvm_book3s_reenter, where KVM_RUN goes on. */
   protected override traceEntry(): void {
-    if (this.host.core !== "booke" && this.host.problemState) {
-      this.trace(TRACE_KVM_BOOK3S_REENTER, 1, this.processor.context.pc);
+    if (this.#inKvmRun && this.host.family === "book3s" && this.host.problemState) {
+      this.trace(PPC_TP.kvm_book3s_reenter, 1, this.processor.context.pc);
     }
+    this.#inKvmRun = true;
   }
 
+  /** Emits kvm_exit. */
   protected override traceExit(): void {
     const { context, shared } = this.processor;
     const msr = shared.get("msr");
     this.trace(
-      TRACE_KVM_EXIT,
+      PPC_TP.kvm_exit,
       this.exitReason,
       context.pc,
       Number(BigInt.asUintN(32, msr)),
@@ -370,18 +373,20 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     );
   }
 
+  /** Emits kvm_userspace_exit. */
   protected override traceUserspaceExit(reason: number): void {
-    this.trace(TRACE_KVM_USERSPACE_EXIT, reason);
+    this.#inKvmRun = false;
+    this.trace(PPC_TP.kvm_userspace_exit, reason);
   }
 
   /** Emits kvm_ppc_instr. */
   traceInstruction(pc: number, emulated: Emulated): void {
-    this.trace(TRACE_KVM_PPC_INSTR, this.lastInstruction, pc, EMULATION_RESULTS[emulated]);
+    this.trace(PPC_TP.kvm_ppc_instr, this.lastInstruction, pc, EMULATION_RESULTS[emulated]);
   }
 
   /** Emits kvm_booke_queue_irqprio. */
   traceQueued(interrupt: PpcInterrupt): void {
-    if (this.host.family === "booke") this.trace(TRACE_KVM_BOOKE_QUEUE_IRQPRIO, IRQPRIO[interrupt]);
+    if (this.host.family === "booke") this.trace(PPC_TP.kvm_booke_queue_irqprio, IRQPRIO[interrupt]);
   }
 }
 

@@ -6,7 +6,7 @@
 
 import { buildFdt, type ByteOrder, type FdtTree, type PpcCpu } from "../../abi/mod.ts";
 import { ArchVm, type ArchVmOptions } from "../arch/mod.ts";
-import { SKYLAKE_VMX } from "../cost/mod.ts";
+import { type CostProfile, SKYLAKE_VMX } from "../cost/mod.ts";
 import type { Machine } from "../machine.ts";
 import { deviceTree } from "./device_tree.ts";
 import { PPC_EXITS } from "./exits.ts";
@@ -25,6 +25,9 @@ export interface PpcVmOptions extends ArchVmOptions {
   /** The device tree instead of user space's own. */
   readonly deviceTree?: FdtTree;
 }
+
+/** Prices: a server's, until somebody measures a PowerPC one. */
+const GENERIC_PPC: CostProfile = { ...SKYLAKE_VMX, name: "generic-ppc" };
 
 /** Memory at the top that user space uses to boot: the tree, then a stack for each vCPU below it. */
 const BOOT_AREA = 0x1_0000;
@@ -59,7 +62,7 @@ export class PpcVm extends ArchVm<PpcCpu> {
       order,
       tracepoints: PPC_TRACEPOINTS,
       exitNames: PPC_EXITS,
-      costs: SKYLAKE_VMX,
+      costs: GENERIC_PPC,
       loadAddress: (address) => address,
     }, options);
     this.host = host;

@@ -1,0 +1,7 @@
+/**
+ * PowerPC guests.
+ *
+ * @module
+ */
+
+export * from "./hypercall.ts";
