@@ -69,6 +69,12 @@ export interface MmOptions {
   readonly witness?: TranslationWitness;
   /** A deviation, for oracles to find: shootdowns forget this processor. None by default. */
   readonly shootdownForgets?: number;
+  /**
+   * Another one: a processor that switches marks itself as switching only after it has read tlb_gen, so that a shootdown
+   * in between passes it by. What Linux could do until commit 83b0177a6c48 ("x86/mm: Fix SMP ordering in
+   * switch_mm_irqs_off()", v6.18). False by default.
+   */
+  readonly marksSwitchLate?: boolean;
 }
 
 /** Manages memory. */
@@ -81,6 +87,8 @@ export class MemoryManager {
   readonly ceiling: number;
   /** The processor that shootdowns forget. */
   readonly forgets: number | undefined;
+  /** Whether switches are marked late. */
+  readonly marksLate: boolean;
   /** Whether PCIDs may be used. */
   readonly allowsPcid: boolean;
   /** The kernel's own address space (init_mm): no user pages. */
@@ -125,6 +133,7 @@ export class MemoryManager {
     this.witness = options.witness ?? NO_WITNESS;
     this.ceiling = options.flushCeiling ?? TLB_FLUSH_CEILING;
     this.forgets = options.shootdownForgets;
+    this.marksLate = options.marksSwitchLate ?? false;
     this.allowsPcid = options.pcid ?? true;
     this.#limit = whole("address spaces", options.spaces ?? 16, 1, 1024);
     const mappings = whole("mappings", options.mappings ?? 512, 1, 65_536);

@@ -46,6 +46,8 @@ export function* switchMm(cpu: X86Cpu, mm: MemoryManager, next: number): Guest {
     if (cpu.eax === generation) return;
     // Shootdowns have passed it by while it was lazy.
   } else {
+    // Either a shootdown finds the mark, and interrupts this processor, or its tlb_gen is found here, or both.
+    if (!mm.marksLate) yield cpu.store64(area + LOADED, LOADED_MM_SWITCHING);
     // The mask is left lazily: see should_flush_tlb.
     if (next !== mm.init) {
       yield cpu.load32(area);
@@ -54,7 +56,7 @@ export function* switchMm(cpu: X86Cpu, mm: MemoryManager, next: number): Guest {
     yield cpu.load32(mmField(next, "tlbGen"));
     generation = cpu.eax;
     ({ asid, flush } = yield* chooseAsid(cpu, mm, next, generation));
-    yield cpu.store64(area + LOADED, LOADED_MM_SWITCHING);
+    if (mm.marksLate) yield cpu.store64(area + LOADED, LOADED_MM_SWITCHING);
   }
   yield cpu.load64(mmField(next, "pgd"));
   const pgd = cpu.eax;
