@@ -47,6 +47,8 @@ export interface MachineFrame<Cpu> {
   ended: boolean;
   /** What the frame below gets if this handler sends it to its fixup pad; undefined in a program, or for an interrupt. */
   readonly fault: MachineFault | undefined;
+  /** What it gets if it goes on at its fixup pad: its handler has returned. */
+  owed: MachineFault | undefined;
 }
 
 /** A register, and what it is loaded with. */

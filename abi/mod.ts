@@ -21,4 +21,5 @@ export * from "./mips/mod.ts";
 export * from "./ppc/mod.ts";
 export * from "./s390/mod.ts";
 export * from "./text_block.ts";
+export * from "./virtio_ring.ts";
 export * from "./x86/mod.ts";

@@ -29,6 +29,7 @@ export * from "./mm/layout.ts";
 export * from "./mm/manager.ts";
 export * from "./mm/uaccess.ts";
 export * from "./mm/witness.ts";
+export * from "./s390/mod.ts";
 export * from "./sched/calls.ts";
 export * from "./sched/layout.ts";
 export * from "./sched/scheduler.ts";

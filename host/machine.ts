@@ -15,6 +15,7 @@ import {
   type Schedule,
 } from "./core/mod.ts";
 import { MipsVm, type MipsVmOptions } from "./mips/mod.ts";
+import { S390Vm, type S390VmOptions } from "./s390/mod.ts";
 import { MpState } from "./kvm/modes.ts";
 import { Vm } from "./kvm/vm.ts";
 import type { VmOptions } from "./kvm/vm_options.ts";
@@ -173,6 +174,13 @@ export class Machine {
   /** Adds a PowerPC virtual machine. Throws `RangeError` for options that cannot be. */
   createPpcVm(options: PpcVmOptions = {}): PpcVm {
     const vm = new PpcVm(this, options);
+    this.archVms.push(vm);
+    return vm;
+  }
+
+  /** Adds an s390 virtual machine. Throws `RangeError` for options that cannot be. */
+  createS390Vm(options: S390VmOptions = {}): S390Vm {
+    const vm = new S390Vm(this, options);
     this.archVms.push(vm);
     return vm;
   }

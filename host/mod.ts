@@ -52,6 +52,7 @@ export * from "./ppc/mod.ts";
 export * from "./mmu/mod.ts";
 export type { PvEoi, PvEoiState } from "./pv/pv_eoi.ts";
 export * from "./quirks.ts";
+export * from "./s390/mod.ts";
 export * from "./sched/mod.ts";
 export * from "./semantics.ts";
 export { AVIC_RULES, type AvicRule, type Vmcb, VmrunFailed } from "./svm/mod.ts";

@@ -45,20 +45,21 @@ export class Activations<Cpu extends MachineContext<Cpu>> {
     const { context } = this;
     if (context.frames.length === 0) this.#push(undefined);
     if (this.#entering && this.#onItsWay()) return true;
-    let fault = this.#popEnded();
+    this.settle();
     while (context.pending === 0 || !this.#waits()) {
       const { pending } = context;
+      const { block, owed } = context.top!;
+      context.top!.owed = undefined;
       if (pending === 0) {
         if (!this.#resume()) return false;
-      } else if (context.pc === context.top!.block.address + context.layout.pad && fault !== undefined) {
+      } else if (context.pc === block.address + context.layout.pad && owed !== undefined) {
         context.pending = 0;
-        const thrown = fault;
-        fault = undefined;
-        if (!this.#resume(thrown)) return false;
+        if (!this.#resume(owed)) return false;
       } else {
         throw this.error("neither an entry nor a continuation of a function is there");
       }
     }
+    context.top!.owed = undefined;
     return true;
   }
 
@@ -110,18 +111,19 @@ export class Activations<Cpu extends MachineContext<Cpu>> {
     return this.text!.blockAt(pc) === undefined;
   }
 
-  /** A handler whose returning instruction has been executed ends. Gives what its fixup throws. */
-  #popEnded(): MachineFault | undefined {
+  /**
+   * A handler whose returning instruction has been executed ends; the frame below is owed what its fixup throws. Called
+   * before the next instruction anyway; where interrupts can come before that, right behind the returning one.
+   */
+  settle(): void {
     const { context } = this;
-    const top = context.top!;
-    if (!top.ended || context.pc === top.block.address + context.layout.site[context.pending]) {
-      return undefined;
-    }
+    const { top } = context;
+    if (!top?.ended || context.pc === top.block.address + context.layout.site[context.pending]) return;
     context.frames.pop();
     const below = context.top!;
+    below.owed = top.fault ?? below.owed;
     context.regs = below.regs;
     context.pending = below.pending;
-    return top.fault;
   }
 
   #push(fault: MachineFault | undefined): void {
@@ -141,6 +143,7 @@ export class Activations<Cpu extends MachineContext<Cpu>> {
       pending: 0,
       ended: false,
       fault,
+      owed: undefined,
     };
     if (frames.length === MACHINE_FRAMES) {
       throw this.error(`${MACHINE_FRAMES} activations are nested already, the most allowed`);

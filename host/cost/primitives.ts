@@ -40,6 +40,7 @@ export const PRIMITIVES = {
   tdpTable: "KVM: a new page table",
   invalidateTlb: "host: one INVEPT, INVVPID or INVLPGA",
   pio: "KVM: a port access that the kernel serves",
+  ioBusStep: "KVM: comparing one range on an I/O bus, or offering an access to one device",
   inject: "KVM: choosing and injecting an event",
   virtualInterrupt: "hardware: recognizing a virtual interrupt and bookkeeping for its delivery",
   virtualEoi: "hardware: EOI, TPR or self-IPI virtualization",

@@ -111,6 +111,7 @@ export const SKYLAKE_VMX: CostProfile = {
     tdpTable: assumed(250, "a zeroed page from a cache that was filled before, and one locked access"),
     invalidateTlb: assumed(300, "microcode that walks the TLB"),
     pio: assumed(200, KVM_PART),
+    ioBusStep: assumed(10, "two cached words compared, or one call through a pointer"),
     inject: assumed(150, "event block of the entry path"),
     virtualInterrupt: assumed(50, HARDWARE_APIC),
     virtualEoi: assumed(40, HARDWARE_APIC),

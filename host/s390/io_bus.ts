@@ -131,8 +131,11 @@ export class IoBus {
   }
 }
 
-interface IoRange {
+/** A range of addresses. */
+export interface IoRange {
+  /** First address. */
   readonly address: number;
+  /** Addresses; of a device, 0 stands for any. */
   readonly length: number;
 }
 

@@ -4,40 +4,60 @@
  * @module
  */
 
+import { tracepointTable } from "../arch/mod.ts";
 import type { TracepointSpec } from "../trace/mod.ts";
 
-type Row = readonly [name: string, args: TracepointSpec["args"], fires: string];
-
-const ROWS = [
-  ["kvm_s390_sie_enter", [["address", "hex64"]], "each entry"],
-  ["kvm_s390_sie_exit", [["icptcode", "exit"], ["address", "hex64"]], "each exit, before any handling"],
-  ["kvm_s390_sie_fault", [["address", "hex64"]], "the guest touched memory that the host has not mapped"],
-  ["kvm_s390_intercept_instruction", [["ipa", "hex"], ["ipb", "hex"]], "an intercepted instruction"],
-  ["kvm_s390_handle_diag", [["code", "hex"]], "each DIAGNOSE from the supervisor state"],
-  [
-    "kvm_s390_handle_stsi",
-    [["fc", "dec"], ["sel1", "dec"], ["sel2", "dec"]],
-    "each STSI that stores a block",
-  ],
-  ["kvm_s390_request_resets", [["flags", "hex"]], "DIAGNOSE 0x308 asks user space for a reset"],
-  ["kvm_s390_inject_vm", [["type", "hex"], ["parm64", "hex64"]], "a floating interruption is queued"],
-  ["kvm_s390_inject_vcpu", [["type", "hex"], ["parm64", "hex64"]], "a CPU's interruption is queued"],
-  ["kvm_s390_deliver_interrupt", [["type", "hex"], ["parm64", "hex64"]], "an interruption goes to the guest"],
-  ["kvm_userspace_exit", [["reason", "dec"]], "KVM_RUN comes back"],
-] as const satisfies readonly Row[];
+const TABLE = tracepointTable({
+  kvm_s390_sie_enter: { args: [["address", "hex"]], fires: "each entry" },
+  kvm_s390_sie_exit: {
+    args: [["icptcode", "exit"], ["address", "hex"]],
+    fires: "each exit, before any handling",
+  },
+  kvm_s390_sie_fault: {
+    args: [["address", "hex"]],
+    fires: "the guest touched memory that the host has not mapped",
+  },
+  kvm_s390_intercept_instruction: {
+    args: [["ipa", "hex"], ["ipb", "hex"]],
+    fires: "an intercepted instruction",
+  },
+  kvm_s390_handle_diag: { args: [["code", "hex"]], fires: "each DIAGNOSE from the supervisor state" },
+  kvm_s390_handle_stsi: {
+    args: [["fc", "dec"], ["sel1", "dec"], ["sel2", "dec"]],
+    fires: "each STSI that stores a block",
+  },
+  kvm_s390_request_resets: { args: [["flags", "hex"]], fires: "DIAGNOSE 0x308 asks user space for a reset" },
+  kvm_s390_inject_vm: {
+    args: [["type", "hex"], ["parm64", "hex64"]],
+    fires: "a floating interruption is queued",
+  },
+  kvm_s390_inject_vcpu: {
+    args: [["type", "hex"], ["parm64", "hex64"]],
+    fires: "a CPU's own interruption is queued",
+  },
+  kvm_s390_deliver_interrupt: {
+    args: [["type", "hex"], ["parm64", "hex64"]],
+    fires: "an interruption goes to the guest",
+  },
+  kvm_userspace_exit: { args: [["reason", "dec"]], fires: "KVM_RUN comes back" },
+});
 
 /** The tracepoints, by number. */
-export const S390_TRACEPOINTS: readonly TracepointSpec[] = ROWS.map(([name, args, fires]) => ({
-  name,
-  name2012: null,
-  args,
-  fires,
-}));
+export const S390_TRACEPOINTS: readonly TracepointSpec[] = TABLE.specs;
 
 /** A tracepoint's name. */
-export type S390Event = (typeof ROWS)[number][0];
+export type S390Event =
+  | "kvm_s390_sie_enter"
+  | "kvm_s390_sie_exit"
+  | "kvm_s390_sie_fault"
+  | "kvm_s390_intercept_instruction"
+  | "kvm_s390_handle_diag"
+  | "kvm_s390_handle_stsi"
+  | "kvm_s390_request_resets"
+  | "kvm_s390_inject_vm"
+  | "kvm_s390_inject_vcpu"
+  | "kvm_s390_deliver_interrupt"
+  | "kvm_userspace_exit";
 
 /** The tracepoints' numbers, by name. */
-export const S390_TP: Readonly<Record<S390Event, number>> = Object.fromEntries(
-  ROWS.map(([name], number) => [name, number]),
-) as Record<S390Event, number>;
+export const S390_TP: Readonly<Record<S390Event, number>> = TABLE.numbers;

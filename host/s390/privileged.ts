@@ -1,0 +1,76 @@
+/**
+ * Instructions that the host carries out besides DIAGNOSE (arch/s390/kvm/priv.c).
+ *
+ * @module
+ */
+
+import {
+  LOWCORE_SIZE,
+  PGM_ADDRESSING,
+  PGM_PRIVILEGED_OP,
+  PGM_SPECIFICATION,
+  PSW_MASK_PSTATE,
+  S390_SYS_PREFIX,
+  type S390Instruction,
+  SYSIB_SIZE,
+} from "../../abi/mod.ts";
+import { operandAddress } from "./execute.ts";
+import { storeSystemInformation, STSI_LEVEL_3 } from "./stsi.ts";
+import { S390_TP } from "./tracepoints.ts";
+import type { S390Vcpu } from "./vcpu.ts";
+
+/** The bits of a prefix. */
+const PREFIX_MASK = 0x7fff_e000;
+
+/** Carries out STSI, STAP, SPX or STPX; a code is the program interruption that it gets instead. */
+export function carryOut(vcpu: S390Vcpu, instruction: S390Instruction): number | undefined {
+  const address = operandAddress(vcpu, instruction);
+  if (instruction.name === "STSI") return stsi(vcpu, address);
+  if ((vcpu.pswMask & PSW_MASK_PSTATE) !== 0n) return PGM_PRIVILEGED_OP;
+  const bytes = instruction.name === "STAP" ? 2 : 4;
+  if ((address & BigInt(bytes - 1)) !== 0n) return PGM_SPECIFICATION;
+  if (vcpu.storage.fault(address, bytes)?.kind === "addressing") return PGM_ADDRESSING;
+  const at = Number(address);
+  if (instruction.name === "STAP") vcpu.storage.write(at, 2, BigInt(vcpu.index));
+  else if (instruction.name === "STPX") vcpu.storage.write(at, 4, BigInt(vcpu.storage.prefix));
+  else return setPrefix(vcpu, Number(vcpu.storage.read(at, 4)) & PREFIX_MASK);
+  return undefined;
+}
+
+/** The whole prefix area must be memory. */
+function setPrefix(vcpu: S390Vcpu, prefix: number): number | undefined {
+  if (!vcpu.vm.memory.backed(prefix, LOWCORE_SIZE)) return PGM_ADDRESSING;
+  vcpu.storage.prefix = prefix;
+  vcpu.context.setSystem(S390_SYS_PREFIX, prefix);
+  return undefined;
+}
+
+function stsi(vcpu: S390Vcpu, address: bigint): number | undefined {
+  const { context, vm } = vcpu;
+  vcpu.stats.instruction_stsi++;
+  const [gpr0, gpr1] = [context.register(0), context.register(1)];
+  const problemState = (vcpu.pswMask & PSW_MASK_PSTATE) !== 0n;
+  const answer = storeSystemInformation({ gpr0, gpr1, address, problemState }, {
+    cpus: vm.vcpus.length,
+    name: vm.behaviour.name,
+    hardware: () => undefined,
+    ...(vm.outerSystem === undefined ? {} : { outer: vm.outerSystem }),
+  });
+  if (answer === "no-data") {
+    vcpu.setConditionCode(3);
+    return undefined;
+  }
+  if (answer === "level") {
+    context.setRegister(0, STSI_LEVEL_3);
+  } else if ("interruption" in answer) {
+    return answer.interruption;
+  } else {
+    if (vcpu.storage.fault(address, SYSIB_SIZE)?.kind === "addressing") return PGM_ADDRESSING;
+    const [functionCode, selector1, selector2] = [gpr0 >> 28n, gpr0 & 0xffn, gpr1 & 0xffffn];
+    vcpu.trace(S390_TP.kvm_s390_handle_stsi, Number(functionCode), Number(selector1), Number(selector2));
+    vcpu.storage.writeBytes(Number(address), answer.block);
+    context.setRegister(0, 0);
+  }
+  vcpu.setConditionCode(0);
+  return undefined;
+}

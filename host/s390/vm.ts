@@ -1,0 +1,188 @@
+/**
+ * An s390 virtual machine: KVM, or QEMU's emulator, with QEMU's devices.
+ *
+ * @module
+ */
+
+import { KVM_S390_INTERRUPTS, type S390Cpu } from "../../abi/mod.ts";
+import { type ArchShape, ArchVm, type ArchVmOptions } from "../arch/mod.ts";
+import { type CostProfile, SKYLAKE_VMX } from "../cost/mod.ts";
+import type { Machine } from "../machine.ts";
+import { type PageStore, Residency } from "../memory/mod.ts";
+import { type CcwDevice, ChannelSubsystem, type LegacyTransport, NO_LEGACY_DEVICES } from "./css.ts";
+import { subchannelOf } from "./css.ts";
+import { ForwardingBudget, S390_HZ } from "./directed_yield.ts";
+import { S390_EXITS } from "./exits.ts";
+import { HostCpus } from "./host_cpus.ts";
+import { S390_HOSTS, type S390Host, s390Host, type S390HostBehaviour } from "./hosts.ts";
+import { IoBus } from "./io_bus.ts";
+import { assignIoEventFd, CcwIoEventFd } from "./ioeventfd.ts";
+import type { IplState } from "./ipl.ts";
+import type { PageRange } from "./release_pages.ts";
+import { S390_TP, S390_TRACEPOINTS } from "./tracepoints.ts";
+import { S390Vcpu } from "./vcpu.ts";
+
+/** How an s390 virtual machine is made. Everything has a default. */
+export interface S390VmOptions extends ArchVmOptions {
+  /** Who answers calls; "kvm", today's KVM and QEMU, by default. */
+  readonly host?: S390Host;
+  /** CPUs of the host that its vCPUs take turns on; one for each vCPU by default. */
+  readonly hostCpus?: number;
+  /** A turn in cycles, where vCPUs wait; 7,500,000 by default. */
+  readonly turn?: number;
+  /** diag9c_forwarding_hz: directed yields a second that the host may pass on to the hypervisor below; 0 by default. */
+  readonly diag9cForwardingHz?: number;
+  /** One past the highest address that memory devices may use; the end of memory by default. */
+  readonly storageLimit?: number;
+  /** The block 3.2.2 that the host gets from its own host, where it is a guest itself. */
+  readonly outerSystem?: Readonly<Uint8Array>;
+  /** The devices of the older s390-virtio transport, for hosts that have it. */
+  readonly legacy?: LegacyTransport;
+}
+
+/** How a device is put on the channel subsystem. */
+export interface AddCcwDeviceOptions {
+  /** Whether its queues have doorbells in the kernel (ioeventfds); true by default. */
+  readonly ioeventfd?: boolean;
+}
+
+/** Prices: another server's, until somebody measures an s390. */
+const GENERIC_S390: CostProfile = { ...SKYLAKE_VMX, name: "generic-s390" };
+const TURN = 7_500_000;
+
+const SHAPE: ArchShape = {
+  arch: "s390",
+  order: "big",
+  tracepoints: S390_TRACEPOINTS,
+  exitNames: S390_EXITS,
+  costs: GENERIC_S390,
+  loadAddress: (address) => address,
+};
+
+/** A virtual machine. */
+export class S390Vm extends ArchVm<S390Cpu> {
+  /** The vCPUs: their CPU addresses are their indices. */
+  override readonly vcpus: readonly S390Vcpu[];
+  /** Who answers calls. */
+  readonly host: S390Host;
+  /** What that one does. */
+  readonly behaviour: S390HostBehaviour;
+  /** The host's CPUs. */
+  readonly hostCpus: HostCpus;
+  /** How many directed yields may be passed on. */
+  readonly forwarding: ForwardingBudget;
+  /** The bus of notifications that the kernel serves. */
+  readonly ccwBus: IoBus = new IoBus();
+  /** QEMU's channel subsystem. */
+  readonly css: ChannelSubsystem = new ChannelSubsystem();
+  /** The devices of the older transport. */
+  readonly legacy: LegacyTransport;
+  /** The parameters of the next IPL. */
+  readonly ipl: IplState;
+  /** The tokens of pages that have come, for whichever CPU takes them. */
+  readonly floating: bigint[] = [];
+  /** Whether the guest may be told of pages that are missing. */
+  pfaultEnabled = true;
+  /** Which pages are in the host's memory; undefined: all. */
+  residency: Residency | undefined = undefined;
+  /** One past the end of memory. */
+  readonly memoryEnd: number;
+  /** One past the highest address that memory devices may use. */
+  readonly storageLimit: number;
+  /** What the host's own host says of itself. */
+  readonly outerSystem: Readonly<Uint8Array> | undefined;
+  /** Pages that the guest has released. */
+  discardedPages = 0;
+  /** Answers a breakpoint: whether a debugger planted it. */
+  onBreakpoint: (vcpu: S390Vcpu) => boolean = () => false;
+  #nextFloating = 0;
+
+  /** Builds a virtual machine, not started. Throws `RangeError` for options that cannot be. */
+  constructor(machine: Machine, options: S390VmOptions = {}) {
+    super(machine, SHAPE, options);
+    this.host = s390Host(options.host ?? "kvm");
+    this.behaviour = S390_HOSTS[this.host];
+    this.memoryEnd = this.memory.slots[0].end;
+    this.storageLimit = options.storageLimit ?? this.memoryEnd;
+    this.outerSystem = options.outerSystem;
+    this.legacy = options.legacy ?? NO_LEGACY_DEVICES;
+    this.forwarding = new ForwardingBudget(options.diag9cForwardingHz ?? 0, this.clockKhz * 1000 / S390_HZ);
+    this.hostCpus = new HostCpus(this.engine, options.hostCpus ?? options.vcpus ?? 1, options.turn ?? TURN);
+    this.ipl = {
+      parameters: undefined,
+      read: (address, bytes) => this.words.bytes(Number(address), bytes),
+      write: (address, bytes) => this.memory.load(Number(address), bytes),
+    };
+    this.vcpus = this.makeVcpus(options, (index) => new S390Vcpu(this, index));
+  }
+
+  /** Adds a virtio-ccw device, and doorbells for its queues. Gives the word that names its subchannel. */
+  addCcwDevice(device: CcwDevice, { ioeventfd = true }: AddCcwDeviceOptions = {}): number {
+    this.css.add(device);
+    const subchannel = subchannelOf(device);
+    if (!ioeventfd || !this.behaviour.kvm) return subchannel;
+    for (const [queue, size] of device.queues.entries()) {
+      if (size === 0) continue;
+      const signal = () => device.notified(queue, undefined);
+      assignIoEventFd(this.ccwBus, new CcwIoEventFd({ subchannel, queue, signal }));
+    }
+    return subchannel;
+  }
+
+  /** Lets pages leave the host's memory, for `store`. */
+  pageTo(store: PageStore): Residency {
+    this.residency = new Residency(this.memory, store);
+    for (const { storage } of this.vcpus) storage.residency = this.residency;
+    return this.residency;
+  }
+
+  /** The guest's pages have no contents any more: they read as zeros. */
+  discard({ start, end }: PageRange): void {
+    for (const slot of this.memory.slots) {
+      const first = Math.max(slot.base, Number(start));
+      const last = Math.min(slot.end, Number(end));
+      if (first >= last) continue;
+      slot.u8.fill(0, first - slot.base, last - slot.base);
+      this.memory.stored(first, last - first);
+      this.discardedPages += (last - first) / 4096;
+    }
+  }
+
+  /** A page has come that the guest was told of: an interruption for one CPU, which waits if it can. */
+  injectPfaultDone(token: bigint): void {
+    const { KVM_S390_INT_PFAULT_DONE } = KVM_S390_INTERRUPTS;
+    this.floating.push(token);
+    const vcpu = this.#floatingTarget();
+    vcpu.trace(
+      S390_TP.kvm_s390_inject_vm,
+      KVM_S390_INT_PFAULT_DONE,
+      Number(token & 0xffff_ffffn),
+      Number(token >> 32n),
+    );
+    vcpu.kick();
+  }
+
+  /** A CPU that waits, else one after the other (__floating_irq_kick). Any other takes it if it is enabled first. */
+  #floatingTarget(): S390Vcpu {
+    const idle = this.vcpus.find(({ phase }) => phase === "blocked");
+    if (idle !== undefined) return idle;
+    const running = this.vcpus.filter(({ phase }) => phase !== "ended");
+    return running[this.#nextFloating++ % running.length] ?? this.vcpus[0];
+  }
+
+  /** Asks the debugger, if there is one, for a breakpoint. */
+  breakpoint(vcpu: S390Vcpu): boolean {
+    return this.onBreakpoint(vcpu);
+  }
+
+  /** The guest has asked for a reset: its image is gone, and the virtual machine ends here. */
+  reset(kind: string): void {
+    for (const vcpu of this.vcpus) vcpu.initialReset();
+    this.shutDown(`reset: ${kind}`);
+  }
+
+  /** The guest cannot go on: user space gives it up. */
+  panic(why: string): void {
+    this.shutDown(`guest panicked: ${why}`);
+  }
+}
