@@ -1,0 +1,117 @@
+/**
+ * The instructions of the tables as assemblers are asked for them: every form that guests and hosts use, with operands that
+ * tell its fields apart.
+ *
+ * @module
+ */
+
+import {
+  assembleInstruction,
+  type ByteOrder,
+  disassemblePpc,
+  encodePpc,
+  type InstructionFieldName,
+  type InstructionFormat,
+  MIPS_CONVENTION,
+  MIPS_HYPCALL,
+  PPC_INSTRUCTIONS,
+  type PpcMnemonic,
+  X86_CONVENTION,
+} from "../../abi/mod.ts";
+
+/** An instruction: what an assembler is given, and the bytes that the tables have. */
+export interface Sample {
+  /** A line of assembly. */
+  readonly line: string;
+  /** Bytes in hexadecimal. */
+  readonly bytes: string;
+}
+
+function hexBytes(bytes: Uint8Array): string {
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function formats(list: readonly InstructionFormat[], order: ByteOrder): Sample[] {
+  return list.map((format) => ({ line: format.text, bytes: hexBytes(assembleInstruction(format, order)) }));
+}
+
+/** Values that differ in every field of an instruction, and reach its ends. */
+const PPC_VALUES: Readonly<Record<InstructionFieldName, readonly number[]>> = {
+  RT: [3, 31],
+  RS: [4, 30],
+  RA: [5, 1],
+  RB: [6, 29],
+  SI: [-4096, 0x7fff],
+  UI: [0x4d21, 0xffff],
+  D: [-4096 + 0x58, 0x7ffc],
+  DS: [-4096 + 0x58, 0x7ffc],
+  SPR: [272, 26],
+  SR: [9, 15],
+  LI: [0x1fffffc, -0x2000000],
+  BD: [0x7ffc, -0x8000],
+  BO: [12, 4],
+  BI: [2, 7],
+  AA: [0, 0],
+  LK: [0, 1],
+  BF: [7, 0],
+  L: [0, 1],
+  FXM: [0xff, 0x10],
+  SH: [16, 31],
+  MB: [17, 0],
+  ME: [20, 31],
+  SH6: [48, 1],
+  MB6: [49, 0],
+  ME6: [47, 63],
+  RC: [0, 1],
+  TO: [31, 4],
+  LEV: [0, 1],
+  L15: [0, 1],
+  E: [0, 1],
+};
+
+/** Where the sampled branches stand: a disassembler prints targets, and assemblers are given distances. */
+const SITE = 0x1000_0000;
+
+function ppc(order: ByteOrder): Sample[] {
+  return (Object.keys(PPC_INSTRUCTIONS) as PpcMnemonic[]).flatMap((name) => {
+    const fields = PPC_INSTRUCTIONS[name].fields.split(" ").filter((field) => field !== "");
+    const rounds = fields.length === 0 ? [0] : [0, 1];
+    return rounds.map((round) => {
+      const operands = Object.fromEntries(
+        fields.map((field) => [field, PPC_VALUES[field as InstructionFieldName][round]]),
+      );
+      if (name === "mftb") operands.SPR = [268, 269][round]; // it reads nothing else
+      const word = encodePpc(name, operands as Parameters<typeof encodePpc<typeof name>>[1]);
+      // Assemblers have their own opinions on the names of registers, but none on their numbers.
+      const text = disassemblePpc(word, SITE).replace(/\b(?:[A-Z]\w+|spr \d+)\b/, String(operands.SPR));
+      const line = fields.includes("LI") || fields.includes("BD")
+        ? text.replace(/0x[0-9a-f]+$/, (target) => {
+          const distance = Number(target) - SITE;
+          return distance < 0 ? `.${distance}` : `.+${distance}`;
+        })
+        : text;
+      const bytes = new Uint8Array(4);
+      new DataView(bytes.buffer).setUint32(0, word, order === "little");
+      return { line, bytes: hexBytes(bytes) };
+    });
+  });
+}
+
+function mips(order: ByteOrder): Sample[] {
+  return [
+    ...formats(MIPS_CONVENTION.instructions, order),
+    ...[1, 5, 0x3ff].map((code) => ({
+      line: `hypcall ${code}`,
+      bytes: hexBytes(assembleInstruction(MIPS_HYPCALL, order, { code })),
+    })),
+  ];
+}
+
+/** The samples of each of the assemblers' targets. */
+export const SAMPLES: Readonly<Record<string, readonly Sample[]>> = {
+  x86: formats(X86_CONVENTION.instructions, "little"),
+  ppc: ppc("big"),
+  ppcle: ppc("little"),
+  mips: mips("big"),
+  mipsel: mips("little"),
+};
