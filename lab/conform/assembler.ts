@@ -37,7 +37,7 @@ export const ASSEMBLY_TARGETS: Readonly<Record<string, AssemblyTarget>> = {
     llvm: ["--triple=systemz", "--mcpu=z14"],
     gnu: "s390x-linux-gnu-as",
     gnuPackage: "binutils-s390x-linux-gnu",
-    gnuArgs: ["-march=z14"],
+    gnuArgs: ["-march=z14", "--listing-lhs-width=2"], // 6 bytes in a row of the listing
   },
   ppc: {
     llvm: ["--triple=powerpc64", "--mattr=+booke"],
@@ -53,18 +53,19 @@ export const ASSEMBLY_TARGETS: Readonly<Record<string, AssemblyTarget>> = {
     gnuPackage: "binutils-powerpc64le-linux-gnu",
     gnuArgs: ["-mregnames", "-many"],
   },
+  // Registers have o32's names: in n64, t0 would be another one.
   mips: {
-    llvm: ["--triple=mips64", "--mattr=+virt,+mips64r5"],
+    llvm: ["--triple=mips", "--mattr=+virt,+mips64r5"],
     gnu: "mips-linux-gnu-as",
     gnuPackage: "binutils-mips-linux-gnu",
-    gnuArgs: ["-mips64r5", "-mabi=64", "-mvirt"],
+    gnuArgs: ["-mips64r5", "-mabi=o64", "-mvirt"],
     directives: [".set noreorder"],
   },
   mipsel: {
-    llvm: ["--triple=mips64el", "--mattr=+virt,+mips64r5"],
+    llvm: ["--triple=mipsel", "--mattr=+virt,+mips64r5"],
     gnu: "mipsel-linux-gnu-as",
     gnuPackage: "binutils-mipsel-linux-gnu",
-    gnuArgs: ["-mips64r5", "-mabi=64", "-mvirt"],
+    gnuArgs: ["-mips64r5", "-mabi=o64", "-mvirt"],
     directives: [".set noreorder"],
   },
 };
@@ -81,7 +82,8 @@ async function assembled(
 ): Promise<Map<number, string>> {
   const left = [...lines];
   for (let pass = 0; pass < 5; pass++) {
-    const { out, err } = await run([...directives, ...left, ""].join("\n"));
+    // Whoever fills the section up to its alignment shall not do it in the last line.
+    const { out, err } = await run([...directives, ...left, ".balign 16", ""].join("\n"));
     const bad = [...err.matchAll(/(?:<stdin>|\{standard input\}):(\d+):.*?error/gi)].map(([, line]) =>
       Number(line)
     );
@@ -121,8 +123,8 @@ const gnu: Assembler = async (target, lines) => {
         packages: [target.gnuPackage],
       }),
     function* (out) {
-      for (const [, line, bytes] of out.matchAll(/^ *(\d+) [0-9a-f]{4} ([0-9A-F]+)/gm)) {
-        yield [Number(line) - 1 - directives.length, bytes.toLowerCase()];
+      for (const [, line, bytes] of out.matchAll(/^ *(\d+) [0-9a-f]{4} ([0-9A-F]+(?: [0-9A-F]+)*)/gm)) {
+        yield [Number(line) - 1 - directives.length, bytes.replaceAll(" ", "").toLowerCase()];
       }
     },
   );

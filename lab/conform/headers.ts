@@ -89,7 +89,9 @@ export async function recordSet(set: HeaderSet, all: Packages): Promise<SetRecor
     ],
     prologue: [
       ...set.prologue ?? [],
-      ...[...Object.keys(set.headers), ...headersOf(set)].map((header) => `#include <${header}>`),
+      ...[...Object.keys(set.headers), ...set.besides ?? [], ...set.whole ?? []].map((header) =>
+        `#include <${header}>`
+      ),
     ].join("\n"),
   };
   const text = await preprocessed(compiler);
@@ -121,9 +123,4 @@ export async function recordSet(set: HeaderSet, all: Packages): Promise<SetRecor
     lists,
     whole: Object.fromEntries(whole),
   };
-}
-
-/** Headers from which a set needs more than constants. */
-function headersOf(set: HeaderSet): readonly string[] {
-  return [...set.whole ?? [], ...set.lists?.includes("diagnose_codes") ? ["asm/sie.h"] : []];
 }

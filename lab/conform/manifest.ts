@@ -40,6 +40,8 @@ export interface HeaderSet {
   readonly headers: Readonly<Record<string, RegExp>>;
   /** Structures with their members. */
   readonly structs?: Readonly<Record<string, Members>>;
+  /** Headers with none of those constants. */
+  readonly besides?: readonly string[];
   /** Macros that are lists of numbers and names. */
   readonly lists?: readonly string[];
   /** Headers of which every macro is recorded by name, to show how little they hold. */
@@ -89,6 +91,7 @@ const X86: HeaderSet = {
     kvm_vcpu_pv_apf_data: ["flags", "token", "pad"],
   },
   lists: ["VMX_EXIT_REASONS", "SVM_EXIT_REASONS"],
+  besides: ["linux/errno.h"],
 };
 
 /** The kernel's own headers. */
@@ -146,7 +149,7 @@ const X86_KERNEL: HeaderSet = {
     "asm/svm.h": /^[A-Z]/,
     "asm/apicdef.h": /^(X2|XAPIC|IO_)?APIC/,
     "asm/msr-index.h":
-      /^(MSR_(IA32_(VMX|TSC|APICBASE|PAT|MISC)|EFER|STAR|LSTAR|CSTAR|SYSCALL_MASK|FS_BASE|GS_BASE|KERNEL_GS_BASE|TSC_AUX|AMD64_SVM_AVIC)|_?EFER_|VMX_BASIC|X2APIC)/,
+      /^(MSR_(IA32_(VMX|TSC_|TSC$|APICBASE|FEAT_CTL)|EFER|STAR|LSTAR|CSTAR|SYSCALL_MASK|FS_BASE|GS_BASE|KERNEL_GS_BASE|TSC_AUX|AMD64_SVM_AVIC)|_?EFER_|VMX_BASIC|FEAT_CTL)/,
     "asm/trapnr.h": /^X86_TRAP/,
     "asm/vmxfeatures.h": /^VMX_FEATURE_|^NVMXINTS/,
     "asm/kvm_host.h": /^(PFERR|APICV_INHIBIT|KVM_APIC)/,
@@ -172,7 +175,11 @@ const S390_KERNEL: HeaderSet = {
   name: "s390-kernel",
   target: "s390x-linux-gnu",
   ...foreignKernel("s390", "-DCONFIG_64BIT=1", "-march=z13"),
-  headers: { "asm/ptrace.h": /^(PSW|PER)_/, "asm/lowcore.h": /^LC_/ },
+  besides: ["asm/sysinfo.h", "asm/schid.h"],
+  headers: {
+    "asm/ptrace.h": /^(PSW|PER)_/,
+    "asm/lowcore.h": /^LC_/,
+  },
   structs: {
     lowcore: [
       "ext_params",
@@ -201,7 +208,30 @@ const S390_KERNEL: HeaderSet = {
       "lpp",
       "ext_params2",
     ],
+    sysinfo_3_2_2: [
+      "vm",
+      "vm[1]",
+      "vm[0].cpus_total",
+      "vm[0].cpus_configured",
+      "vm[0].cpus_standby",
+      "vm[0].cpus_reserved",
+      "vm[0].name",
+      "vm[0].caf",
+      "vm[0].cpi",
+      "vm[0].evmne",
+      "vm[0].uuid",
+      "ext_names",
+    ],
+    subchannel_id: [],
   },
+};
+
+/** As assembly sources include them: macros alone, of headers whose declarations need generated ones. */
+const S390_ASSEMBLY: HeaderSet = {
+  name: "s390-assembly",
+  target: "s390x-linux-gnu",
+  ...foreignKernel("s390", "-DCONFIG_64BIT=1", "-D__ASSEMBLY__", "-D__ASSEMBLER__"),
+  headers: { "asm/irq.h": /^EXT_IRQ_/ },
 };
 
 const PPC_KERNEL: HeaderSet = {
@@ -234,16 +264,20 @@ const S390: HeaderSet = {
     "asm/virtio-ccw.h": /^KVM_/,
     "asm/kvm.h": /^KVM_/,
     "asm/ptrace.h": /^PSW/,
+    "asm-generic/errno-base.h": /^E[A-Z0-9]+$/,
+    "asm-generic/errno.h": /^E[A-Z0-9]+$/,
   },
   structs: {
     ...KVM_RUN,
     kvm_sync_regs: ["prefix", "gprs", "acrs", "crs", "todpr", "cputm", "pft", "pfs", "pfc"],
   },
   lists: ["diagnose_codes", "icpt_prog_codes"],
+  besides: ["linux/errno.h", "asm/sie.h"],
   whole: ["asm/kvm_para.h"],
 };
 
-const PPC_HEADERS: Pick<HeaderSet, "headers" | "structs"> = {
+const PPC_HEADERS: Pick<HeaderSet, "headers" | "structs" | "besides"> = {
+  besides: ["linux/errno.h"],
   headers: {
     ...KVM_PARA,
     ...KVM,
@@ -285,7 +319,8 @@ const PPC_HEADERS: Pick<HeaderSet, "headers" | "structs"> = {
   },
 };
 
-const MIPS_HEADERS: Pick<HeaderSet, "headers" | "structs" | "whole"> = {
+const MIPS_HEADERS: Pick<HeaderSet, "headers" | "structs" | "besides" | "whole"> = {
+  besides: ["linux/errno.h"],
   headers: { ...KVM_PARA, ...KVM, "asm/inst.h": /^(cop0|hypcall|cop|wait|eret|mfc|mtc)_op$/ },
   structs: KVM_RUN,
   whole: ["asm/kvm_para.h"],
@@ -297,6 +332,7 @@ export const HEADER_SETS: readonly HeaderSet[] = [
   X86_KERNEL,
   S390,
   S390_KERNEL,
+  S390_ASSEMBLY,
   PPC_KERNEL,
   MIPS_KERNEL,
   { name: "ppc", target: "powerpc-linux-gnu", ...uapi("powerpc-linux-gnu", "powerpc"), ...PPC_HEADERS },

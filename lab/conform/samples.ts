@@ -12,10 +12,17 @@ import {
   encodePpc,
   type InstructionFieldName,
   type InstructionFormat,
+  MIPS_BLOCK,
   MIPS_CONVENTION,
   MIPS_HYPCALL,
   PPC_INSTRUCTIONS,
   type PpcMnemonic,
+  S390_BLOCK,
+  S390_DIAG,
+  S390_FORMATS,
+  type S390Mnemonic,
+  type SiteForm,
+  unitsToBytes,
   X86_CONVENTION,
 } from "../../abi/mod.ts";
 
@@ -33,6 +40,17 @@ function hexBytes(bytes: Uint8Array): string {
 
 function formats(list: readonly InstructionFormat[], order: ByteOrder): Sample[] {
   return list.map((format) => ({ line: format.text, bytes: hexBytes(assembleInstruction(format, order)) }));
+}
+
+/** What guests yield. A sequence is one sample an instruction: there its units are words. */
+function sites(forms: readonly SiteForm[], unitBytes: 2 | 4, order: ByteOrder): Sample[] {
+  return forms.flatMap(({ text, units }) => {
+    const lines = text.split("; ");
+    return lines.map((line, index) => ({
+      line,
+      bytes: hexBytes(unitsToBytes(lines.length === 1 ? units : [units[index]], unitBytes, order)),
+    }));
+  });
 }
 
 /** Values that differ in every field of an instruction, and reach its ends. */
@@ -100,6 +118,7 @@ function ppc(order: ByteOrder): Sample[] {
 function mips(order: ByteOrder): Sample[] {
   return [
     ...formats(MIPS_CONVENTION.instructions, order),
+    ...sites(MIPS_BLOCK.forms, 4, order),
     ...[1, 5, 0x3ff].map((code) => ({
       line: `hypcall ${code}`,
       bytes: hexBytes(assembleInstruction(MIPS_HYPCALL, order, { code })),
@@ -107,9 +126,52 @@ function mips(order: ByteOrder): Sample[] {
   ];
 }
 
+/** DIAGNOSE as the dossiers of its functions have it, and with every field filled. */
+const DIAGNOSE_LINES: readonly (readonly [r1: number, r3: number, code: number])[] = [
+  [2, 4, 0x500],
+  [2, 4, 0x501],
+  [0, 0, 0x500],
+  [0, 0, 0x44],
+  [1, 2, 0x258],
+  [3, 1, 0x308],
+  [5, 7, 0x10],
+  [15, 14, 0xfff],
+];
+
+/** A different number in every field of a format. Displacements of 20 bits are in two pieces. */
+const S390_FIELDS: readonly (readonly [S390Mnemonic, line: string, Readonly<Record<string, number>>])[] = [
+  ["DIAG", "diag %r1, %r3, 0x123(%r9)", { r1: 1, r3: 3, b2: 9, d2: 0x123 }],
+  ["STC", "stc %r3, 0x123(%r4,%r5)", { r1: 3, x2: 4, b2: 5, d2: 0x123 }],
+  ["LG", "lg %r3, 0x12345(%r4,%r5)", { r1: 3, x2: 4, b2: 5, d2: 0x345, dh2: 0x12 }],
+  ["CS", "cs %r3, %r4, 0x123(%r5)", { r1: 3, r3: 4, b2: 5, d2: 0x123 }],
+  ["LCTLG", "lctlg %c3, %c4, 0x12345(%r5)", { r1: 3, r3: 4, b2: 5, d2: 0x345, dh2: 0x12 }],
+  ["STCTG", "stctg %c3, %c4, -1(%r5)", { r1: 3, r3: 4, b2: 5, d2: 0xfff, dh2: 0xff }],
+  ["LGR", "lgr %r3, %r4", { r1: 3, r2: 4 }],
+  ["STOSM", "stosm 0x123(%r5), 0x4f", { i2: 0x4f, b2: 5, d2: 0x123 }],
+  ["STSI", "stsi 0x123(%r5)", { b2: 5, d2: 0x123 }],
+  ["SVC", "svc 0x4f", { i: 0x4f }],
+  ["BCR", "bcr 3, %r4", { r1: 3, r2: 4 }],
+];
+
+function s390(): Sample[] {
+  return [
+    ...formats(Object.values(S390_FORMATS), "big"),
+    ...sites(S390_BLOCK.forms, 2, "big"),
+    ...DIAGNOSE_LINES.map(([r1, r3, code]) => ({
+      line: `diag %r${r1}, %r${r3}, ${code}`,
+      bytes: hexBytes(assembleInstruction(S390_DIAG, "big", { r1, r3, d2: code })),
+    })),
+    ...S390_FIELDS.map(([name, line, fields]) => ({
+      line,
+      bytes: hexBytes(assembleInstruction(S390_FORMATS[name], "big", fields)),
+    })),
+  ];
+}
+
 /** The samples of each of the assemblers' targets. */
 export const SAMPLES: Readonly<Record<string, readonly Sample[]>> = {
   x86: formats(X86_CONVENTION.instructions, "little"),
+  s390: s390(),
   ppc: ppc("big"),
   ppcle: ppc("little"),
   mips: mips("big"),
