@@ -7,10 +7,16 @@
  * @module
  */
 
+import type { PpcFamily } from "./interrupts.ts";
 import { extractField, fieldMask, insertField, type InstructionFieldName } from "./fields.ts";
 
 /** The cores of this project: 64-bit and 32-bit Book3S, and 32-bit BookE (e500). */
 export type PpcCore = "book3s-64" | "book3s-32" | "booke";
+
+/** The family of a core's interrupts. */
+export function ppcFamily(core: PpcCore): PpcFamily {
+  return core === "booke" ? "booke" : "book3s";
+}
 
 /** One instruction. */
 export interface PpcInstructionSpec {

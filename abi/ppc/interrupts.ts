@@ -62,10 +62,10 @@ export type PpcInterrupt =
 
 /**
  * The offset of an interrupt's vector from where the guest keeps its vectors. On BookE the guest chooses it, in a register
- * for each interrupt: this project's guests choose these.
+ * for each interrupt: this project's guests choose blocks of text in the order of the registers.
  */
 export function ppcVector(family: PpcFamily, interrupt: PpcInterrupt): number {
-  return family === "book3s" ? BOOK3S_INTERRUPTS[interrupt] : 0x100 * BOOKE_INTERRUPTS[interrupt];
+  return family === "book3s" ? BOOK3S_INTERRUPTS[interrupt] : 0x200 * BOOKE_INTERRUPTS[interrupt];
 }
 
 const BOOK3S_NAMES: ReadonlyMap<number, string> = new Map(

@@ -4,4 +4,10 @@
  * @module
  */
 
+export * from "./epapr.ts";
+export * from "./flat_tree.ts";
 export * from "./hypercall.ts";
+export * from "./magic_page/patch.ts";
+export * from "./magic_page/patch_table.ts";
+export * from "./magic_page/templates.ts";
+export * from "./vectors.ts";

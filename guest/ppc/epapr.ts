@@ -1,0 +1,93 @@
+/**
+ * How a PowerPC guest gets its hypercalls: it finds the words in the device tree and patches them into its stub
+ * (arch/powerpc/kernel/epapr_paravirt.c).
+ *
+ * @module
+ */
+
+import {
+  type ByteOrder,
+  HAS_IDLE,
+  HCALL_INSTRUCTIONS,
+  HCALL_STUB,
+  HCALL_WORDS_MAX,
+  HYPERVISOR_NODE,
+  KVM_COMPATIBLE,
+  type MachineGuest,
+  type PpcCpu,
+} from "../../abi/mod.ts";
+import type { GuestValue } from "../kernel/cpumask.ts";
+import { type FlatNode, FlatTree } from "./flat_tree.ts";
+
+/** What a guest found. */
+export interface EpaprParavirt {
+  /** Whether hypercalls have words: nothing calls a host otherwise. */
+  readonly enabled: boolean;
+  /** Whether the host lets CPUs wait in EV_IDLE. */
+  readonly hasIdle: boolean;
+  /** Whether the host is KVM. */
+  readonly kvm: boolean;
+}
+
+/** What a guest looks at. */
+export interface EpaprOptions {
+  /** Where the device tree is: what r3 holds at the start. */
+  readonly fdt: number;
+  /** Where the stub is to be: five words. */
+  readonly stub: number;
+  /** The byte order that the guest runs in. */
+  readonly order: ByteOrder;
+}
+
+/** Writes a word of code and has processors fetch it. */
+export function* patchInstruction(cpu: PpcCpu, address: number, word: number): MachineGuest {
+  yield cpu.stw(address, word);
+  yield cpu.dcbst(address);
+  yield cpu.sync();
+  yield cpu.icbi(address);
+  yield cpu.isync();
+}
+
+/** Writes the stub as the linker would: every call through it answers -1. */
+export function* writeHypercallStub(cpu: PpcCpu, stub: number): MachineGuest {
+  for (const [index, word] of HCALL_STUB.entries()) yield* patchInstruction(cpu, stub + 4 * index, word);
+}
+
+/** Writes the stub, and patches the device tree's words into it where it has some. */
+export function* epaprInit(cpu: PpcCpu, { fdt, stub, order }: EpaprOptions): GuestValue<EpaprParavirt> {
+  yield* writeHypercallStub(cpu, stub);
+  const tree = new FlatTree(cpu, fdt, order);
+  if (!(yield* tree.open())) return { enabled: false, hasIdle: false, kvm: false };
+  let enabled = false;
+  let hasIdle = false;
+  yield* tree.find(function* (node) {
+    const words = yield* tree.property(node, HCALL_INSTRUCTIONS);
+    if (words === undefined) return false;
+    if (words.length % 4 === 0 && words.length <= 4 * HCALL_WORDS_MAX) {
+      for (let at = 0; at < words.length; at += 4) {
+        yield* patchInstruction(cpu, stub + at, yield* tree.cell(words.address + at));
+      }
+      hasIdle = (yield* tree.property(node, HAS_IDLE)) !== undefined;
+      enabled = true;
+    }
+    return true; // The first node that has the property decides, whatever it holds.
+  });
+  return { enabled, hasIdle, kvm: yield* isKvm(tree) };
+}
+
+/** Whether a node "hypervisor" is compatible with KVM (kvm_para_available). */
+function* isKvm(tree: FlatTree): GuestValue<boolean> {
+  const node: FlatNode | undefined = yield* tree.find(function* (node) {
+    yield* [];
+    return node.name === HYPERVISOR_NODE;
+  });
+  if (node === undefined) return false;
+  const compatible = yield* tree.property(node, "compatible");
+  if (compatible === undefined) return false;
+  for (let at = 0; at < compatible.length;) {
+    const text = yield* tree.text(compatible.address + at);
+    if (text === KVM_COMPATIBLE) return true;
+    at += text.length + 1;
+  }
+  return false;
+}
