@@ -315,12 +315,9 @@ function fixHypercall(vcpu: Vcpu): void {
     return vcpu.queueException(PF_VECTOR, PFERR_PRESENT | PFERR_WRITE | (user ? PFERR_USER : 0));
   }
   const bytes = backend.name === "vmx" ? VMCALL : VMMCALL;
-  if (vm.memory.writable(site, 3)) {
-    writeGuest(vm, site, 3, BigInt(bytes[0] | (bytes[1] << 8) | (bytes[2] << 16)));
-  } else {
-    // KVM_MEM_READONLY: the write is MMIO, and user space drops it; the guest faults again.
-    writeMmio(vcpu, site, 3, BigInt(bytes[0] | (bytes[1] << 8) | (bytes[2] << 16)));
-  }
+  const code = BigInt(bytes[0] | (bytes[1] << 8) | (bytes[2] << 16));
+  // KVM_MEM_READONLY: the write is MMIO, and user space drops it; the guest faults again.
+  if (!writeGuest(vm, site, 3, code)) writeMmio(vcpu, site, 3, code);
 }
 
 /** Fetches and decodes the pending instruction. */

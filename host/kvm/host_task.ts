@@ -7,7 +7,30 @@
 
 import { type Engine, type Steps, Thread } from "../core/mod.ts";
 
-/** Does something once, and ends. */
+/**
+ * Does something once, and ends.
+ *
+ * @example The host takes a page away that a guest uses
+ * ```ts
+ * import { HostTask, Machine, Text, type X86Cpu } from "@exitless/exitless";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const text = new Text();
+ * const entry = text.add(function* main(cpu: X86Cpu) {
+ *   yield cpu.store32(0x1000, 7);
+ *   yield cpu.work(100_000); // Meanwhile the page goes.
+ *   yield cpu.load32(0x1000); // And comes back: the vCPU's thread waits for the disk.
+ *   assertEquals(cpu.rax, 7n);
+ * });
+ * const vm = new Machine().createVm({ memory: 2 ** 21, disk: { pages: 512, latency: 200_000 } });
+ * vm.load(text);
+ * vm.start(entry);
+ * const kswapd = new HostTask(vm.engine, "kswapd", vm.evict(0x1000, 4096), 50_000);
+ * vm.machine.run();
+ * assertEquals(kswapd.result, 1);
+ * assertEquals(vm.bootstrap.stats.pf_waits, 1);
+ * ```
+ */
 export class HostTask<T = void> extends Thread {
   /** What it came to; undefined while it has not ended. */
   result: T | undefined = undefined;

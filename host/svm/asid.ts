@@ -29,6 +29,8 @@ const MIN_ASID = 1;
 
 /** What a CPU knows of its ASIDs (struct svm_cpu_data). */
 class CpuAsids {
+  /** Which CPU. */
+  readonly pcpu: Pcpu;
   /** Counts how often they were given anew. */
   generation = 1;
   /** The next to give: beyond the last at first, so that the first vCPU flushes. */
@@ -36,7 +38,8 @@ class CpuAsids {
   /** The last (CPUID 8000_000A EBX, less 1). */
   readonly max: number;
 
-  constructor(asids: number) {
+  constructor(pcpu: Pcpu, asids: number) {
+    this.pcpu = pcpu;
     this.max = asids - 1;
     this.next = this.max + 1;
   }
@@ -46,7 +49,7 @@ const CPUS = new WeakMap<Pcpu, CpuAsids>();
 
 function asidsOf({ machine }: Vcpu, pcpu: Pcpu): CpuAsids {
   let asids = CPUS.get(pcpu);
-  if (asids === undefined) CPUS.set(pcpu, asids = new CpuAsids(machine.asids));
+  if (asids === undefined) CPUS.set(pcpu, asids = new CpuAsids(pcpu, machine.asids));
   return asids;
 }
 
@@ -55,7 +58,7 @@ export class Asid {
   /** Which generation of its CPU's it is of; 0 where it is of none. */
   generation = 0;
   /** The CPU that gave it. */
-  pcpu: Pcpu | undefined = undefined;
+  #cpu: CpuAsids | undefined = undefined;
   readonly #vcpu: Vcpu;
   readonly #vmcb: Vmcb;
 
@@ -73,17 +76,16 @@ export class Asid {
 
   /** The vCPU was put on a CPU: before it runs there, its ASID must be one of that CPU's, and of its generation. */
   loaded(pcpu: Pcpu): void {
-    if (pcpu !== this.pcpu || this.generation !== asidsOf(this.#vcpu, pcpu).generation) {
-      this.#vcpu.request(REQ_NEW_ASID);
-    }
+    const cpu = this.#cpu;
+    if (cpu?.pcpu !== pcpu || cpu.generation !== this.generation) this.#vcpu.request(REQ_NEW_ASID);
   }
 
   /** pre_svm_run: right before VMRUN, where it was found necessary. */
   renew(): void {
     const pcpu = this.#vcpu.pcpu!;
     const asids = asidsOf(this.#vcpu, pcpu);
-    if (this.pcpu !== pcpu) this.generation = 0;
-    this.pcpu = pcpu;
+    if (this.#cpu !== asids) this.generation = 0;
+    this.#cpu = asids;
     if (this.generation === asids.generation) return;
     if (asids.next > asids.max) {
       asids.generation++;

@@ -9,7 +9,8 @@
  *
  * Then the guest goes on where it was: it repeats the access.
  *
- * Left out: what a fault finds that shadow paging write-protects, and MMIO entries (mmio_marks.ts has the pages).
+ * Left out: what a fault finds that shadow paging write-protects; MMIO entries, whose pages mmio_marks.ts has; and the
+ * APIC's page, which access_page.ts has: neither is in the tables.
  *
  * @module
  */
