@@ -49,6 +49,8 @@ export interface BlockOptions {
 
 /** The layout of an architecture's blocks. */
 export class BlockLayout {
+  /** Bytes of a unit. */
+  readonly unitBytes: 1 | 2 | 4;
   /** Bytes of a block. */
   readonly size: number;
   /** By opcode: the offset of its site. */
@@ -62,7 +64,6 @@ export class BlockLayout {
   /** The instructions. */
   readonly forms: readonly SiteForm[];
   readonly #units: readonly number[];
-  readonly #unitBytes: number;
 
   /** Throws `RangeError` where the instructions do not fit. */
   constructor(options: BlockOptions) {
@@ -83,7 +84,7 @@ export class BlockLayout {
     }
     while (units.length * unitBytes < size) units.push(...pad);
     this.#units = units.slice(0, size / unitBytes);
-    this.#unitBytes = unitBytes;
+    this.unitBytes = unitBytes;
     this.size = size;
     this.site = site;
     this.behind = behind;
@@ -93,7 +94,7 @@ export class BlockLayout {
 
   /** The bytes of a block. */
   bytes(order: ByteOrder): Uint8Array {
-    return unitsToBytes(this.#units, this.#unitBytes, order);
+    return unitsToBytes(this.#units, this.unitBytes, order);
   }
 
   /** An instruction as an assembler spells it; `opcode N` where there is none with that number. */
@@ -117,6 +118,7 @@ export class MachineText<Cpu> {
   /** The layout of the blocks. */
   readonly layout: BlockLayout;
   readonly #blocks = new Map<number, MachineBlock<Cpu>>();
+  readonly #words = new Map<number, readonly number[]>();
   #next: number;
 
   /** Text whose functions stand one behind the other from `base`, a multiple of the block's size. */
@@ -143,6 +145,14 @@ export class MachineText<Cpu> {
     return address;
   }
 
+  /**
+   * Puts words into the image that are no function's: an exception vector that jumps to its handler, a stub. Processors
+   * execute them as they find them.
+   */
+  addWords(address: number, units: readonly number[]): void {
+    this.#words.set(address, units);
+  }
+
   /** The block that holds `address`; undefined where there is no text. */
   blockAt(address: number): MachineBlock<Cpu> | undefined {
     return this.#blocks.get(Math.floor(address / this.layout.size));
@@ -153,10 +163,12 @@ export class MachineText<Cpu> {
     return [...this.#blocks.values()];
   }
 
-  /** Writes each block's bytes through `write`: what a boot loader does with an image. */
+  /** Writes each block's bytes, and the words, through `write`: what a boot loader does with an image. */
   load(order: ByteOrder, write: (address: number, bytes: Readonly<Uint8Array>) => void): void {
-    const bytes = this.layout.bytes(order);
+    const { layout } = this;
+    const bytes = layout.bytes(order);
     for (const { address } of this.#blocks.values()) write(address, bytes);
+    for (const [address, units] of this.#words) write(address, unitsToBytes(units, layout.unitBytes, order));
   }
 
   #aligned(address: number): number {

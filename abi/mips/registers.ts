@@ -83,6 +83,8 @@ export const MIPS_STATUS_UM: number = 2 << 3;
 export const MIPS_STATUS_BEV: number = 1 << 22;
 /** Status: coprocessor 0 may be used in any mode. */
 export const MIPS_STATUS_CU0: number = 1 << 28;
+/** Status: coprocessor 1 may be used. */
+export const MIPS_STATUS_CU1: number = 1 << 29;
 
 /** Cause: the exception's instruction stands in a branch delay slot. */
 export const MIPS_CAUSE_BD: number = 1 << 31;
@@ -90,8 +92,10 @@ export const MIPS_CAUSE_BD: number = 1 << 31;
 export const MIPS_CAUSE_EXCCODE_SHIFT = 2;
 /** Cause: the exception's code. */
 export const MIPS_CAUSE_EXCCODE: number = 0x1f << MIPS_CAUSE_EXCCODE_SHIFT;
-/** Cause: the coprocessor that was not usable. */
-export const MIPS_CAUSE_CE: number = 3 << 28;
+/** Cause: the lowest bit of the number of the coprocessor that was not usable. */
+export const MIPS_CAUSE_CE_SHIFT = 28;
+/** Cause: that number. */
+export const MIPS_CAUSE_CE: number = 3 << MIPS_CAUSE_CE_SHIFT;
 
 /** Exception codes, as Cause.ExcCode holds them. */
 export const MIPS_EXCEPTIONS = {

@@ -5,3 +5,5 @@
  */
 
 export * from "./hypercall.ts";
+export * from "./paravirt.ts";
+export * from "./vectors.ts";

@@ -29,6 +29,7 @@ export class Activations<Cpu extends MachineContext<Cpu>> {
   /** The processor is on its way from a vector that is no function's entry to the handler. */
   #entering = false;
   #fault: MachineFault | undefined = undefined;
+  #returned = false;
 
   /** The code of `processor`, which has `context` loaded. */
   constructor(processor: string, context: Cpu) {
@@ -81,6 +82,15 @@ export class Activations<Cpu extends MachineContext<Cpu>> {
     return false;
   }
 
+  /**
+   * The processor has executed the instruction that returns from a handler, or the host has for it: if the handler's
+   * function has returned, its activation ends. Without this call it ends when the program counter is elsewhere, which is the
+   * same unless the way back leads to that very instruction of the same function.
+   */
+  leaveHandler(): void {
+    this.#returned = this.context.top?.ended === true;
+  }
+
   /** Another context is loaded: a task switch. */
   load(next: Cpu): void {
     if (next.running) throw this.error("it switched to a task that is already running");
@@ -118,7 +128,10 @@ export class Activations<Cpu extends MachineContext<Cpu>> {
   settle(): void {
     const { context } = this;
     const { top } = context;
-    if (!top?.ended || context.pc === top.block.address + context.layout.site[context.pending]) return;
+    if (!top?.ended) return;
+    const here = context.pc === top.block.address + context.layout.site[context.pending];
+    if (here && !this.#returned) return;
+    this.#returned = false;
     context.frames.pop();
     const below = context.top!;
     below.owed = top.fault ?? below.owed;

@@ -125,6 +125,12 @@ export abstract class ArchVcpu<Cpu extends MachineContext<Cpu>> extends Thread {
     this.code.enterHandler(fault);
   }
 
+  /** The instruction that ends handlers has been executed, by the processor or by the host for it. */
+  protected leaveHandler(): void {
+    this.charge(this.vm.cost.iret);
+    this.code.leaveHandler();
+  }
+
   /** KVM_RUN comes back with a reason, and user space has its turn. */
   toUserspace(exit: KvmExit): void {
     this.charge(this.vm.cost.userspace);

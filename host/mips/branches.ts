@@ -82,6 +82,21 @@ export function branchOf(word: number, pc: number, registers: BranchRegisters): 
   return undefined;
 }
 
+const COP1 = 0x11;
+const BC1 = 0x08;
+
+/**
+ * The branch on the floating-point condition that `word` is, where the condition is false: there are no instructions here
+ * that set one. Processors have such branches, and KVM follows none.
+ */
+export function floatingPointBranchOf(word: number, pc: number): Branch | undefined {
+  if (word >>> 26 !== COP1 || ((word >>> 21) & 0x1f) !== BC1) return undefined;
+  const onTrue = (word & (1 << 16)) !== 0;
+  const likely = (word & (1 << 17)) !== 0;
+  const offset = (word << 16) >> 14;
+  return { target: (onTrue ? pc + 8 : pc + 4 + offset) >>> 0, nullifies: likely && onTrue };
+}
+
 function linkOf(pc: number): bigint {
   return BigInt.asUintN(64, BigInt((pc + 8) | 0));
 }

@@ -9,6 +9,7 @@ import {
   MachineFault,
   MIPS_CAUSE_BD,
   MIPS_CAUSE_CE,
+  MIPS_CAUSE_CE_SHIFT,
   MIPS_CAUSE_EXCCODE,
   MIPS_CAUSE_EXCCODE_SHIFT,
   MIPS_CP0,
@@ -22,18 +23,30 @@ import {
 } from "../../abi/mod.ts";
 import type { MipsVcpu } from "./vcpu.ts";
 
+/** What else there is to say of an exception. */
+export interface ExceptionDetails {
+  /** The address that it is about. */
+  readonly badVAddr?: bigint;
+  /** The coprocessor that was not usable. */
+  readonly coprocessor?: number;
+}
+
 /**
- * The instruction at the program counter causes an exception: EPC, Cause, Status.EXL, and on at the vector. `badVAddr` is
- * the address that it is about. Errors where nothing is at the vector: memory full of NOPs would lead anywhere.
+ * The instruction at the program counter causes an exception: EPC, Cause, Status.EXL, and on at the vector. Errors where
+ * nothing is at the vector: memory full of NOPs would lead anywhere.
  */
-export function deliverException(vcpu: MipsVcpu, name: MipsException, badVAddr?: bigint): void {
+export function deliverException(
+  vcpu: MipsVcpu,
+  name: MipsException,
+  { badVAddr, coprocessor = 0 }: ExceptionDetails = {},
+): void {
   const { context } = vcpu;
   const { code } = MIPS_EXCEPTIONS[name];
   const slot = vcpu.branchTarget !== undefined;
   const status = Number(context.system(MIPS_CP0.status) & 0xffff_ffffn);
   const nested = (status & MIPS_STATUS_EXL) !== 0;
   let cause = Number(context.system(MIPS_CP0.cause) & 0xffff_ffffn) & ~(MIPS_CAUSE_EXCCODE | MIPS_CAUSE_CE);
-  cause |= code << MIPS_CAUSE_EXCCODE_SHIFT;
+  cause |= (code << MIPS_CAUSE_EXCCODE_SHIFT) | (coprocessor << MIPS_CAUSE_CE_SHIFT);
   if (!nested) {
     context.setSystem(MIPS_CP0.epc, mipsRegisterAddress(slot ? context.pc - 4 : context.pc));
     cause = slot ? cause | MIPS_CAUSE_BD : cause & ~MIPS_CAUSE_BD;

@@ -10,17 +10,19 @@ import {
   MIPS_CP0,
   MIPS_HYPCALL,
   MIPS_STATUS_CU0,
+  MIPS_STATUS_CU1,
   MIPS_STATUS_ERL,
   MIPS_STATUS_EXL,
   MIPS_STATUS_KSU,
   mipsRegisterAddress,
   mipsUnmapped,
 } from "../../abi/mod.ts";
-import { branchOf } from "./branches.ts";
+import { branchOf, floatingPointBranchOf } from "./branches.ts";
 import { deliverException } from "./exceptions.ts";
 import type { MipsVcpu } from "./vcpu.ts";
 
 const COP0 = 0x10;
+const COP1 = 0x11;
 const MF = 0;
 const DMF = 1;
 const MT = 4;
@@ -51,17 +53,20 @@ export function executeMips(vcpu: MipsVcpu): void {
   const { context, vm } = vcpu;
   const { pc } = context;
   if ((pc & 3) !== 0 || (!kernelMode(vcpu) && pc >= 0x8000_0000)) {
-    return deliverException(vcpu, "AdEL", mipsRegisterAddress(pc));
+    return deliverException(vcpu, "AdEL", { badVAddr: mipsRegisterAddress(pc) });
   }
   const address = mipsUnmapped(mipsRegisterAddress(pc));
-  if (address === undefined) return deliverException(vcpu, "TLBL", mipsRegisterAddress(pc));
+  if (address === undefined) return deliverException(vcpu, "TLBL", { badVAddr: mipsRegisterAddress(pc) });
   const word = vm.words.read(Number(address), 4);
   if (word === undefined) return vcpu.leaveForMemory(mipsRegisterAddress(pc), false);
   vcpu.charge(vm.cost.insn);
   const registers = vcpu.registers;
   const slot = vcpu.branchTarget;
-  const branch = branchOf(word, pc, registers);
+  const branch = branchOf(word, pc, registers) ?? floatingPointBranchOf(word, pc);
   if (branch !== undefined) {
+    if (word >>> 26 === COP1 && (context.sys[2 * MIPS_CP0.status] & MIPS_STATUS_CU1) === 0) {
+      return deliverException(vcpu, "CpU", { coprocessor: 1 });
+    }
     if (slot !== undefined) throw vcpu.error("a branch stands in the delay slot of another: UNPREDICTABLE");
     if (branch.target === pc && countsDown(vcpu, word)) return;
     vcpu.previousWord = word;
@@ -169,12 +174,12 @@ function access(vcpu: MipsVcpu, word: number): boolean {
   const address = BigInt.asUintN(64, registers.get((word >>> 21) & 0x1f) + BigInt((word << 16) >> 16));
   const unaligned = address % BigInt(bytes) !== 0n;
   if (unaligned || (!kernelMode(vcpu) && address >> 31n !== 0n)) {
-    deliverException(vcpu, store ? "AdES" : "AdEL", address);
+    deliverException(vcpu, store ? "AdES" : "AdEL", { badVAddr: address });
     return false;
   }
   const physical = mipsUnmapped(address);
   if (physical === undefined) {
-    deliverException(vcpu, store ? "TLBS" : "TLBL", address);
+    deliverException(vcpu, store ? "TLBS" : "TLBL", { badVAddr: address });
     return false;
   }
   const at = Number(physical);
@@ -232,6 +237,7 @@ function operation(vcpu: MipsVcpu, word: number): boolean {
     const erl = (context.sys[2 * MIPS_CP0.status] & MIPS_STATUS_ERL) !== 0;
     context.sys[2 * MIPS_CP0.status] &= ~(erl ? MIPS_STATUS_ERL : MIPS_STATUS_EXL);
     context.pc = context.sys[2 * (erl ? MIPS_CP0.errorEpc : MIPS_CP0.epc)];
+    vcpu.endHandler();
     return false;
   }
   return reserved(vcpu);

@@ -51,8 +51,8 @@ export class MipsUserspace {
     if (address === undefined || !this.#memory.backed(address, 1)) {
       return `hypercall_write_cons unmapped physaddr ${run.args[1].toString(16)}`;
     }
-    // The first byte behind the text has to be memory too.
-    if (length <= 0 || !this.#memory.backed(address + length, 1)) {
+    // The first byte behind the text has to be memory too (host_ptr_in_ram).
+    if (length <= 0 || !this.#memory.backed(address, length + 1)) {
       return `hypercall_write_cons len out of range <${length}>`;
     }
     const bytes = this.terminals[terminal];

@@ -91,6 +91,11 @@ export class MipsVcpu extends ArchVcpu<MipsCpu> {
     this.enterHandler(fault);
   }
 
+  /** ERET was executed. */
+  endHandler(): void {
+    this.leaveHandler();
+  }
+
   /** Count: it runs with the host's clock. */
   count(): number {
     const { countHz, clockKhz } = this.vm;
@@ -179,13 +184,16 @@ export class MipsVcpu extends ArchVcpu<MipsCpu> {
     const next = this.#updatedPc(exit);
     const bytes = unitsToBytes([exit.badInstr], 4, "big");
     const { code } = disassembleInstruction(MIPS_HYPCALL, "big", bytes)!;
-    if (next === undefined || (MIPS_HOSTS[vm.host].looksAtCode && code !== 0)) {
+    this.context.pc = next ?? exit.epc;
+    this.branchTarget = undefined;
+    if (next === undefined) {
+      const branch = exit.badInstrP.toString(16);
+      return this.#giveUp("KVM_EXIT_INTERNAL_ERROR", `HYPCALL in the delay slot of ${branch}`);
+    }
+    if (MIPS_HOSTS[vm.host].looksAtCode && code !== 0) {
       this.context.pc = exit.epc;
-      this.branchTarget = undefined;
       return this.#giveUp("KVM_EXIT_INTERNAL_ERROR", `HYPCALL with code ${code}`);
     }
-    this.context.pc = next;
-    this.branchTarget = undefined;
     const read = (name: MipsGpr) => this.context.gpr(name);
     const call = decodeCall(MIPS_CONVENTION, read, this.context.mode);
     this.callEnds(mipsHypercallOutcome(vm.host, call, vm));

@@ -1,0 +1,234 @@
+import { assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  MIPS_CP0,
+  MIPS_STATUS_EXL,
+  MIPS_STATUS_UM,
+  type MipsCpu,
+  type MipsException,
+  mipsKseg0,
+} from "../../../abi/mod.ts";
+import { MipsRig, ORDERS } from "../../support/mips.ts";
+
+const DATA = mipsKseg0(0x4000);
+const STUB = mipsKseg0(0x6000);
+
+/** What a handler finds. */
+interface Found {
+  readonly exccode: number;
+  readonly bd: boolean;
+  readonly epc: bigint;
+  readonly badVAddr: bigint;
+  readonly coprocessor: number;
+}
+
+/** Runs a program until its first exception, and says what the handler finds. The way on is the fixup's. */
+function exceptionOf(program: (cpu: MipsCpu) => Generator<number, void, void>, words: number[] = []): Found {
+  const found: Found[] = [];
+  const rig = new MipsRig({
+    *handler(cpu) {
+      yield cpu.mfc0Cause();
+      const cause = cpu.value32;
+      yield cpu.dmfc0BadVAddr();
+      found.push({
+        exccode: (cause >>> 2) & 0x1f,
+        bd: cause >>> 31 === 1,
+        epc: cpu.system(MIPS_CP0.epc),
+        badVAddr: cpu.value64,
+        coprocessor: (cause >>> 28) & 3,
+      });
+      cpu.fixup();
+    },
+  });
+  if (words.length > 0) rig.text.addWords(STUB, words);
+  rig.run(function* (cpu) {
+    try {
+      yield* program(cpu);
+    } catch { /* That is how it ends. */ }
+  });
+  assertEquals(found.length, 1);
+  return found[0];
+}
+
+const CODES: Readonly<Record<MipsException, number>> = {
+  Int: 0,
+  Mod: 1,
+  TLBL: 2,
+  TLBS: 3,
+  AdEL: 4,
+  AdES: 5,
+  Sys: 8,
+  Bp: 9,
+  RI: 10,
+  CpU: 11,
+};
+
+describe("MIPS exceptions", () => {
+  it("SYSCALL and BREAK have codes 8 and 9, and EPC at them", () => {
+    const calls = exceptionOf(function* (cpu) {
+      yield cpu.syscall();
+    });
+    const breaks = exceptionOf(function* (cpu) {
+      yield cpu.break();
+    });
+    assertEquals([calls.exccode, breaks.exccode], [CODES.Sys, CODES.Bp]);
+    assertEquals([calls.bd, breaks.bd], [false, false]);
+  });
+
+  for (const [name, bytes] of [["lw", 4], ["ld", 8]] as const) {
+    it(`${name} at an address that is not aligned is an address error, and BadVAddr says which`, () => {
+      const found = exceptionOf(function* (cpu) {
+        yield cpu[name](DATA + bytes / 2);
+      });
+      assertEquals(found.exccode, CODES.AdEL);
+      assertEquals(found.badVAddr, 0xffff_ffff_8000_4000n + BigInt(bytes / 2));
+    });
+  }
+
+  it("a store that is not aligned is one of its own", () => {
+    const found = exceptionOf(function* (cpu) {
+      yield cpu.sw(DATA + 1, 0);
+    });
+    assertEquals(found.exccode, CODES.AdES);
+  });
+
+  it("a segment that the TLB maps has no translation: a refill, for a load and for a store", () => {
+    const load = exceptionOf(function* (cpu) {
+      yield cpu.lw(0xc000_0000);
+    });
+    const store = exceptionOf(function* (cpu) {
+      yield cpu.sw(0x1000, 0);
+    });
+    assertEquals([load.exccode, load.badVAddr], [CODES.TLBL, 0xffff_ffff_c000_0000n]);
+    assertEquals([store.exccode, store.badVAddr], [CODES.TLBS, 0x1000n]);
+  });
+
+  it("kseg1 and xkphys reach the memory that kseg0 does", () => {
+    for (const order of ORDERS) {
+      new MipsRig({ order }).run(function* (cpu) {
+        yield cpu.sw(DATA, 0x1234_5678);
+        for (const address of [0xa000_4000, 0x9000_0000_0000_4000n, 0xb800_0000_0000_4000n]) {
+          yield cpu.lw(address);
+          assertEquals(cpu.value32, 0x1234_5678);
+        }
+      });
+    }
+  });
+
+  it("a word that no instruction has is reserved", () => {
+    for (const word of [0xec00_0000, 0x0000_003f, 0x7c00_0000, 0x4200_003f, 0x4260_0028]) {
+      const found = exceptionOf(function* (cpu) {
+        yield cpu.call(STUB);
+      }, [word, 0, 0]);
+      assertEquals([found.exccode, found.epc], [CODES.RI, 0xffff_ffff_8000_6000n], word.toString(16));
+    }
+  });
+
+  it("in a branch delay slot EPC is the branch, and Cause.BD says so", () => {
+    const found = exceptionOf(function* (cpu) {
+      yield cpu.call(STUB);
+    }, [0x1000_0003, 0x0000_000c, /* syscall */ 0, 0, 0]);
+    assertEquals(found, {
+      exccode: CODES.Sys,
+      bd: true,
+      epc: 0xffff_ffff_8000_6000n,
+      badVAddr: 0n,
+      coprocessor: 0,
+    });
+  });
+
+  it("the handler returns to the branch, which is executed again with its delay slot", () => {
+    let syscalls = 0;
+    const rig = new MipsRig({
+      *handler(cpu) {
+        syscalls++;
+        yield cpu.sw(STUB + 4, 0); // A NOP takes the SYSCALL's place.
+      },
+    });
+    rig.text.addWords(STUB, [0x03e0_0008, /* jr ra */ 0x0000_000c]);
+    let back = false;
+    rig.run(function* (cpu) {
+      yield cpu.call(STUB);
+      back = true;
+    });
+    assertEquals([syscalls, back], [1, true]);
+  });
+
+  it("a second one while EXL is set leaves EPC and BD alone", () => {
+    const epcs: bigint[] = [];
+    const rig = new MipsRig({
+      *handler(cpu) {
+        epcs.push(cpu.system(MIPS_CP0.epc));
+        if (epcs.length === 1) {
+          try {
+            yield cpu.break();
+          } catch { /* The inner one's fixup. */ }
+          return;
+        }
+        cpu.fixup();
+      },
+    });
+    // Both return by fixup: the inner one's into the handler, and EPC is then the handler's: the program goes on there.
+    try {
+      rig.run(function* (cpu) {
+        yield cpu.syscall();
+      });
+    } catch { /* EPC was lost, as on hardware. */ }
+    assertEquals(epcs[0], epcs[1]);
+  });
+
+  it("user mode may not fetch from the kernel's segments: an address error at the next instruction", () => {
+    const found = exceptionOf(function* (cpu) {
+      yield cpu.mfc0Status();
+      yield cpu.mtc0Status(cpu.value32 | MIPS_STATUS_UM);
+      yield cpu.hypcall();
+    });
+    assertEquals(found.exccode, CODES.AdEL);
+    assertEquals(found.badVAddr, found.epc);
+  });
+
+  it("coprocessor 1's branches need Status.CU1: Cause.CE says that it is missing", () => {
+    const found = exceptionOf(function* (cpu) {
+      yield cpu.call(STUB);
+    }, [0x4501_0001, 0, 0]);
+    assertEquals([found.exccode, found.coprocessor], [CODES.CpU, 1]);
+  });
+
+  it("ERET clears EXL, or ERL before it, and goes to EPC or ErrorEPC", () => {
+    const rig = new MipsRig();
+    rig.run(function* (cpu) {
+      yield cpu.mfc0Status();
+      assertEquals(cpu.value32 & MIPS_STATUS_EXL, 0);
+      try {
+        yield cpu.lw(DATA + 1);
+      } catch { /* A handler has come and gone. */ }
+      yield cpu.mfc0Status();
+      assertEquals(cpu.value32 & MIPS_STATUS_EXL, 0);
+    });
+  });
+
+  it("a guest begins as kvmtool sets it up: Status.ERL and EXL, nothing else", () => {
+    const { vm } = new MipsRig();
+    assertEquals(vm.vcpus[0].context.system(MIPS_CP0.status), 6n);
+  });
+});
+
+describe("Count", () => {
+  it("runs at its frequency beside the host's clock, in 32 bits, and can be set", () => {
+    const countHz = 50_000_000;
+    const rig = new MipsRig({ countHz });
+    rig.text.addWords(STUB, [0x03e0_0008, 0x4084_4800 /* mtc0 a0, Count */]);
+    rig.run(function* (cpu) {
+      yield cpu.mfc0Count();
+      const before = cpu.value32;
+      yield cpu.work(25_000_000); // 10 ms at 2.5 GHz
+      yield cpu.mfc0Count();
+      assertEquals(cpu.value32 - before, countHz / 100);
+      cpu.setRegister(4, 0xffff_fff0);
+      yield cpu.call(STUB);
+      yield cpu.work(25_000_000);
+      yield cpu.mfc0Count();
+      assertEquals(cpu.value32, countHz / 100 - 0x10);
+    });
+  });
+});
