@@ -21,6 +21,7 @@ import {
   eptViolation,
   GUEST_PHYSICAL,
   type HostFault,
+  InMemory,
   type Invalidation,
   lookUp,
   type MappedNow,
@@ -33,7 +34,6 @@ import {
 } from "../mmu/mod.ts";
 import * as slots from "../memory/mod.ts";
 import type { PhysicalSpace } from "../memory/mod.ts";
-import { NotModelled } from "./errors.ts";
 import { raise } from "./events.ts";
 import type { Processor } from "./processor.ts";
 
@@ -42,9 +42,12 @@ const {
   CR0_PG,
   CR3_PCID,
   CR4_PCIDE,
+  EPT_VIOLATION_TRANSLATED,
   FLAG_AC,
   GP_VECTOR,
   HIGH,
+  PFERR_GUEST_FINAL,
+  PFERR_GUEST_PAGE,
   PF_VECTOR,
   PFERR_PRESENT,
   PHYSICAL_ADDRESS_LIMIT,
@@ -56,7 +59,7 @@ const {
   SYS_EFER,
 } = abi;
 const { PAGE_SIZE } = slots;
-const { DEMAND_AC, DEMAND_USER, FETCHES, READS_SYSTEM, WRITES } = demands;
+const { DEMAND_AC, DEMAND_USER, FETCHES, READS, READS_SYSTEM, WRITES } = demands;
 const { ABSENT, FOUND, UNKNOWN } = quick;
 
 export { type Access, FETCHES, READS, READS_SYSTEM, WRITES } from "../mmu/demand.ts";
@@ -328,14 +331,16 @@ export class Mmu {
     }
     const { memory, virtualization } = p;
     const plain = access === WRITES ? memory.writable(fault.physical, 1) : memory.backed(fault.physical, 1);
-    if (plain || fault.kind === "ept misconfiguration") {
-      virtualization.hostFault(p, fault);
-      return FAULTED;
-    }
-    if (access === FETCHES || access === READS_SYSTEM) {
+    const program = access === READS || access === WRITES;
+    if (!plain && !program && fault.kind !== "ept misconfiguration") {
       throw p.error(
         `it executes, or has a table, at guest-physical ${abi.hex(fault.physical)}: no memory is there`,
       );
+    }
+    // A table is no operand, wherever it is: KVM's own walk will tell what the access comes to.
+    if (plain || fault.kind === "ept misconfiguration" || !isFinal(fault)) {
+      virtualization.hostFault(p, fault);
+      return FAULTED;
     }
     return virtualization.unbacked(p, fault.physical, bytes, access === WRITES) ? FAULTED : VIRTUALIZED;
   }
@@ -357,16 +362,18 @@ export class Mmu {
    * walk of the guest's tables alone, in `memory`. An error code, below 0 and less one, where those raise a page fault.
    */
   guestPhysical(linear: number, access: Access, memory: PhysicalMemory): number {
-    const paging = { memory, state: this.state, features: this.#p.features.paging };
     if ((this.#cr0 & CR0_PG) === 0) return linear;
-    const found = translate(paging, linear, this.#kind(access));
+    const { state } = this;
+    const paging = { memory, state, features: this.#p.features.paging, second: new InMemory(memory) };
+    const kind = this.#kind(access);
+    const found = translate(paging, linear, kind);
     switch (found.kind) {
       case "mapping":
         return found.mapping.physical + abi.pageOffset(linear, found.mapping.shift);
       case "page fault":
         return -1 - found.errorCode;
       default:
-        throw new NotModelled(`a walk of the guest's tables that ends in ${found.kind}`, "SDM 3A 4.7");
+        return -1 - pageFaultCode(kind, state, 0); // An entry that cannot be read (walk_addr_generic).
     }
   }
 
@@ -379,5 +386,17 @@ export class Mmu {
   /** Executes an operation that invalidates translations. */
   invalidate(operation: Invalidation): void {
     this.cpu.invalidate(operation);
+  }
+}
+
+/** Whether a fault is of the access that the guest's tables lead to; otherwise it is of one to them. */
+function isFinal(fault: HostFault): boolean {
+  switch (fault.kind) {
+    case "ept violation":
+      return (fault.qualification & EPT_VIOLATION_TRANSLATED) !== 0;
+    case "nested page fault":
+      return fault.errorCode % PFERR_GUEST_PAGE >= PFERR_GUEST_FINAL;
+    default:
+      return false;
   }
 }

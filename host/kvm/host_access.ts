@@ -58,13 +58,16 @@ export function writeGuest(vm: Vm, address: number, bytes: number, value: bigint
   return true;
 }
 
-/** The guest's memory as KVM walks the guest's tables in it: what cannot be read is not there. */
+/**
+ * The guest's memory as KVM walks the guest's tables in it: what cannot be read is not there, and tables in a read-only
+ * slot keep their accessed and dirty flags (update_accessed_dirty_bits).
+ */
 export function guestTables(vm: Vm): PhysicalMemory {
   const { dirtyLog, memory } = vm;
-  if (!vm.tracksPages) return memory;
   return {
     word: (address) => memory.word(address),
     setWord(address, value) {
+      if (!memory.writable(address, 4)) return;
       memory.setWord(address, value);
       dirtyLog.mark(address, 4);
     },

@@ -8,6 +8,7 @@ export * from "./cached_second.ts";
 export * from "./cpu_tlb.ts";
 export * from "./ept_walk.ts";
 export * from "./guest_walk.ts";
+export * from "./in_memory.ts";
 export * from "./invalidate.ts";
 export * from "./look_up.ts";
 export * from "./npt_walk.ts";

@@ -276,7 +276,8 @@ export class SvmHardware implements Virtualization {
   /** A nested page fault. */
   hostFault(p: Processor, fault: HostFault): void {
     if (fault.kind !== "nested page fault") throw p.error(`${fault.kind} on a processor with nested paging`);
-    p.leaveWith(SVM_EXIT_NPF, fault.errorCode, fault.physical);
+    const marked = this.vcpu.vm.mmioMarks.has(fault.physical) ? NPF_RESERVED : 0;
+    p.leaveWith(SVM_EXIT_NPF, fault.errorCode + marked, fault.physical);
   }
 
   /** INVLPG does not exit with nested paging. */

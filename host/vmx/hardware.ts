@@ -331,7 +331,8 @@ export class VmxHardware implements Virtualization {
 
   /** EPT violations, with their qualification, and misconfigurations. */
   hostFault(p: Processor, fault: HostFault): void {
-    if (fault.kind !== "ept violation") p.leaveWith(EXIT_REASON_EPT_MISCONFIG, 0, fault.physical);
+    const marked = this.vcpu.vm.mmioMarks.has(fault.physical);
+    if (fault.kind !== "ept violation" || marked) p.leaveWith(EXIT_REASON_EPT_MISCONFIG, 0, fault.physical);
     else p.leaveWith(EXIT_REASON_EPT_VIOLATION, fault.qualification, fault.physical);
   }
 
