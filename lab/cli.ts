@@ -1,5 +1,5 @@
 /**
- * The command line: `exitless list`, `exitless run EXPERIMENT`, `exitless explain`.
+ * The command line: `exitless list`, `exitless run EXPERIMENT`, `exitless explain`, `exitless features`.
  *
  * Exit codes: 0; 1 where a run found something wrong, which standard error tells; 2 where the command makes no sense,
  * and then one line on standard error says what is allowed.
@@ -10,13 +10,17 @@
 import { explainExperiment, explainMachine, explainReport, MACHINE_OPTIONS } from "./explain.ts";
 import {
   allowed,
+  checkedOptions,
   type Experiment,
   ExperimentFailed,
   experimentOptions,
+  type OptionSpec,
   type Watcher,
 } from "./experiments/experiment.ts";
 import { experimentNamed, EXPERIMENTS } from "./experiments/registry.ts";
+import { ARCHITECTURES, featuresOf } from "./features.ts";
 import { type Flags, type OptionSpecs, readFlags } from "./flags.ts";
+import { featuresReport } from "./report/features.ts";
 import { wrapped } from "./report/table.ts";
 import { fileBytes, TRACE_RECORDS, traceText } from "./report/trace_text.ts";
 
@@ -51,6 +55,8 @@ const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
   exitless explain EXPERIMENT [options]  which accelerated paths and PV features
                                          its machines use, and why not others
   exitless explain [options]             the same of a machine of your own
+  exitless features [--arch ARCH]        every hypercall and paravirtual feature
+                                         of x86, s390, ppc and mips
 
   --vcpus N           vCPUs
   --seed S            what random data is drawn from (0)
@@ -90,14 +96,16 @@ function dispatch(args: readonly string[], columns: number): Output {
       return run(rest, columns);
     case "explain":
       return explain(rest, columns);
+    case "features":
+      return { out: features(rest, columns) };
     case "help":
     case "--help":
     case "-h":
       return { out: USAGE };
     case undefined:
-      throw new RangeError("Cannot do nothing: allowed are list, run, explain, help");
+      throw new RangeError("Cannot do nothing: allowed are list, run, explain, features, help");
     default:
-      throw new RangeError(`Cannot do ${verb}: allowed are list, run, explain, help`);
+      throw new RangeError(`Cannot do ${verb}: allowed are list, run, explain, features, help`);
   }
 }
 
@@ -176,6 +184,18 @@ function explain(args: readonly string[], columns: number): Output {
   if (flags.json !== true) return { out: explainReport(machines, columns) };
   return { out: JSON.stringify({ experiment: experiment?.name ?? null, machines }) };
 }
+
+/** What architectures have. */
+function features(args: readonly string[], columns: number): string {
+  const { options, flags } = readFlags("show features", args, { arch: ARCH }, JSON_FLAG);
+  const { arch } = checkedOptions("show features", { arch: ARCH }, options);
+  const archs = ARCHITECTURES.filter((name) => arch === "all" || arch === name);
+  return flags.json === true
+    ? JSON.stringify({ features: archs.map((name) => featuresOf(name)) })
+    : featuresReport(archs, columns);
+}
+
+const ARCH: OptionSpec = { meaning: "architecture", default: "all", choices: ["all", ...ARCHITECTURES] };
 
 /** Runs a command line, prints and writes what it has to say, and ends the process with its exit code. */
 export async function main(args: readonly string[]): Promise<never> {

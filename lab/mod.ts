@@ -6,6 +6,7 @@
 
 export * from "./experiments/avic_kick.ts";
 export * from "./explain.ts";
+export * from "./features.ts";
 export * from "./experiments/demand_paging.ts";
 export * from "./experiments/experiment.ts";
 export * from "./experiments/ipiv.ts";
@@ -16,6 +17,7 @@ export * from "./experiments/tlb_shootdown.ts";
 export * from "./measure.ts";
 export * from "./report/bars.ts";
 export * from "./report/explanation.ts";
+export * from "./report/features.ts";
 export * from "./report/perf_stat.ts";
 export * from "./report/table.ts";
 export * from "./report/trace_text.ts";

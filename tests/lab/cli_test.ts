@@ -61,6 +61,7 @@ describe("the command line", () => {
           "exitless run EXPERIMENT",
           "exitless explain EXPERIMENT",
           "exitless explain [options]",
+          "exitless features",
           "--backend vmx|svm",
           "--json",
           "--trace",
@@ -134,9 +135,9 @@ describe("the command line ends with 1, and prints no table,", () => {
 
 describe("the command line refuses, in one line that names what is allowed,", () => {
   it("what it cannot do", () => {
-    assertEquals(refused(), "Cannot do nothing: allowed are list, run, explain, help");
+    assertEquals(refused(), "Cannot do nothing: allowed are list, run, explain, features, help");
     for (const word of ["frob", "toString", "", "--version", "Run"]) {
-      assertEquals(refused(word), `Cannot do ${word}: allowed are list, run, explain, help`);
+      assertEquals(refused(word), `Cannot do ${word}: allowed are list, run, explain, features, help`);
     }
     assertStringIncludes(refused("list", "pv-eoi"), "takes no arguments");
   });
