@@ -167,6 +167,7 @@ function countsOf(vm: Vm, kernel: Kernel): { readonly ipis: number; readonly flu
 
 function report(result: ExperimentResult, columns: number): string {
   const { backend, pages, acceleration } = result.options;
+  const what = pages === 1 ? "a page" : `${grouped(Number(pages))} pages`;
   const width = Math.min(columns, 100);
   const rows = result.runs.map((run) => [
     run.name,
@@ -175,20 +176,19 @@ function report(result: ExperimentResult, columns: number): string {
     grouped(run.exitsPerOperation, 2),
     grouped(run.cyclesPerOperation),
     grouped(run.figures.judgedUses),
-    grouped(run.figures.staleUses),
     "0",
   ]);
   const helped = acceleration === NONE ? "" : `, ${acceleration}`;
   return [
     wrapped(
-      `A thread on each vCPU reads ${
-        grouped(Number(pages))
-      } page(s), one of them unmaps them, ${backend}${helped}. ` +
+      `A thread on each vCPU reads ${what}, one of them unmaps ${
+        pages === 1 ? "it" : "them"
+      }, ${backend}${helped}. ` +
         "For one munmap; and what the oracle says of all uses of cached translations",
       width,
     ),
     "",
-    table(["vCPUs", "IPIs", "flushes", "exits", "cycles", "judged", "stale", "failures"], rows, columns),
+    table(["vCPUs", "IPIs", "flushes", "exits", "cycles", "uses judged", "failures"], rows, columns),
     "",
     wrapped(WHY, width),
   ].join("\n");
@@ -196,6 +196,6 @@ function report(result: ExperimentResult, columns: number): string {
 
 const WHY =
   "Why: the kernel interrupts the processors that have the address space loaded, and waits until all have flushed, " +
-  "before it uses a page again. Stale uses are those of translations that the tables no longer held, before that: the " +
-  "architecture allows them. A use after that would be a failure, and would have ended the run (--quirk skip-one-cpu " +
-  "shows one). Counts come from executing; cycles come from a first cost profile that is not calibrated.";
+  "before it uses a page again. A use of what they knew is allowed until then; after that it would be a failure, and " +
+  "would have ended the run (--quirk skip-one-cpu shows one). Counts come from executing; cycles come from a first cost " +
+  "profile that is not calibrated.";
