@@ -54,7 +54,7 @@ export enum Turn {
   Interleave,
   /** In explored runs: posted interrupts are synchronized, a step at a time. */
   Sync,
-  /** In explored runs: accesses to shared state that the turn has begun. */
+  /** In explored runs: accesses to shared state that the turn has begun. In all: a page fault that waits. */
   Steps,
   /** The virtual machine is dead. */
   Dead,

@@ -55,7 +55,7 @@ export const ATTENTION_APIC_MAP = 1 << 3;
 /** Runs are explored: others may come between checks and entry. Never cleared. */
 export const ATTENTION_INTERLEAVE = 1 << 4;
 
-/** Accesses to shared state wait to be carried out, a step each. */
+/** Accesses to shared state wait to be carried out, a step each; or a page fault has to wait. */
 export const ATTENTION_STEPS = 1 << 5;
 
 /** An exception is queued, and not written for injection yet. */

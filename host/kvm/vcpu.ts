@@ -113,7 +113,7 @@ export class Vcpu extends Thread {
   readonly ioapicHandledVectors: Uint32Array = new Uint32Array(8);
   /** The vector of a route that is gone and whose EOI is still awaited; -1 for none. */
   highestStaleEoi: number = -1;
-  /** In explored runs: accesses to shared state that a turn has begun. */
+  /** In explored runs: accesses to shared state that a turn has begun. In all: a page fault that waits. */
   readonly deferred: Steps[] = [];
   #preemptionTimer = Infinity;
   readonly #loop: Generator<void, void, void>;
@@ -321,7 +321,7 @@ export class Vcpu extends Thread {
     }
   }
 
-  /** Begins accesses to shared state that this vCPU's own thread makes: they come before the turn ends. */
+  /** Begins what this vCPU's own thread does in several steps: they come before the turn ends. */
   defer(steps: Steps): void {
     this.deferred.push(steps);
     this.attention |= ATTENTION_STEPS;

@@ -12,6 +12,7 @@ import {
   type X86Cpu,
 } from "../../../abi/mod.ts";
 import { BACKENDS, Machine, StaleTranslation, straight, type Vm, type VmOptions } from "../../../host/mod.ts";
+import { SPTE_WRITABLE } from "../../../host/kvm/tdp/spte.ts";
 import { enableX2apic, Rig, type RigOptions, startAps } from "../../support/guests.ts";
 import { mapped, SMALL, task } from "../../support/tdp.ts";
 
@@ -26,6 +27,16 @@ function loggingRig(backend: Vm["backend"], vm: VmOptions = {}, machine: RigOpti
     machine: { staleness: true, ...machine },
     vm: { backend, slots: [{ base: BASE, size: PAGES * PAGE }], ...vm },
   });
+}
+
+/** What the log protects no entry lets the guest write. */
+function checkProtected({ dirtyLog, mmu }: Vm): void {
+  for (const { gpa, low } of mmu.tables?.leaves(BASE, BASE + PAGES * PAGE) ?? []) {
+    assert(
+      (low & SPTE_WRITABLE) === 0 || !dirtyLog.protects(gpa),
+      `0x${gpa.toString(16)} may be written, unseen`,
+    );
+  }
 }
 
 function slotOf(vm: Vm) {
@@ -298,7 +309,10 @@ for (const backend of BACKENDS) {
         vm,
         function* () {
           for (let round = 0; round < 12; round++) {
-            for (let step = 0; step < 4; step++) yield;
+            for (let step = 0; step < 4; step++) {
+              checkProtected(vm);
+              yield;
+            }
             yield* collect();
           }
         }(),
