@@ -11,6 +11,7 @@ import {
 } from "../../../abi/mod.ts";
 import { BACKENDS, Machine, StaleTranslation, straight, type Vm } from "../../../host/mod.ts";
 import { enableX2apic, startAps } from "../../support/guests.ts";
+import { pagingOn, PagingRig, tells } from "../../support/paging.ts";
 import { checkMapped, DISK, mapped, SMALL, task, trackedRig } from "../../support/tdp.ts";
 
 const PAGE = 4096;
@@ -311,6 +312,44 @@ for (const backend of BACKENDS) {
         assertEquals(cpu.eax.toString(16), "aabb1122");
       });
       assertEquals(vm.residency!.state(base), "present");
+    });
+  });
+
+  describe(`a guest's own tables that are away when KVM walks them (${backend})`, () => {
+    /** An MMIO access whose last table goes just before it is emulated. */
+    function walked(fails: boolean): { rig: PagingRig; table: number; took: number } {
+      const rig = new PagingRig({ vm: { backend, disk: { ...DISK, fails: () => fails } } });
+      const { vm } = rig;
+      const linear = -0x20_0000;
+      rig.map(linear, 0xc000_0000);
+      const table = rig.entry(linear);
+      vm.userspaceMmioDevice = { access: () => 0x77n };
+      const add = vm.mmioMarks.add.bind(vm.mmioMarks);
+      vm.mmioMarks.add = (address) => {
+        add(address);
+        straight(vm.evict(table, 1));
+      };
+      let took = 0;
+      rig.fixups();
+      rig.finish(function* (cpu) {
+        yield* pagingOn(cpu, rig.tables);
+        const start = vm.bootstrap.clock;
+        const told = yield* tells(() => cpu.load32(linear));
+        took = vm.bootstrap.clock - start;
+        assertEquals([told, cpu.eax], fails ? ["#PF(0)", cpu.eax] : ["ok", 0x77]);
+      });
+      return { rig, table, took };
+    }
+
+    it("are brought in, while it waits", () => {
+      const { rig: { vm }, table, took } = walked(false);
+      assertEquals([vm.residency!.state(table), vm.bootstrap.stats.pf_waits], ["present", 0]);
+      assert(took >= LATENCY, `${took} cycles`);
+    });
+
+    it("make it a page fault of the guest's where they cannot be read", () => {
+      const { rig, table } = walked(true);
+      assertEquals([rig.vm.residency!.state(table), rig.lastFault?.cr2], ["absent", -0x20_0000]);
     });
   });
 

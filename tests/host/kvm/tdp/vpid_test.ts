@@ -6,6 +6,7 @@ import {
   CR4_PAE,
   CR4_PGE,
   CR4_SMEP,
+  IA32_APICBASE,
   KERNEL32_CS,
   SECONDARY_EXEC_ENABLE_VPID,
 } from "../../../../abi/mod.ts";
@@ -22,6 +23,7 @@ import {
 } from "../../../../host/mod.ts";
 import { VMX_NR_VPIDS, VpidBitmap, vpidsOf } from "../../../../host/vmx/vpid.ts";
 import type { VmxHardware } from "../../../../host/vmx/hardware.ts";
+import { enableX2apic, startAps } from "../../../support/guests.ts";
 import type { Rig } from "../../../support/guests.ts";
 import { pagingOn, PagingRig } from "../../../support/paging.ts";
 import { task, trackedRig } from "../../../support/tdp.ts";
@@ -226,6 +228,57 @@ describe("a flush of one address", () => {
     assertEquals(flushed("vmx"), [["INVVPID type 0", 1, FAR]]);
     assertEquals(flushed("vmx", false), []);
     assertEquals(flushed("svm"), [["INVLPGA", 1, FAR]]);
+  });
+});
+
+describe("INIT", () => {
+  it("flushes the guest's translations, and the root's that is loaded anew, as paging was on", () => {
+    const rig = trackedRig("vmx", { vcpus: 2, pcpus: 2 });
+    const { vm } = rig;
+    let seen: Invalidation[] = [];
+    rig.aps(function* ap(cpu) {
+      yield cpu.load32(FAR);
+      yield cpu.cli();
+      for (;;) yield cpu.hlt();
+    });
+    rig.run(function* (cpu) {
+      yield* enableX2apic(cpu);
+      yield* startAps(cpu, 1);
+      yield cpu.work(100_000);
+      seen = watch(vm, vm.vcpus[1].lastPcpu!.id);
+      yield* startAps(cpu, 2);
+    });
+    const root = vm.mmu.tables!.root.address;
+    const load = { operation: "INVEPT type 1", root } as const;
+    // Behind INIT, its way to long mode loads the root anew three times: for CR4.PAE, EFER.LME and CR0.PG.
+    assertEquals(seen.filter(({ operation }) => operation.startsWith("INV")), [
+      { operation: "INVVPID type 1", vpid: 2 },
+      load,
+      ...[load, load, load],
+    ]);
+  });
+});
+
+describe("an APIC whose page is taken up", () => {
+  it("has the current root's translations flushed: the guest may have used that address otherwise", () => {
+    const rig = trackedRig("vmx");
+    const { vm } = rig;
+    let seen: Invalidation[] = [];
+    vm.userspacePioDevice = { access: () => void (seen = watch(vm)) };
+    rig.finish(function* (cpu) {
+      yield cpu.load32(FAR);
+      yield cpu.rdmsr(IA32_APICBASE);
+      const base = cpu.eax;
+      yield cpu.wrmsr(IA32_APICBASE, base & ~0x800, 0);
+      yield cpu.out8(0x80, 1);
+      yield cpu.wrmsr(IA32_APICBASE, base, 0);
+      yield cpu.cpuid(0);
+    });
+    const root = vm.mmu.tables!.root.address;
+    assertEquals(seen.filter(({ operation }) => operation.startsWith("INV")), [{
+      operation: "INVEPT type 1",
+      root,
+    }]);
   });
 });
 
