@@ -4,21 +4,23 @@
  * @module
  */
 
-import {
+import * as abi from "../../abi/mod.ts";
+import { type Invalidation, movToCr0, movToCr3, movToCr4 } from "../mmu/mod.ts";
+import { raise } from "./events.ts";
+import type { Processor } from "./processor.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
+  CR3_NO_FLUSH_HIGH,
   CR4_PCIDE,
   GP_VECTOR,
-  high,
-  loadCr3,
-  low,
+  PTE_ADDRESS_HIGH,
   RAX,
   SYS_CR0,
   SYS_CR2,
   SYS_CR3,
   SYS_CR4,
-} from "../../abi/mod.ts";
-import { type Invalidation, movToCr0, movToCr3, movToCr4 } from "../mmu/mod.ts";
-import { raise } from "./events.ts";
-import type { Processor } from "./processor.ts";
+} = abi;
 
 /** Where they are. CR8 is the APIC's. */
 const WORD: Readonly<Record<number, number>> = { 0: SYS_CR0, 2: SYS_CR2, 3: SYS_CR3, 4: SYS_CR4 };
@@ -39,7 +41,7 @@ export function movToCr(p: Processor, op: number, cr: number): void {
     return;
   }
   if (cr === 3) {
-    if (!movToCr3Allowed(p, value, upper)) return raise(p, GP_VECTOR, 0);
+    if (!movToCr3Allowed(p, upper)) return raise(p, GP_VECTOR, 0);
     setCr3(p, value, upper);
   } else {
     const word = WORD[cr];
@@ -52,20 +54,18 @@ export function movToCr(p: Processor, op: number, cr: number): void {
   p.retire(op);
 }
 
-/** Whether CR3 takes an operand: without PCIDs, bit 63 is reserved, too. */
-function movToCr3Allowed(p: Processor, value: number, upper: number): boolean {
-  const pcide = (p.sys[SYS_CR4] & CR4_PCIDE) !== 0;
+/** Whether CR3 takes an operand, given by its high half: `loadCr3` in halves. Without PCIDs, bit 63 is reserved, too. */
+function movToCr3Allowed(p: Processor, upper: number): boolean {
   const { maxPhysicalBits } = p.features.paging;
-  return loadCr3({ low: value, high: upper }, pcide, maxPhysicalBits) !== undefined;
+  const kept = (p.sys[SYS_CR4] & CR4_PCIDE) !== 0 ? upper & ~CR3_NO_FLUSH_HIGH : upper;
+  return (kept & ~PTE_ADDRESS_HIGH) === 0 && (kept & abi.beyondPhysicalHigh(maxPhysicalBits)) === 0;
 }
 
-/** Loads CR3 with an operand that it takes. */
+/** Loads CR3 with an operand that it takes. Bit 63 is none of it. */
 export function setCr3(p: Processor, value: number, upper: number): void {
   const { sys } = p;
-  const pcide = (sys[SYS_CR4] & CR4_PCIDE) !== 0;
-  const loaded = loadCr3({ low: value, high: upper }, pcide, 52)!.cr3;
-  sys[SYS_CR3] = low(loaded);
-  sys[SYS_CR3 + 1] = high(loaded);
+  sys[SYS_CR3] = value;
+  sys[SYS_CR3 + 1] = upper & ~CR3_NO_FLUSH_HIGH;
   pagingWritten(p, movToCr3(upper, value, sys[SYS_CR4]));
 }
 

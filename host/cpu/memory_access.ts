@@ -10,11 +10,10 @@
 import * as abi from "../../abi/mod.ts";
 import { instructionText, isCanonical, linearAddress, u64 } from "../../abi/mod.ts";
 import type { Costs } from "../cost/mod.ts";
-import type { PhysicalSpace } from "../memory/mod.ts";
 import * as slots from "../memory/mod.ts";
 import { raise } from "./events.ts";
 import { additionFlags, comparisonFlags, comparisonFlags64, STATUS_FLAGS } from "./flags.ts";
-import * as mmus from "./mmu.ts";
+import { accessLinear } from "./linear_access.ts";
 import type { Processor } from "./processor.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -53,7 +52,6 @@ const {
   SYS_CR2,
 } = abi;
 const { PAGE_SIZE } = slots;
-const { FAULTED, READS, VIRTUALIZED, WRITES } = mmus;
 
 /** How an instruction uses memory. */
 export interface AccessSpec {
@@ -97,9 +95,10 @@ export const ACCESS: readonly (AccessSpec | undefined)[] = (() => {
 /** The old operand, in halves: what {@linkcode compute} starts from. */
 let oldLow = 0;
 let oldHigh = 0;
-/** The new operand, in halves. */
-let newLow = 0;
-let newHigh = 0;
+/** The new operand's low half. */
+export let newLow = 0;
+/** The new operand's high half. */
+export let newHigh = 0;
 
 /** Bit strings reach beyond their base: BT's register form addresses the 32-bit word that holds the bit. */
 export function effectiveAddress(p: Processor, op: number, address: number): number {
@@ -128,7 +127,8 @@ export function access32(p: Processor, op: number): void {
   const bit = regs[RCX];
   const flat = regs[RDI + 1] === 0 && (address & 3) === 0 && word < memory.flatWords;
   if (!flat || (op === OP_BTR && bit > 31)) {
-    accessMemory(p, op);
+    if (memory === p.memory) accessMemory(p, op);
+    else accessLinear(p, op);
     return;
   }
   const old = memory.u32[word];
@@ -156,6 +156,7 @@ export function accessMemory(p: Processor, op: number): void {
   const address = effectiveAddress(p, op, operandBase(p));
   const { direct: memory } = p;
   const flat = address >= 0 && address + bytes <= memory.flat;
+  if (!flat && memory !== p.memory) return accessLinear(p, op);
   const slot = flat ? undefined : memory.find(address, bytes);
   if (!flat && (slot === undefined || (writes && (slot.readonly || slot.guestReadonly)))) {
     return elsewhere(p, op, address, bytes, writes);
@@ -192,6 +193,11 @@ function accessWords(p: Processor, op: number, address: number, bytes: number): 
   }
   p.charge(priceOf(p.cost, ACCESS[op]!.primitive));
   p.retire(op);
+}
+
+/** What an instruction's access to memory costs. */
+export function price(p: Processor, op: number): number {
+  return priceOf(p.cost, ACCESS[op]!.primitive);
 }
 
 /** What a memory access costs; asked by name, as a lookup in the table of prices would be a slow one. */
@@ -265,10 +271,16 @@ function compute(p: Processor, op: number): boolean {
   }
 }
 
+/** The register part of an instruction whose old operand was read elsewhere. Whether there is a new one to write. */
+export function computeFrom(p: Processor, op: number, low: number, high: number): boolean {
+  oldLow = low;
+  oldHigh = high;
+  return compute(p, op);
+}
+
 /** An access that no single plain slot serves. */
 function elsewhere(p: Processor, op: number, address: number, bytes: number, writes: boolean): void {
   const { memory } = p;
-  if (p.direct !== memory) return accessLinear(p, op);
   if (address < 0 || address + bytes > PHYSICAL_ADDRESS_LIMIT) return raise(p, GP_VECTOR, 0);
   if (writes) {
     const locked = readonlyByte(p, address, bytes);
@@ -295,71 +307,6 @@ function elsewhere(p: Processor, op: number, address: number, bytes: number, wri
   }
   p.charge(priceOf(p.cost, ACCESS[op]!.primitive));
   p.retire(op);
-}
-
-/** Where the operand is in the host's physical memory; behind its first bytes, so many of them, it may go on elsewhere. */
-let place = 0;
-let placeBehind = 0;
-let bytesBefore = 0;
-
-/** An access whose address is translated, page by page, before anything is read or written. */
-function accessLinear(p: Processor, op: number): void {
-  const { bytes, reads, writes, primitive } = ACCESS[op]!;
-  const linear = linearOperand(p, op);
-  if (linear === undefined) return raise(p, GP_VECTOR, 0);
-  const mmu = p.mmu!;
-  const access = writes ? WRITES : READS;
-  const begun = p.thread.time;
-  const first = Math.min(bytes, PAGE_SIZE - (linear & (PAGE_SIZE - 1)));
-  const physical = mmu.translate(linear, access, bytes);
-  if (physical === FAULTED) return;
-  const behind = first < bytes && physical !== VIRTUALIZED ? mmu.translate(linear + first, access, bytes) : 0;
-  if (behind === FAULTED) return;
-  if (physical === VIRTUALIZED || behind === VIRTUALIZED) {
-    if (!writes) {
-      oldLow = p.virtualValue;
-      oldHigh = 0;
-      compute(p, op);
-    }
-  } else {
-    place = physical;
-    placeBehind = behind;
-    bytesBefore = first;
-    // Walks come after, in time: who waits for the store has seen it when the instruction began.
-    const walked = p.thread.time - begun;
-    p.thread.time = begun;
-    if (reads) readPhysical(mmu.physical, bytes);
-    if (compute(p, op)) writePhysical(mmu.physical, bytes);
-    p.charge(walked);
-  }
-  p.charge(priceOf(p.cost, primitive));
-  p.retire(op);
-}
-
-function readPhysical(space: PhysicalSpace, bytes: number): void {
-  oldLow = 0;
-  oldHigh = 0;
-  if (bytes >= 4 && (place & 3) === 0 && bytesBefore === bytes) {
-    oldLow = space.word(place) | 0;
-    if (bytes === 8) oldHigh = space.word(place + 4) | 0;
-    return;
-  }
-  for (let i = 0; i < bytes && i < 4; i++) oldLow |= space.byte(placeOf(i)) << (8 * i);
-  for (let i = 4; i < bytes; i++) oldHigh |= space.byte(placeOf(i)) << (8 * (i - 4));
-}
-
-function writePhysical(space: PhysicalSpace, bytes: number): void {
-  if (bytes >= 4 && (place & 3) === 0 && bytesBefore === bytes) {
-    if (bytes === 8) space.setQuad(place, newLow, newHigh);
-    else space.setWord(place, newLow);
-    return;
-  }
-  for (let i = 0; i < bytes && i < 4; i++) space.setByte(placeOf(i), newLow >>> (8 * i));
-  for (let i = 4; i < bytes; i++) space.setByte(placeOf(i), newHigh >>> (8 * (i - 4)));
-}
-
-function placeOf(byte: number): number {
-  return byte < bytesBefore ? place + byte : placeBehind + byte - bytesBefore;
 }
 
 /** The linear address of the pending instruction's operand, a signed number; undefined where it is not canonical. */

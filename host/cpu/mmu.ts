@@ -18,9 +18,7 @@ import {
   type AccessKind,
   CachedSecond,
   type CpuTlb,
-  eptViolation,
   GUEST_PHYSICAL,
-  type HostFault,
   InMemory,
   type Invalidation,
   lookUp,
@@ -33,8 +31,9 @@ import {
   translate,
 } from "../mmu/mod.ts";
 import * as slots from "../memory/mod.ts";
-import type { PhysicalSpace } from "../memory/mod.ts";
+import { PageWindow, type PhysicalSpace } from "../memory/mod.ts";
 import { raise } from "./events.ts";
+import { takeHostFault } from "./host_fault.ts";
 import type { Processor } from "./processor.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -42,12 +41,9 @@ const {
   CR0_PG,
   CR3_PCID,
   CR4_PCIDE,
-  EPT_VIOLATION_TRANSLATED,
   FLAG_AC,
   GP_VECTOR,
   HIGH,
-  PFERR_GUEST_FINAL,
-  PFERR_GUEST_PAGE,
   PF_VECTOR,
   PFERR_PRESENT,
   PHYSICAL_ADDRESS_LIMIT,
@@ -59,7 +55,7 @@ const {
   SYS_EFER,
 } = abi;
 const { PAGE_SIZE } = slots;
-const { DEMAND_AC, DEMAND_USER, FETCHES, READS, READS_SYSTEM, WRITES } = demands;
+const { DEMAND_AC, DEMAND_USER, FETCHES, READS_SYSTEM, WRITES } = demands;
 const { ABSENT, FOUND, UNKNOWN } = quick;
 
 export { type Access, FETCHES, READS, READS_SYSTEM, WRITES } from "../mmu/demand.ts";
@@ -88,6 +84,8 @@ export class Mmu {
   readonly state: PagingState;
   /** The host's physical memory. */
   declare readonly physical: PhysicalSpace;
+  /** Where the last access through the TLB was. */
+  declare readonly window: PageWindow;
   #systemFault: SystemFault | undefined = undefined;
   /** Walks so far: misses of the TLB, and hits that did not allow the access. */
   walks = 0;
@@ -115,6 +113,7 @@ export class Mmu {
   constructor(p: Processor, physical: PhysicalSpace) {
     this.#p = p;
     this.physical = physical;
+    this.window = new PageWindow(physical);
     this.#quick = new QuickWalk(physical);
     // deno-lint-ignore no-this-alias
     const own = this;
@@ -218,7 +217,8 @@ export class Mmu {
     const page = Math.floor(linear / PAGE_SIZE);
     const { walks } = this;
     if (!same || page !== this.#fetchPage) {
-      if (this.translate(linear, FETCHES, 1) === FAULTED) return false;
+      const slot = this.hit(Math.floor(linear / HIGH), linear | 0, FETCHES);
+      if (slot < 0 && this.miss(linear, FETCHES, 1) === FAULTED) return false;
       if (cpu.oracle !== undefined) return this.walks === walks;
     }
     this.#fetchBlock = block;
@@ -236,8 +236,20 @@ export class Mmu {
     let slot = this.hit(Math.floor(linear / HIGH), linear | 0, access);
     if (slot < 0) slot = this.miss(linear, access, bytes);
     if (slot < 0) return slot;
+    return this.place(slot, linear | 0);
+  }
+
+  /** Where a slot's translation leads for an address, given by its low half. */
+  place(slot: number, low: number): number {
     const { linear: array } = this.#cpu!.tlb;
-    return array.physical(slot) + (linear & ((1 << array.shift(slot)) - 1));
+    return array.physical(slot) + (low & ((1 << array.shift(slot)) - 1));
+  }
+
+  /** Has {@linkcode Mmu.window} look at the page that a slot's translation leads to. false where no memory is there. */
+  open(slot: number, low: number): boolean {
+    const { linear: array } = this.#cpu!.tlb;
+    const inside = low & ((1 << array.shift(slot)) - 1);
+    return this.window.open(array.physicalHigh(slot), array.physicalLow(slot) | inside);
   }
 
   /** The slot of the TLB that serves an access to an address, given by its halves, signed; negative where none does. */
@@ -271,7 +283,7 @@ export class Mmu {
     const outcome = walker.walk(Math.floor(linear / HIGH), linear | 0, this.#demand(access));
     if (outcome === UNKNOWN) return this.#walk(walker.rest(paging), linear, access, bytes);
     this.#count(walker.accesses);
-    if (outcome === FOUND) return this.#cpu!.fill(walker);
+    if (outcome === FOUND) return this.#cpu!.fill(walker.page);
     const cause = outcome === ABSENT ? 0 : PFERR_PRESENT;
     return this.#pageFault(linear, access, pageFaultCode(this.#kind(access), this.state, cause));
   }
@@ -292,7 +304,7 @@ export class Mmu {
       case "page fault":
         return this.#pageFault(linear, access, found.errorCode);
       default:
-        return this.#hostFault(found, access, bytes);
+        return takeHostFault(this.#p, found, { access, bytes });
     }
   }
 
@@ -321,28 +333,6 @@ export class Mmu {
     const fault = this.#systemFault;
     this.#systemFault = undefined;
     return fault;
-  }
-
-  /** EPT or nested tables are against it: KVM's business, or no memory at all. */
-  #hostFault(fault: HostFault, access: Access, bytes: number): number {
-    const p = this.#p;
-    if (fault.kind === "ept violation") {
-      for (const operation of eptViolation(fault.physical, fault.linear)) this.cpu.invalidate(operation);
-    }
-    const { memory, virtualization } = p;
-    const plain = access === WRITES ? memory.writable(fault.physical, 1) : memory.backed(fault.physical, 1);
-    const program = access === READS || access === WRITES;
-    if (!plain && !program && fault.kind !== "ept misconfiguration") {
-      throw p.error(
-        `it executes, or has a table, at guest-physical ${abi.hex(fault.physical)}: no memory is there`,
-      );
-    }
-    // A table is no operand, wherever it is: KVM's own walk will tell what the access comes to.
-    if (plain || fault.kind === "ept misconfiguration" || !isFinal(fault)) {
-      virtualization.hostFault(p, fault);
-      return FAULTED;
-    }
-    return virtualization.unbacked(p, fault.physical, bytes, access === WRITES) ? FAULTED : VIRTUALIZED;
   }
 
   /** What the tables say of an address now. */
@@ -386,17 +376,5 @@ export class Mmu {
   /** Executes an operation that invalidates translations. */
   invalidate(operation: Invalidation): void {
     this.cpu.invalidate(operation);
-  }
-}
-
-/** Whether a fault is of the access that the guest's tables lead to; otherwise it is of one to them. */
-function isFinal(fault: HostFault): boolean {
-  switch (fault.kind) {
-    case "ept violation":
-      return (fault.qualification & EPT_VIOLATION_TRANSLATED) !== 0;
-    case "nested page fault":
-      return fault.errorCode % PFERR_GUEST_PAGE >= PFERR_GUEST_FINAL;
-    default:
-      return false;
   }
 }

@@ -28,6 +28,8 @@ export class HostMemory {
   /** By the line that a block begins with: addresses are too big for small integers, and slow as a map's keys. */
   readonly #lines: (HostBlock | undefined)[] = [];
   #next = FIRST;
+  /** Blocks that were freed. */
+  freed = 0;
 
   /** A zeroed block of `bytes` bytes, aligned to `alignment`, a power of two, and a line at least. */
   allocate(bytes: number, alignment: number = LINE): HostBlock {
@@ -52,6 +54,7 @@ export class HostMemory {
   /** Frees a block: nobody may use its address any more. */
   free(block: HostBlock): void {
     this.#lines[lineOf(block.address)] = undefined;
+    this.freed++;
   }
 
   /** The block at an address; undefined where there is none, or none any more. */

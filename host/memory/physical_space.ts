@@ -39,6 +39,7 @@ export class PhysicalSpace {
   readonly #own: HostMemory;
   /** By unit of 1 GiB. */
   readonly #units: (PlacedSlot | undefined)[] = [];
+  #removed = 0;
   /** Where the last access was. */
   #last: PlacedSlot | undefined = undefined;
 
@@ -62,6 +63,7 @@ export class PhysicalSpace {
     const first = (host - FRAMES) / UNIT;
     for (let unit = first; (unit - first) * UNIT < size; unit++) this.#units[unit] = undefined;
     this.#last = undefined;
+    this.#removed++;
   }
 
   /** The guest's memory at an address; undefined where there is none. */
@@ -108,8 +110,13 @@ export class PhysicalSpace {
     if (memory.watched !== 0) memory.stored(slot.base + address - slot.host, 8);
   }
 
-  /** Has a window look at the page of an address, given by bits 63:32 and 31:0. false where there is no such page. */
-  open(window: PageWindow, high: number, low: number): boolean {
+  /** Counts what has gone: what was found before must be looked for again. */
+  get generation(): number {
+    return this.#removed + this.#own.freed;
+  }
+
+  /** Finds the page of an address, given by bits 63:32 and 31:0, for a window. false where there is no such page. */
+  find(window: PageWindow, high: number, low: number): boolean {
     const unit = ((high << 2) | (low >>> UNIT_SHIFT)) - FRAMES_UNIT;
     if (unit < 0) {
       const block = high >= 0 ? this.#own.findHalves(low >>> 0, high) : undefined;

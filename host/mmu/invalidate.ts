@@ -137,23 +137,46 @@ export interface Invalidation {
 
 /** What an operation invalidates on a processor whose accesses have these tags. Throws `TypeError` where an operand is missing. */
 export function scopeOf(invalidation: Invalidation, current: TlbTags): Scope {
-  const rule = INVALIDATIONS[invalidation.operation];
+  return scopeBy(RULES.get(invalidation.operation)!, invalidation, current);
+}
+
+/** The table again: a lookup of a property among so many is a slow one. */
+const RULES = new Map<string, InvalidationRule>(Object.entries(INVALIDATIONS));
+
+function scopeBy(rule: InvalidationRule, invalidation: Invalidation, current: TlbTags): Scope {
+  const { vpid, pcid, root, address } = invalidation;
   return {
     kinds: rule.kinds,
-    vpid: tag(invalidation, current, "vpid"),
+    vpid: rule.vpid === "current"
+      ? current.vpid
+      : rule.vpid === "operand"
+      ? operand(vpid, "VPID or ASID", invalidation)
+      : rule.vpid === "zero"
+      ? 0
+      : ANY,
     exceptVpid0: rule.vpid === "not zero",
-    pcid: tag(invalidation, current, "pcid"),
-    root: tag(invalidation, current, "root"),
+    pcid: rule.pcid === "current"
+      ? current.pcid
+      : rule.pcid === "operand"
+      ? operand(pcid, "PCID", invalidation)
+      : rule.pcid === "zero"
+      ? 0
+      : ANY,
+    root: rule.root === "current"
+      ? current.root
+      : rule.root === "operand"
+      ? operand(root, "root", invalidation)
+      : ANY,
     globals: rule.globals,
-    address: rule.pages === "all" ? undefined : operand(invalidation, "address"),
+    address: rule.pages === "all" ? undefined : operand(address, "address", invalidation),
     piece: rule.pages === "address",
   };
 }
 
 /** Executes an operation on a TLB with the tags that it has now. Returns how many entries went. */
 export function invalidate(tlb: Tlb, invalidation: Invalidation): number {
-  if (INVALIDATIONS[invalidation.operation].kinds === 0) return 0;
-  return tlb.drop(scopeOf(invalidation, tlb.tags));
+  const rule = RULES.get(invalidation.operation)!;
+  return rule.kinds === 0 ? 0 : tlb.drop(scopeBy(rule, invalidation, tlb));
 }
 
 /** What MOV to CR0 invalidates. Only clearing PG does (SDM 3A 4.10.4.1). */
@@ -186,23 +209,7 @@ export function eptViolation(guestPhysical: number, linear?: number): Invalidati
     : [own, { operation: "EPT violation's linear address", address: linear }];
 }
 
-function tag(invalidation: Invalidation, current: TlbTags, name: "vpid" | "pcid" | "root"): number {
-  switch (INVALIDATIONS[invalidation.operation][name]) {
-    case "current":
-      return current[name];
-    case "operand":
-      return operand(invalidation, name);
-    case "zero":
-      return 0;
-    default:
-      return ANY;
-  }
-}
-
-function operand(invalidation: Invalidation, name: "vpid" | "pcid" | "root" | "address"): number {
-  const value = invalidation[name];
-  if (value === undefined) {
-    throw new TypeError(`Cannot execute ${invalidation.operation}: its ${name} is missing`);
-  }
+function operand(value: number | undefined, name: string, { operation }: Invalidation): number {
+  if (value === undefined) throw new TypeError(`Cannot execute ${operation}: its ${name} is missing`);
   return value;
 }

@@ -15,7 +15,7 @@ import type { Ept } from "./ept_walk.ts";
 import type { Npt } from "./npt_walk.ts";
 import { eptFormat, ordinaryFormat, type TableFormat } from "./table_format.ts";
 import * as entry from "./tlb_entry.ts";
-import type { TlbFill } from "./tlb_entry.ts";
+import { TlbFill } from "./tlb_entry.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
@@ -57,22 +57,12 @@ const MEMORY_TYPES = 0b111_0011;
 const PRESENT = 1;
 
 /** The second dimension through a CPU's guest-physical mappings. What it finds it leaves in its fields. */
-export class QuickSecond implements TlbFill {
-  /** The page's guest-physical address, in halves: {@linkcode TlbFill.linearHigh} and so on. */
-  linearHigh = 0;
-  linearLow = 0;
-  physicalHigh = 0;
-  physicalLow = 0;
-  guestHigh = 0;
-  guestLow = 0;
-  shift = 0;
-  span = 0;
-  flags = 0;
-  memoryType = -1;
+export class QuickSecond {
+  /** The page: as a walk has found it, or of what is known {@linkcode TlbFill.flags} and where it is. */
+  readonly page = new TlbFill();
   /** Entries that were read. */
   accesses = 0;
-  readonly #space: PhysicalSpace;
-  readonly #windows: readonly PageWindow[] = Array.from({ length: LEVEL_PML4 + 1 }, () => new PageWindow());
+  readonly #windows: readonly PageWindow[];
   readonly #cpu: CpuTlb;
   readonly #ept: boolean;
   readonly #format: TableFormat;
@@ -85,7 +75,7 @@ export class QuickSecond implements TlbFill {
   constructor(space: PhysicalSpace, cpu: CpuTlb, tables: Ept | Npt) {
     const ept = "eptp" in tables;
     const root = tableRoot(ept ? tables.eptp : tables.ncr3);
-    this.#space = space;
+    this.#windows = Array.from({ length: LEVEL_PML4 + 1 }, () => new PageWindow(space));
     this.#cpu = cpu;
     this.#ept = ept;
     this.#tableWrites = tables.tableAccessWrites;
@@ -106,14 +96,20 @@ export class QuickSecond implements TlbFill {
       : TLB_HOST_READABLE;
     const array = this.#cpu.tlb.guestPhysical;
     const slot = array.peek(high, low);
-    if (slot < 0 || (array.flags(slot) & needs) !== needs) return this.#walk(high, low, needs);
+    if (slot < 0 || (array.flags(slot) & needs) !== needs) {
+      if (!this.#walk(high, low, needs)) return false;
+      array.use(slot); // Counts, as the reference does.
+      this.#cpu.fillHostPage(this.page);
+      return true;
+    }
     array.use(slot);
     if (this.#cpu.oracle !== undefined) this.#cpu.judgeHostPage(slot, high * HIGH + (low >>> 0));
-    this.shift = array.shift(slot);
-    this.flags = array.flags(slot);
-    this.memoryType = array.memoryType(slot);
-    this.physicalHigh = array.physicalHigh(slot);
-    this.physicalLow = array.physicalLow(slot);
+    const { page } = this;
+    page.shift = array.shift(slot);
+    page.flags = array.flags(slot);
+    page.memoryType = array.memoryType(slot);
+    page.physicalHigh = array.physicalHigh(slot);
+    page.physicalLow = array.physicalLow(slot);
     this.accesses = 0;
     return true;
   }
@@ -127,7 +123,7 @@ export class QuickSecond implements TlbFill {
     let highs = 0;
     for (let level = LEVEL_PML4;; level--) {
       const window = this.#windows[level];
-      if (!this.#space.open(window, tableHigh, tableLow)) return false;
+      if (!window.open(tableHigh, tableLow)) return false;
       const index = indexOf(high, low, level);
       const entryLow = window.word(index);
       const entryHigh = window.word(index + 1);
@@ -138,12 +134,18 @@ export class QuickSecond implements TlbFill {
         if ((entryLow & format.reservedInPage[level]) !== 0) return false;
         const flags = this.#ept ? eptFlags(rights, entryLow) : nestedFlags(rights, highs);
         if ((flags | TLB_DIRTY) !== (flags | TLB_DIRTY | needs)) return false;
-        this.linearHigh = high;
-        this.linearLow = low;
-        this.physicalHigh = entryHigh & PTE_ADDRESS_HIGH;
-        this.physicalLow = entryLow & PTE_ADDRESS_LOW;
-        this.memoryType = this.#ept ? (entryLow >>> EPT_MEMORY_TYPE_SHIFT) & 7 : -1;
-        this.#insert(level, flags, (needs & TLB_DIRTY) !== 0);
+        const { page } = this;
+        page.linearHigh = high;
+        page.linearLow = low;
+        page.physicalHigh = entryHigh & PTE_ADDRESS_HIGH;
+        page.physicalLow = entryLow & PTE_ADDRESS_LOW;
+        page.memoryType = this.#ept ? (entryLow >>> EPT_MEMORY_TYPE_SHIFT) & 7 : -1;
+        const set = (needs & TLB_DIRTY) !== 0 ? format.accessed | format.dirty : format.accessed;
+        const clean = format.dirty !== 0 && ((entryLow | set) & format.dirty) === 0;
+        this.#found(level, flags | (clean ? 0 : TLB_DIRTY));
+        if ((rights & format.accessed) !== format.accessed || (entryLow & set) !== set) {
+          this.#setFlags(level, set);
+        }
         return true;
       }
       if ((entryLow & format.reservedInTable[level]) !== 0) return false;
@@ -152,35 +154,28 @@ export class QuickSecond implements TlbFill {
     }
   }
 
-  /** The walk has ended at a page of a level, and the access is allowed. */
-  #insert(level: number, flags: number, write: boolean): void {
+  /** The walk has ended at a page of a level: what of it is cached. */
+  #found(level: number, flags: number): void {
     const shift = 3 + 9 * level;
-    const { linearHigh, linearLow } = this;
-    const dirty = this.#setFlags(level, write);
     this.accesses = LEVEL_PML4 + 1 - level;
-    this.shift = shift;
-    this.span = shift;
-    this.linearLow = linearLow & -(1 << shift);
-    this.physicalLow &= -(1 << shift);
-    this.guestHigh = linearHigh;
-    this.guestLow = this.linearLow;
-    this.flags = flags | (dirty ? TLB_DIRTY : 0);
-    const { guestPhysical } = this.#cpu.tlb;
-    guestPhysical.lookup(linearHigh, linearLow); // Counts, as the reference does.
-    this.#cpu.fillHostPage(this);
+    const { page } = this;
+    page.shift = shift;
+    page.span = shift;
+    page.physicalLow &= -1 << shift;
+    page.guestHigh = page.linearHigh;
+    page.guestLow = page.linearLow & (-1 << shift);
+    page.flags = flags;
   }
 
-  /** Sets accessed and dirty flags from the root down to a level. Whether a write sets no dirty flag any more. */
-  #setFlags(last: number, write: boolean): boolean {
-    const { accessed, dirty } = this.#format;
-    if (accessed === 0) return true;
+  /** Sets accessed flags from the root down to a level, and `set` there. */
+  #setFlags(last: number, set: number): void {
+    const { linearHigh, linearLow } = this.page;
     for (let level = LEVEL_PML4; level >= last; level--) {
-      const wanted = write && level === last ? accessed | dirty : accessed;
+      const wanted = level === last ? set : this.#format.accessed;
       const window = this.#windows[level];
-      const index = indexOf(this.linearHigh, this.linearLow, level);
+      const index = indexOf(linearHigh, linearLow, level);
       if ((window.word(index) & wanted) !== wanted) window.or(index, wanted);
     }
-    return (this.#windows[last].word(indexOf(this.linearHigh, this.linearLow, last)) & dirty) !== 0;
   }
 }
 

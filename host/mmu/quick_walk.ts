@@ -19,7 +19,7 @@ import { QuickSecond } from "./quick_second.ts";
 import { RepeatedSecond, TableSteps } from "./repeated_second.ts";
 import { ordinaryFormat, type TableFormat } from "./table_format.ts";
 import * as entry from "./tlb_entry.ts";
-import type { TlbFill } from "./tlb_entry.ts";
+import { TlbFill } from "./tlb_entry.ts";
 import type { Paging, PagingState, SecondDimension } from "./translation.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -57,7 +57,7 @@ const {
   TLB_WRITABLE,
 } = entry;
 
-/** A page was found: the walk's fields are what a TLB caches. */
+/** A page was found: {@linkcode QuickWalk.page} is what a TLB caches. */
 export const FOUND = 0;
 /** An entry of the guest's is not present. */
 export const ABSENT = 1;
@@ -75,33 +75,15 @@ const HUGE_SHIFT = 30;
 const UNMODELLED = CR4_LA57 | CR4_PKE | CR4_CET | CR4_PKS;
 
 /** Walks for one processor. */
-export class QuickWalk implements TlbFill {
-  /** The page's linear address, in halves. */
-  linearHigh = 0;
-  /** Its low half. */
-  linearLow = 0;
-  /** Where it is. */
-  physicalHigh = 0;
-  /** The low half. */
-  physicalLow = 0;
-  /** Its guest-physical address. */
-  guestHigh = 0;
-  /** The low half. */
-  guestLow = 0;
-  /** Log2 of its bytes. */
-  shift = 0;
-  /** Log2 of the page that the guest's own tables specify. */
-  span = 0;
-  /** The entry's flags. */
-  flags = 0;
-  /** The memory type. */
-  memoryType = -1;
+export class QuickWalk {
+  /** The page that was found. */
+  readonly page = new TlbFill();
   /** Entries that the walk read, of both dimensions. */
   accesses = 0;
 
   readonly #space: PhysicalSpace;
-  readonly #windows: readonly PageWindow[] = Array.from({ length: LEVEL_PML4 + 1 }, () => new PageWindow());
-  readonly #steps = new TableSteps();
+  readonly #windows: readonly PageWindow[];
+  readonly #steps: TableSteps;
   #second: QuickSecond | undefined = undefined;
   #features: PagingFeatures | undefined = undefined;
   #format: TableFormat | undefined = undefined;
@@ -115,6 +97,8 @@ export class QuickWalk implements TlbFill {
   /** A walker that does not know where it is: it knows nothing. */
   constructor(space: PhysicalSpace) {
     this.#space = space;
+    this.#windows = Array.from({ length: LEVEL_PML4 + 1 }, () => new PageWindow(space));
+    this.#steps = new TableSteps(this.#windows);
   }
 
   /** Takes up what `cpu` knows, and tables of the second dimension. `features` are those of the guest's tables. */
@@ -151,18 +135,20 @@ export class QuickWalk implements TlbFill {
     this.#steps.length = 0;
     const host = this.#second;
     if (host === undefined || !this.#modelled) return UNKNOWN;
-    this.linearHigh = high;
-    this.linearLow = low;
+    const { page } = this;
+    page.linearHigh = high;
+    page.linearLow = low;
     if (this.#paging) return this.#descend(host, demand);
-    this.guestHigh = high;
-    this.guestLow = low;
-    this.span = HUGE_SHIFT;
+    page.guestHigh = high;
+    page.guestLow = low;
+    page.span = HUGE_SHIFT;
     return this.#end(host, demand.access, GUEST | TLB_DIRTY);
   }
 
   /** Down the guest's tables. */
   #descend(host: QuickSecond, demand: Demand): Outcome {
-    const { linearHigh, linearLow } = this;
+    const { page } = this;
+    const { linearHigh, linearLow } = page;
     const { reservedHigh, reservedInPage, reservedInTable } = this.#format!;
     let tableHigh = this.#rootHigh;
     let tableLow = this.#rootLow;
@@ -171,11 +157,12 @@ export class QuickWalk implements TlbFill {
     for (let level = LEVEL_PML4;; level--) {
       const index = indexOf(linearHigh, linearLow, level);
       if (!host.find(tableHigh, tableLow | (index << 2), TABLE)) return UNKNOWN;
-      this.#steps.add(host, tableHigh, tableLow);
       const window = this.#windows[level];
-      // Both are aligned to the page that the second dimension has: the offset in that is the table's.
-      const hostLow = host.physicalLow | (tableLow & ~(-1 << host.shift));
-      if (!this.#space.open(window, host.physicalHigh, hostLow)) return UNKNOWN;
+      // Aligned to the page that the second dimension has: the offset in that is the table's.
+      const hostLow = host.page.physicalLow | (tableLow & ~(-1 << host.page.shift));
+      const there = window.open(host.page.physicalHigh, hostLow);
+      this.#steps.add(host.page.flags, host.accesses);
+      if (!there) return UNKNOWN;
       this.accesses += host.accesses + 1;
       const entryLow = window.word(index);
       const entryHigh = window.word(index + 1);
@@ -200,9 +187,9 @@ export class QuickWalk implements TlbFill {
       }
       const shift = 3 + 9 * level;
       const inPage = ~(-1 << shift);
-      this.guestHigh = tableHigh;
-      this.guestLow = (tableLow & ~inPage) | (linearLow & inPage);
-      this.span = shift;
+      page.guestHigh = tableHigh;
+      page.guestLow = (tableLow & ~inPage) | (linearLow & inPage);
+      page.span = shift;
       const global = this.#pge && (entryLow & PTE_G) !== 0 ? TLB_GLOBAL : 0;
       const dirty = write || (entryLow & PTE_D) !== 0 ? TLB_DIRTY : 0;
       return this.#end(host, demand.access, flags | global | dirty);
@@ -214,7 +201,7 @@ export class QuickWalk implements TlbFill {
     for (let level = LEVEL_PML4; level >= last; level--) {
       const wanted = write && level === last ? PTE_A | PTE_D : PTE_A;
       const window = this.#windows[level];
-      const index = indexOf(this.linearHigh, this.linearLow, level);
+      const index = indexOf(this.page.linearHigh, this.page.linearLow, level);
       if ((window.word(index) & wanted) === wanted) continue;
       if (!this.#steps.writable(LEVEL_PML4 - level)) return false;
       window.or(index, wanted);
@@ -224,21 +211,23 @@ export class QuickWalk implements TlbFill {
 
   /** Has the second dimension find the page at the guest-physical address, and puts both together. */
   #end(host: QuickSecond, access: number, flags: number): Outcome {
-    const { guestHigh, guestLow } = this;
+    const { page } = this;
+    const { guestHigh, guestLow } = page;
     if (!host.find(guestHigh, guestLow, access)) return UNKNOWN;
     this.accesses += host.accesses;
-    const shift = host.shift < this.span ? host.shift : this.span;
-    const page = -1 << shift;
-    this.shift = shift;
+    const { page: behind } = host;
+    const shift = behind.shift < page.span ? behind.shift : page.span;
+    const mask = -1 << shift;
+    page.shift = shift;
     // Without paging there is no page that this could be a part of.
-    if (!this.#paging) this.span = shift;
-    this.linearLow &= page;
-    this.guestLow = guestLow & page;
-    this.physicalHigh = host.physicalHigh;
-    this.physicalLow = (host.physicalLow | (guestLow & ~(-1 << host.shift))) & page;
-    this.memoryType = host.memoryType;
-    const clean = (host.flags & TLB_DIRTY) === 0 ? TLB_DIRTY : 0;
-    this.flags = (flags & ~clean) | (host.flags & HOST);
+    if (!this.#paging) page.span = shift;
+    page.linearLow &= mask;
+    page.guestLow = guestLow & mask;
+    page.physicalHigh = behind.physicalHigh;
+    page.physicalLow = (behind.physicalLow | (guestLow & ~(-1 << behind.shift))) & mask;
+    page.memoryType = behind.memoryType;
+    const clean = (behind.flags & TLB_DIRTY) === 0 ? TLB_DIRTY : 0;
+    page.flags = (flags & ~clean) | (behind.flags & HOST);
     return FOUND;
   }
 

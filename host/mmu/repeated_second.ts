@@ -5,69 +5,53 @@
  * @module
  */
 
-import type { PageShift } from "../../abi/mod.ts";
-import { HIGH, LEVEL_PML4 } from "../../abi/mod.ts";
+import * as abi from "../../abi/mod.ts";
+import type { PageWindow } from "../memory/mod.ts";
 import * as entry from "./tlb_entry.ts";
 import type { HostFault, HostPage, PhysicalAccess, SecondDimension } from "./translation.ts";
 
+const { HIGH, LEVEL_PML4, PAGE_SHIFT_4K } = abi;
 const { TLB_DIRTY, TLB_HOST_EXECUTABLE, TLB_HOST_READABLE, TLB_HOST_WRITABLE } = entry;
 
-/** A page of the second dimension, in small integers. */
-export interface FoundPage {
-  /** Its host-physical address. */
-  readonly physicalHigh: number;
-  /** The low half. */
-  readonly physicalLow: number;
-  /** Log2 of its bytes. */
-  readonly shift: number;
-  /** Its flags, as a TLB has them. */
-  readonly flags: number;
-  /** Entries that were read. */
-  readonly accesses: number;
-}
+const FLAG_BITS = 8;
 
-/** The pages of the guest's tables on the way, from the PML4's on. */
+/** The guest's tables on the way, from the PML4's on. */
 export class TableSteps {
   /** How many there are. */
   length = 0;
-  readonly #guestHigh = new Int32Array(LEVEL_PML4);
-  readonly #guestLow = new Int32Array(LEVEL_PML4);
-  readonly #physicalHigh = new Int32Array(LEVEL_PML4);
-  readonly #physicalLow = new Int32Array(LEVEL_PML4);
-  readonly #shifts = new Int32Array(LEVEL_PML4);
-  readonly #flags = new Int32Array(LEVEL_PML4);
-  readonly #accesses = new Int32Array(LEVEL_PML4);
+  readonly #windows: readonly PageWindow[];
+  /** What the second dimension allows, and above that the entries that were read to find out. */
+  readonly #found = new Int32Array(LEVEL_PML4);
 
-  /** The next table, at a guest-physical address, was found in `page`. */
-  add(page: FoundPage, guestHigh: number, guestLow: number): void {
-    const step = this.length++;
-    this.#guestHigh[step] = guestHigh;
-    this.#guestLow[step] = guestLow & (-1 << page.shift);
-    this.#physicalHigh[step] = page.physicalHigh;
-    this.#physicalLow[step] = page.physicalLow;
-    this.#shifts[step] = page.shift;
-    this.#flags[step] = page.flags;
-    this.#accesses[step] = page.accesses;
+  /** The tables that `windows` look at, by level. */
+  constructor(windows: readonly PageWindow[]) {
+    this.#windows = windows;
+  }
+
+  /** The next table was found: the flags of its page in the second dimension, and the entries read. */
+  add(flags: number, accesses: number): void {
+    this.#found[this.length++] = accesses << FLAG_BITS | flags;
   }
 
   /** Whether the second dimension allows writes to a table. */
   writable(step: number): boolean {
-    return (this.#flags[step] & TLB_HOST_WRITABLE) !== 0;
+    return (this.#found[step] & TLB_HOST_WRITABLE) !== 0;
   }
 
-  /** A table's page, as walks of the second dimension find it. */
-  page(step: number): HostPage {
-    const flags = this.#flags[step];
+  /** A table's page, as walks of the second dimension find it: that table and no more of it. */
+  page(step: number, address: number): HostPage {
+    const flags = this.#found[step];
+    const { high, low } = this.#windows[LEVEL_PML4 - step];
     return {
       kind: "page",
-      guest: this.#guestHigh[step] * HIGH + (this.#guestLow[step] >>> 0),
-      physical: this.#physicalHigh[step] * HIGH + (this.#physicalLow[step] >>> 0),
-      shift: this.#shifts[step] as PageShift,
+      guest: address - abi.pageOffset(address, PAGE_SHIFT_4K),
+      physical: high * HIGH + (low >>> 0),
+      shift: PAGE_SHIFT_4K,
       readable: (flags & TLB_HOST_READABLE) !== 0,
       writable: (flags & TLB_HOST_WRITABLE) !== 0,
       executable: (flags & TLB_HOST_EXECUTABLE) !== 0,
       dirty: (flags & TLB_DIRTY) !== 0,
-      accesses: this.#accesses[step],
+      accesses: flags >>> FLAG_BITS,
     };
   }
 }
@@ -86,7 +70,7 @@ export class RepeatedSecond implements SecondDimension {
 
   /** Translates a guest-physical address. */
   translate(physical: number, access: PhysicalAccess): HostPage | HostFault {
-    if (this.#next < this.#steps.length) return this.#steps.page(this.#next++);
+    if (this.#next < this.#steps.length) return this.#steps.page(this.#next++, physical);
     return this.#second.translate(physical, access);
   }
 

@@ -67,9 +67,12 @@ export class Tlb {
 
   /** Counts what was dropped: who remembers an entry must look again. */
   generation = 0;
-  #vpid = 0;
-  #pcid = 0;
-  #root: number = NO_EPT;
+  /** The VPID or ASID of accesses from now on. */
+  vpid = 0;
+  /** Their PCID. */
+  pcid = 0;
+  /** The address of their EPT root. */
+  root: number = NO_EPT;
 
   /** An empty TLB, as after a reset. Throws `RangeError` for a geometry that cannot be. */
   constructor(vendor: "vmx" | "svm", geometry: TlbGeometry = DEFAULT_TLB_GEOMETRY) {
@@ -80,7 +83,7 @@ export class Tlb {
 
   /** The tags set last. */
   get tags(): TlbTags {
-    return { vpid: this.#vpid, pcid: this.#pcid, root: this.#root };
+    return { vpid: this.vpid, pcid: this.pcid, root: this.root };
   }
 
   /**
@@ -88,8 +91,8 @@ export class Tlb {
    * It drops nothing: what a change invalidates is for the operation that makes it.
    */
   setTags({ vpid, pcid, root }: TlbTags): void {
-    this.#vpid = vpid;
-    this.#root = root;
+    this.vpid = vpid;
+    this.root = root;
     this.setPcid(pcid);
     if (this.vendor === "vmx") this.guestPhysical.setTags(0, 0, root);
     else this.guestPhysical.setTags(vpid, 0, NO_EPT);
@@ -97,8 +100,8 @@ export class Tlb {
 
   /** Changes the PCID alone: guest-physical mappings have none. */
   setPcid(pcid: number): void {
-    this.#pcid = pcid;
-    this.linear.setTags(this.#vpid, pcid, this.vendor === "vmx" ? this.#root : NO_EPT);
+    this.pcid = pcid;
+    this.linear.setTags(this.vpid, pcid, this.vendor === "vmx" ? this.root : NO_EPT);
   }
 
   /** Caches what EPT or nested tables say of a page: a guest-physical mapping. Returns its slot. */

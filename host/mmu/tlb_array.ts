@@ -13,11 +13,10 @@ import { SlotHints } from "./tlb_hints.ts";
 import * as entry from "./tlb_entry.ts";
 import {
   type CachedTranslation,
-  flagsOf,
   NO_EPT,
   rightsOf,
   type Scope,
-  type TlbFill,
+  TlbFill,
   type TlbTranslation,
 } from "./tlb_entry.ts";
 import type { HostPage } from "./translation.ts";
@@ -56,6 +55,8 @@ export class TlbArray {
   #rootAddress: number = NO_EPT;
   #tick = 0;
   #valid = 0;
+  /** Valid entries by bank. */
+  readonly #population = new Int32Array(3);
   /** Entries whose page the guest's tables specify larger: an address does not tell their sets. */
   #fragments = 0;
 
@@ -79,7 +80,9 @@ export class TlbArray {
   readonly #physicalLow: Int32Array;
   readonly #guestPhysical: Float64Array;
   readonly #used: Float64Array;
-  readonly #chains: ContextChains;
+  /** Of the linear addresses' array: guest-physical ones have no PCID. */
+  readonly #chains: ContextChains | undefined;
+  readonly #fill = new TlbFill();
   readonly #hints = new SlotHints();
   /** Roots by id: entries compare small integers. Id 0 is "no EPT". */
   readonly #rootIds: number[] = [NO_EPT];
@@ -103,7 +106,7 @@ export class TlbArray {
     this.#physicalLow = new Int32Array(size);
     this.#guestPhysical = new Float64Array(size);
     this.#used = new Float64Array(size);
-    this.#chains = new ContextChains(size);
+    this.#chains = this.#guest ? undefined : new ContextChains(size);
   }
 
   /** Entries that the array has room for. */
@@ -134,8 +137,7 @@ export class TlbArray {
    */
   lookup(high: number, low: number): number {
     const slot = this.peek(high, low);
-    if (slot < 0) this.misses++;
-    else this.use(slot);
+    this.use(slot);
     return slot;
   }
 
@@ -149,8 +151,12 @@ export class TlbArray {
     return this.#search(high, low);
   }
 
-  /** A slot that {@linkcode peek} has found is used. */
+  /** What {@linkcode peek} has found is used, or nothing is: the rest of {@linkcode lookup}. */
   use(slot: number): void {
+    if (slot < 0) {
+      this.misses++;
+      return;
+    }
     this.#used[slot] = ++this.#tick;
     this.hits++;
   }
@@ -158,6 +164,7 @@ export class TlbArray {
   #search(high: number, low: number): number {
     const banks = this.#banks;
     for (let i = 0; i < banks.length; i++) {
+      if (this.#population[i] === 0) continue;
       const slot = this.#find(banks[i], high, low);
       if (slot >= 0) {
         this.#hints.remember(low, slot, i === 0);
@@ -245,28 +252,16 @@ export class TlbArray {
 
   /** Caches a translation with the tags set: in place of the entry that answered, of none, or of the oldest. */
   insert(translation: TlbTranslation): number {
-    const { linear, physical, shift, span = shift, host, memoryType = -1 } = translation;
-    const guest = host === undefined ? -1 : host.guest + physical - host.physical;
-    return this.fill({
-      linearHigh: Math.floor(linear / HIGH),
-      linearLow: linear | 0,
-      physicalHigh: Math.floor(physical / HIGH),
-      physicalLow: physical | 0,
-      guestHigh: Math.floor(guest / HIGH),
-      guestLow: guest | 0,
-      shift,
-      span,
-      flags: flagsOf(translation),
-      memoryType,
-    });
+    this.#fill.take(translation);
+    return this.fill(this.#fill);
   }
 
   /** {@linkcode insert} of a translation in small integers. */
   fill(found: TlbFill): number {
     const { linearHigh, linearLow, shift, span, flags, guestHigh } = found;
-    const bank = this.#banks[shift === SMALL_SHIFT ? 0 : shift === LARGE_SHIFT ? 1 : 2];
-    let slot = this.#find(bank, linearHigh, linearLow);
-    if (slot < 0) slot = this.#victim(bank, linearHigh, linearLow);
+    const number = bankOf(shift);
+    const bank = this.#banks[number];
+    const slot = this.#placeFor(bank, linearHigh, linearLow);
     this.#remove(slot);
     this.#low[slot] = linearLow & bank.pageMask | VALID;
     this.#high[slot] = linearHigh & this.#addressMask;
@@ -282,8 +277,9 @@ export class TlbArray {
     this.#used[slot] = ++this.#tick;
     this.#flags[slot] = flags;
     this.#valid++;
+    this.#population[number]++;
     if (span > shift) this.#fragments++;
-    this.#chains.add(slot, this.#context);
+    if (this.#chains !== undefined) this.#chains.add(slot, this.#context);
     if (shift === SMALL_SHIFT) this.#hints.remember(linearLow, slot, true);
     else this.#hints.forgetLarge();
     return slot;
@@ -297,16 +293,20 @@ export class TlbArray {
     const { address } = scope;
     if (address === undefined) {
       const { vpid, pcid, globals } = scope;
-      this.#chains.visit(vpid, globals === "any PCID" ? ANY : pcid, (slot) => {
+      const visit = (slot: number): void => {
         if (this.#covered(slot, scope, root)) this.#remove(slot);
-      });
+      };
+      if (this.#chains === undefined) { for (let slot = 0; slot < this.size; slot++) visit(slot); }
+      else this.#chains.visit(vpid, globals === "any PCID" ? ANY : pcid, visit);
       return before - this.#valid;
     }
     const high = Math.floor(address / HIGH) & this.#addressMask;
     const low = address | 0;
     const { piece } = scope;
     const all = this.#fragments > 0 && !piece;
-    for (const bank of this.#banks) {
+    for (let i = 0; i < this.#banks.length; i++) {
+      if (this.#population[i] === 0) continue;
+      const bank = this.#banks[i];
       const first = all ? bank.first : setOf(bank, high, low);
       const end = first + bank.ways * (all ? bank.setMask + 1 : 1);
       for (let slot = first; slot < end; slot++) {
@@ -336,21 +336,33 @@ export class TlbArray {
       ((this.#contexts[slot] ^ this.#context) & this.#contextMasks[slot]) === 0;
   }
 
-  #victim(bank: Bank, high: number, low: number): number {
-    const first = setOf(bank, high & this.#addressMask, low);
-    let victim = first;
-    for (let slot = first; slot < first + bank.ways; slot++) {
-      if ((this.#low[slot] & VALID) === 0) return slot;
-      if (this.#used[slot] < this.#used[victim]) victim = slot;
+  /** Where an entry goes: in place of the one that answers for its page, of none, or of the one used longest ago. */
+  #placeFor(bank: Bank, high: number, low: number): number {
+    const key = low & bank.pageMask | VALID;
+    const highKey = high & this.#addressMask;
+    const first = setOf(bank, highKey, low);
+    const end = first + bank.ways;
+    const lows = this.#low;
+    let place = first;
+    let longest = Infinity;
+    for (let slot = first; slot < end; slot++) {
+      const known = lows[slot];
+      if (known === key && this.#high[slot] === highKey && this.#tagged(slot)) return slot;
+      const used = (known & VALID) === 0 ? -1 : this.#used[slot];
+      if (used < longest) {
+        longest = used;
+        place = slot;
+      }
     }
-    return victim;
+    return place;
   }
 
   #remove(slot: number): void {
     if ((this.#low[slot] & VALID) === 0) return;
     this.#low[slot] = 0;
     this.#valid--;
-    this.#chains.remove(slot, this.#contexts[slot]);
+    this.#population[bankOf(this.#shifts[slot])]--;
+    if (this.#chains !== undefined) this.#chains.remove(slot, this.#contexts[slot]);
     if (this.#spans[slot] > this.#shifts[slot]) this.#fragments--;
   }
 
@@ -375,6 +387,10 @@ export class TlbArray {
     if (known >= 0) return known;
     return add ? this.#rootIds.push(root) - 1 : UNKNOWN;
   }
+}
+
+function bankOf(shift: number): number {
+  return shift === SMALL_SHIFT ? 0 : shift === LARGE_SHIFT ? 1 : 2;
 }
 
 /** An address from its halves; linear ones are canonical for 48 bits. */

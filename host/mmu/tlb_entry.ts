@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { PageShift } from "../../abi/mod.ts";
+import { HIGH, type PageShift } from "../../abi/mod.ts";
 
 /** The mappings that a processor caches (SDM 3C 29.4.1), as bits. */
 export const LINEAR = 1;
@@ -81,29 +81,46 @@ export interface TlbTranslation {
 }
 
 /**
- * A translation to cache, in small integers: who finds many makes no objects of them. An address's upper half is signed.
+ * A translation to cache, in small integers: who finds many fills the same one in again. An address's upper half, bits
+ * 63:32, is signed where it is linear; the lower halves are signed too.
  */
-export interface TlbFill {
-  /** First address of the page: bits 63:32. */
-  readonly linearHigh: number;
-  /** And bits 31:0. */
-  readonly linearLow: number;
-  /** First address that it translates to. */
-  readonly physicalHigh: number;
-  /** And bits 31:0. */
-  readonly physicalLow: number;
-  /** Its guest-physical address; negative where there is no second dimension. */
-  readonly guestHigh: number;
-  /** And bits 31:0. */
-  readonly guestLow: number;
+export class TlbFill {
+  /** First address of the page: its upper half. */
+  linearHigh = 0;
+  /** And its lower half. The bits within the page do not count. */
+  linearLow = 0;
+  /** First address that it translates to: its upper half. */
+  physicalHigh = 0;
+  /** And its lower half. */
+  physicalLow = 0;
+  /** Its guest-physical address: the upper half. Negative where there is no second dimension. */
+  guestHigh = 0;
+  /** And the lower half. */
+  guestLow = 0;
   /** Log2 of the bytes that the entry maps. */
-  readonly shift: number;
+  shift = 0;
   /** Log2 of the page that the guest's own tables specify. */
-  readonly span: number;
+  span = 0;
   /** TLB_WRITABLE and so on. */
-  readonly flags: number;
+  flags = 0;
   /** The memory type; negative where none is modelled. */
-  readonly memoryType: number;
+  memoryType = -1;
+
+  /** Takes a translation's fields. */
+  take(translation: TlbTranslation): void {
+    const { linear, physical, shift, span = shift, host, memoryType = -1 } = translation;
+    const guest = host === undefined ? -1 : host.guest + physical - host.physical;
+    this.linearHigh = Math.floor(linear / HIGH);
+    this.linearLow = linear | 0;
+    this.physicalHigh = Math.floor(physical / HIGH);
+    this.physicalLow = physical | 0;
+    this.guestHigh = Math.floor(guest / HIGH);
+    this.guestLow = guest | 0;
+    this.shift = shift;
+    this.span = span;
+    this.flags = flagsOf(translation);
+    this.memoryType = memoryType;
+  }
 }
 
 /** What an invalidation has to drop, and nothing else. */

@@ -174,7 +174,7 @@ export class World {
       return [`#PF(0x${code.toString(16)})`, quick.accesses];
     }
     const { linear: array } = this.cpu.tlb;
-    const slot = this.cpu.fill(quick);
+    const slot = this.cpu.fill(quick.page);
     const physical = array.physical(slot) + (linear & (2 ** array.shift(slot) - 1));
     return [`0x${physical.toString(16)}`, quick.accesses];
   }
