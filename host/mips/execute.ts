@@ -30,8 +30,8 @@ const DMT = 5;
 const CO = 0x10;
 const ERET = 0x18;
 const HYPCALL: number = MIPS_HYPCALL.units[0] & 0x3f;
-/** What HYPCALL leaves zero: bits 24 to 21. */
-const HYPCALL_ZERO = 0x01e0_0000;
+/** What HYPCALL leaves zero: bits 24 to 21, and 10 to 6. */
+const HYPCALL_ZERO = 0x01e0_07c0;
 
 /** Loads and stores: the bytes, and whether a load is sign-extended. */
 const ACCESSES: Readonly<Record<number, readonly [bytes: 1 | 2 | 4 | 8, store: boolean, signed: boolean]>> = {
@@ -58,7 +58,7 @@ export function executeMips(vcpu: MipsVcpu): void {
   const address = mipsUnmapped(mipsRegisterAddress(pc));
   if (address === undefined) return deliverException(vcpu, "TLBL", { badVAddr: mipsRegisterAddress(pc) });
   const word = vm.words.read(Number(address), 4);
-  if (word === undefined) return vcpu.leaveForMemory(mipsRegisterAddress(pc), false);
+  if (word === undefined) return vcpu.leaveForMemory(mipsRegisterAddress(pc), "fetch");
   vcpu.charge(vm.cost.insn);
   const registers = vcpu.registers;
   const slot = vcpu.branchTarget;
@@ -193,7 +193,7 @@ function access(vcpu: MipsVcpu, word: number): boolean {
       return true;
     }
   }
-  vcpu.leaveForMemory(address, store);
+  vcpu.leaveForMemory(address, store ? "store" : "load");
   return false;
 }
 

@@ -8,5 +8,5 @@ export { type Branch, branchOf, type BranchRegisters } from "./branches.ts";
 export * from "./hypercall.ts";
 export { MIPS_EXIT_NAMES, MIPS_TP, MIPS_TRACEPOINTS, type MipsTracepoint } from "./tracepoints.ts";
 export * from "./userspace.ts";
-export { MipsVcpu } from "./vcpu.ts";
+export { type MipsAccess, MipsVcpu } from "./vcpu.ts";
 export * from "./vm.ts";

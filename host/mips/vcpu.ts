@@ -10,6 +10,7 @@ import {
   decodeCall,
   disassembleInstruction,
   encodeResults,
+  hex,
   highOf,
   lowOf,
   type MachineFault,
@@ -26,6 +27,7 @@ import {
   unitsToBytes,
 } from "../../abi/mod.ts";
 import { ArchVcpu } from "../arch/mod.ts";
+import { NotModelled } from "../cpu/errors.ts";
 import { branchOf, type BranchRegisters } from "./branches.ts";
 import { executeMips } from "./execute.ts";
 import { MIPS_HOSTS, mipsHypercallOutcome } from "./hypercall.ts";
@@ -51,7 +53,12 @@ interface Exit {
   readonly badInstrP: number;
   /** BadVAddr. */
   readonly badVAddr: bigint;
+  /** What the access was for. */
+  readonly access: MipsAccess;
 }
+
+/** What an access to memory is for. */
+export type MipsAccess = "fetch" | "load" | "store";
 
 /** A vCPU. */
 export class MipsVcpu extends ArchVcpu<MipsCpu> {
@@ -111,23 +118,24 @@ export class MipsVcpu extends ArchVcpu<MipsCpu> {
 
   /** HYPCALL: a guest exit with GExcCode 2. */
   leaveForHypercall(word: number): void {
-    this.#leave(MIPS_EXIT_HC, word, 0n);
+    this.#leave(MIPS_EXIT_HC, { badInstr: word });
   }
 
   /** There is no memory slot where the guest fetches, loads or stores. */
-  leaveForMemory(address: bigint, store: boolean): void {
-    this.#leave(store ? MIPS_EXIT_TLBS : MIPS_EXIT_TLBL, 0, address);
+  leaveForMemory(address: bigint, access: MipsAccess): void {
+    this.#leave(access === "store" ? MIPS_EXIT_TLBS : MIPS_EXIT_TLBL, { badVAddr: address, access });
   }
 
-  #leave(reason: number, word: number, badVAddr: bigint): void {
+  #leave(reason: number, { badInstr = 0, badVAddr = 0n, access = "fetch" }: Partial<Exit>): void {
     const { pc } = this.context;
     const bd = this.branchTarget !== undefined;
     this.#exit = {
       epc: bd ? pc - 4 : pc,
       bd,
-      badInstr: word,
+      badInstr,
       badInstrP: bd ? this.previousWord : 0,
       badVAddr,
+      access,
     };
     this.exit(reason);
   }
@@ -169,7 +177,13 @@ export class MipsVcpu extends ArchVcpu<MipsCpu> {
   protected override handleExit(reason: number): void {
     const exit = this.#exit!;
     if (reason === MIPS_EXIT_HC) this.#handleHypercall(exit);
-    else this.#giveUp("KVM_EXIT_MMIO", `no device at ${exit.badVAddr.toString(16)}`);
+    else this.#handleMemory(exit);
+  }
+
+  /** A code fetch does not count as MMIO (kvm_trap_vz_handle_tlb_ld_miss), and this user space has no devices. */
+  #handleMemory({ access, badVAddr }: Exit): void {
+    if (access === "fetch") return this.#giveUp("KVM_EXIT_INTERNAL_ERROR", `a fetch from ${hex(badVAddr)}`);
+    throw new NotModelled(`a MIPS guest's MMIO ${access} at ${hex(badVAddr)}`, "arch/mips/kvm/emulate.c");
   }
 
   /** The program counter behind the exiting instruction (update_pc); undefined where KVM cannot tell. */
@@ -196,11 +210,11 @@ export class MipsVcpu extends ArchVcpu<MipsCpu> {
     }
     const read = (name: MipsGpr) => this.context.gpr(name);
     const call = decodeCall(MIPS_CONVENTION, read, this.context.mode);
-    this.callEnds(mipsHypercallOutcome(vm.host, call, vm));
+    this.#callEnds(mipsHypercallOutcome(vm.host, call, vm));
   }
 
   /** A call has come to something. */
-  protected callEnds(outcome: CallOutcome): void {
+  #callEnds(outcome: CallOutcome): void {
     this.lastOutcome = outcome;
     if (outcome.kind === "registers") {
       this.#setResults(outcome.values);
@@ -231,7 +245,7 @@ export class MipsVcpu extends ArchVcpu<MipsCpu> {
   }
 
   #giveUp(
-    exit: "KVM_EXIT_INTERNAL_ERROR" | "KVM_EXIT_MMIO" | "KVM_EXIT_SHUTDOWN" | "KVM_EXIT_SYSTEM_EVENT",
+    exit: "KVM_EXIT_INTERNAL_ERROR" | "KVM_EXIT_SHUTDOWN" | "KVM_EXIT_SYSTEM_EVENT",
     why?: string,
   ): void {
     this.toUserspace(exit);

@@ -173,7 +173,7 @@ describe("activations", () => {
     far.run(function* (cpu) {
       yield cpu.call(mipsKseg0(0x1fff_f000));
     });
-    assertEquals(far.vm.ending, "KVM_EXIT_MMIO: no device at ffffffff9ffff000");
+    assertEquals(far.vm.ending, "KVM_EXIT_INTERNAL_ERROR: a fetch from 0xffffffff9ffff000");
   });
 
   it("a forgotten yield, a foreign number and an instruction built twice are told in guest terms", () => {

@@ -1,4 +1,4 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
   MIPS_CP0,
@@ -8,6 +8,7 @@ import {
   type MipsException,
   mipsKseg0,
 } from "../../../abi/mod.ts";
+import { NotModelled } from "../../../host/mod.ts";
 import { MipsRig, ORDERS } from "../../support/mips.ts";
 
 const DATA = mipsKseg0(0x4000);
@@ -116,7 +117,7 @@ describe("MIPS exceptions", () => {
   });
 
   it("a word that no instruction has is reserved", () => {
-    for (const word of [0xec00_0000, 0x0000_003f, 0x7c00_0000, 0x4200_003f, 0x4260_0028]) {
+    for (const word of [0xec00_0000, 0x0000_003f, 0x7c00_0000, 0x4200_003f, 0x4260_0028, 0x4200_0068]) {
       const found = exceptionOf(function* (cpu) {
         yield cpu.call(STUB);
       }, [word, 0, 0]);
@@ -210,6 +211,24 @@ describe("MIPS exceptions", () => {
   it("a guest begins as kvmtool sets it up: Status.ERL and EXL, nothing else", () => {
     const { vm } = new MipsRig();
     assertEquals(vm.vcpus[0].context.system(MIPS_CP0.status), 6n);
+  });
+});
+
+describe("a MIPS guest's access to where no memory is", () => {
+  it("is an exit, by kind; what would be MMIO is not modelled, and that is said", () => {
+    const nowhere = mipsKseg0(0x1000_0000);
+    for (const [access, exit] of [["load", "TLB Miss (LD)"], ["store", "TLB Miss (ST)"]] as const) {
+      const rig = new MipsRig();
+      assertThrows(
+        () =>
+          rig.run(function* (cpu) {
+            yield access === "load" ? cpu.lw(nowhere) : cpu.sw(nowhere, 0);
+          }),
+        NotModelled,
+        `a MIPS guest's MMIO ${access} at 0xffffffff90000000`,
+      );
+      assertEquals(rig.vm.exits(), { [exit]: 1 });
+    }
   });
 });
 
