@@ -27,6 +27,7 @@ export * from "./mips/mod.ts";
 export * from "./ppc/mod.ts";
 export * from "./mm/layout.ts";
 export * from "./mm/manager.ts";
+export type { FlushRange } from "./mm/shootdown.ts";
 export * from "./mm/uaccess.ts";
 export * from "./mm/witness.ts";
 export * from "./s390/mod.ts";

@@ -19,7 +19,7 @@ import type { GuestValue } from "../kernel/cpumask.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import { data, percpu, USER_IMAGE, USER_IMAGE_SIZE } from "../kernel/memory_map.ts";
 import { localIrqRestore, localIrqSave } from "../kernel/spinlock.ts";
-import { taskField } from "../sched/layout.ts";
+import { PF_KTHREAD, taskField } from "../sched/layout.ts";
 import { PROT_EXEC, PROT_READ, PROT_WRITE } from "../sched/user.ts";
 import { addArea } from "./areas.ts";
 import {
@@ -48,7 +48,13 @@ import {
   VM_IMAGE,
 } from "./layout.ts";
 import { addMemoryCalls, exitMmap, mapAnonymous } from "./mappings.ts";
-import { flushTlbAll, flushTlbAllLocal, flushTlbFunction } from "./shootdown.ts";
+import {
+  type FlushRange,
+  flushTlbAll,
+  flushTlbAllLocal,
+  flushTlbFunction,
+  flushTlbMmRange,
+} from "./shootdown.ts";
 import { contextOffset, enterLazyTlb, finishSwitch, loadCr3, switchMm, switchTasks } from "./switch.ts";
 import { entryAt, frameOf, loadEntry } from "./tables.ts";
 import { NO_WITNESS, type TranslationWitness } from "./witness.ts";
@@ -325,6 +331,8 @@ export class MemoryManager {
     yield cpu.load64(taskField(task, "mm"));
     const space = cpu.eax;
     if (space === 0) return;
+    yield cpu.load32(taskField(task, "flags"));
+    if ((cpu.eax & PF_KTHREAD) !== 0) return yield* this.unuse(cpu); // It had no share, but used it.
     const enabled = yield* localIrqSave(cpu);
     yield cpu.xadd32(mmField(space, "count"), 1); // It is borrowed from here on.
     yield cpu.store64(taskField(task, "mm"), 0);
@@ -346,6 +354,11 @@ export class MemoryManager {
   }
 
   // Accesses and frames.
+
+  /** Flushes a range of an address space on all processors that run in it: see {@linkcode flushTlbMmRange}. */
+  flushRange(cpu: X86Cpu, space: number, range: FlushRange): Guest {
+    return flushTlbMmRange(cpu, this, space, range);
+  }
 
   /** Flushes all translations of all processors. */
   flushAll(cpu: X86Cpu): Guest {

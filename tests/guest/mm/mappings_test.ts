@@ -21,7 +21,7 @@ import {
   TASK_SIZE,
 } from "../../../guest/mod.ts";
 import { BACKENDS } from "../../../host/mod.ts";
-import { PagingRig } from "../../support/tasks.ts";
+import { PagingRig, TaskRig } from "../../support/tasks.ts";
 
 const PAGE = 4096;
 
@@ -149,6 +149,41 @@ for (const backend of BACKENDS) {
         yield cpu.store32(a + PAGE, 9);
       });
       assertEquals(code, 0);
+    });
+
+    it("have their frames given back after everybody has forgotten them, not before", () => {
+      let used: () => number = () => 0;
+      let taken = -1;
+      const kept: boolean[] = [];
+      const rig = new TaskRig({
+        cpus: 2,
+        vm: { backend },
+        paging: {
+          frames: 128,
+          witness: {
+            changed: () => taken = used(),
+            gone: (_range, reason) => {
+              if (reason === "page freed") kept.push(used() === taken);
+            },
+          },
+        },
+      });
+      const { kernel } = rig;
+      used = () => rig.vm.memory.word(kernel.mm.dataAt("used"));
+      const entry = kernel.user(function* program(cpu) {
+        const a = yield* mmap(cpu, 4 * PAGE);
+        for (let n = 0; n < 4; n++) yield cpu.store32(a + n * PAGE, 1);
+        yield* madviseDontneed(cpu, a, PAGE);
+        yield* munmap(cpu, a + PAGE, 2 * PAGE);
+      });
+      rig.run(function* (cpu) {
+        const space = yield* kernel.mm.create(cpu);
+        yield* kernel.sched.spawn(cpu, { entry, mm: space });
+        yield* kernel.mm.put(cpu, space);
+        yield* kernel.sched.waitForAll(cpu);
+      });
+      assertEquals(kept.length >= 4, true); // madvise, munmap, and each mapping at the end.
+      assertEquals(kept.every((before) => before), true);
     });
 
     it("use frames over and over, tables too: a program can map more in its life than there is memory", () => {

@@ -266,6 +266,44 @@ for (const backend of BACKENDS) {
   });
 }
 
+describe("two shootdowns", () => {
+  it("that meet on a processor are both carried out: the first drops everything, and takes the second along", () => {
+    const rig = new PagingRig({ cpus: 3 });
+    const { kernel } = rig;
+    const { mm, sched } = kernel;
+    const GO = 0x60_0000;
+    let [space, memory] = [0, 0];
+    let flushes: number[] = [];
+    const count = (): number[] => [tlb(rig, 1, "pageFlushes"), tlb(rig, 1, "fullFlushes")];
+    const reader = sched.kernelThread(function* reader(cpu) {
+      yield* mm.use(cpu, space);
+      flushes = count();
+      yield cpu.cli();
+      yield cpu.store32(GO, 1);
+      yield cpu.work(5_000_000); // Both have asked by now, and wait for this processor.
+      yield cpu.sti();
+      yield cpu.work(100_000);
+      flushes = count().map((flush, n) => flush - flushes[n]);
+      yield* mm.unuse(cpu);
+    }, "reader");
+    const askers = [0, 2].map((page) =>
+      sched.kernelThread(function* asker(cpu) {
+        yield cpu.pauseWhile(GO, 0);
+        const start = memory + page * PAGE;
+        yield* mm.flushRange(cpu, space, { start, end: start + PAGE });
+      }, `asker ${page}`)
+    );
+    rig.run(function* (cpu) {
+      space = yield* mm.create(cpu);
+      memory = yield* mm.map(cpu, space, 3 * PAGE);
+      yield* sched.spawn(cpu, { entry: reader, cpu: 1 });
+      for (const [n, entry] of askers.entries()) yield* sched.spawn(cpu, { entry, cpu: 2 * n });
+      yield* sched.waitForAll(cpu);
+    });
+    assertEquals(flushes, [0, 1]); // No INVLPG: it would have left out what is between tlb_gen's last values.
+  });
+});
+
 /** Threads read and write pages that one of them gives up again and again: who reads a page must find what is its. */
 function turmoil(
   seed: number,

@@ -15,6 +15,8 @@ import {
   RESCHEDULE_VECTOR,
   rqOffset,
   syscall,
+  waitIf,
+  wake,
 } from "../../../guest/mod.ts";
 import { BACKENDS } from "../../../host/mod.ts";
 import { TaskRig } from "../../support/tasks.ts";
@@ -194,6 +196,38 @@ describe("waiting and waking", () => {
     for (let seed = 0; seed < 40; seed++) {
       for (const cpus of [1, 2, 4]) story({ random: seed }, cpus);
     }
+  });
+
+  it("lets a waker wait until the waiter is in the queue, once that has looked at the word", () => {
+    const rig = new TaskRig({ cpus: 2 });
+    const { sched } = rig.kernel;
+    const story: string[] = [];
+    rig.runTasks([
+      {
+        cpu: 1,
+        kernelThread: true,
+        *program(cpu: X86Cpu): Guest {
+          const slept = yield* waitIf(cpu, sched, { address: WORDS, mm: 0 }, function* () {
+            yield cpu.load32(WORDS);
+            const waits = cpu.eax === 0;
+            yield cpu.store32(WORDS + 4, 1);
+            yield cpu.work(1_000_000); // The other one changes the word now, and wants to wake who waits.
+            return waits;
+          });
+          story.push(`slept ${slept}`);
+        },
+      },
+      {
+        cpu: 0,
+        kernelThread: true,
+        *program(cpu: X86Cpu): Guest {
+          yield cpu.pauseWhile(WORDS + 4, 0);
+          yield cpu.store32(WORDS, 1);
+          story.push(`woke ${yield* wake(cpu, sched, { address: WORDS, mm: 0 }, 1)}`);
+        },
+      },
+    ]);
+    assertEquals(story.sort(), ["slept true", "woke 1"]);
   });
 
   it("excludes kernel threads by a mutex, and idle tasks spin for it", () => {
