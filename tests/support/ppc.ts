@@ -1,0 +1,107 @@
+import { Machine, type MachineOptions, type PpcVm, type PpcVmOptions } from "../../host/mod.ts";
+import {
+  type ByteOrder,
+  type MachineFunction,
+  PPC_BLOCKS,
+  PPC_BLR,
+  PPC_TEXT_BASE,
+  type PpcCpu,
+  ppcText,
+  unitsToBytes,
+} from "../../abi/mod.ts";
+import {
+  epaprInit,
+  placePpcHandlers,
+  type PpcHandlers,
+  setPpcVectors,
+  type TextRange,
+} from "../../guest/mod.ts";
+
+/** Where the tests' guests have their hypercall stub, raw code, templates and data. */
+export const STUB = 0x8000;
+export const CODE = 0x2_0000;
+export const SPACE: TextRange = { from: 0x4_0000, to: 0x5_0000 };
+export const DATA = 0x10_0000;
+
+/** Every way to run a guest whose kernel is in problem state: the hosts with a magic page. */
+export const PR_HOSTS: readonly PpcVmOptions[] = [
+  { host: "book3s-64-pr" },
+  { host: "book3s-64-pr", order: "little" },
+  { host: "book3s-64-pr", order: "little", hostOrder: "little" },
+  { host: "book3s-32-pr" },
+  { host: "e500v2" },
+];
+
+/** The name of a way, for a test's. */
+export function nameOf({ host, order }: PpcVmOptions): string {
+  return order === "little" ? `${host}, little-endian` : host!;
+}
+
+/** What a guest of a test has besides its program. */
+export interface PpcStory {
+  /** Handlers besides the ones that throw faults where they happened. */
+  readonly handlers?: PpcHandlers;
+  /** Other functions, which stand behind the program in text. */
+  readonly functions?: readonly MachineFunction<PpcCpu>[];
+  /** Words at {@linkcode CODE}. */
+  readonly code?: readonly number[];
+  /** The machine's options. */
+  readonly machine?: MachineOptions;
+  /** Called with the virtual machine before it runs. */
+  readonly prepare?: (vm: PpcVm) => void;
+}
+
+/** A virtual machine with a program, ready to run. The guest's vectors are set before the program begins. */
+export function ppcGuest(options: PpcVmOptions, main: MachineFunction<PpcCpu>, story: PpcStory = {}): PpcVm {
+  const vm = new Machine(story.machine).createPpcVm(options);
+  const { core } = vm.host;
+  const text = ppcText(core);
+  const entry = text.add(function* program(cpu) {
+    const fdt = cpu.r3;
+    yield* setPpcVectors(cpu);
+    cpu.setRegister(2, 0x2222);
+    cpu.setRegister(3, fdt);
+    yield* main(cpu);
+  });
+  for (const code of story.functions ?? []) text.add(code);
+  placePpcHandlers(text, core, story.handlers);
+  vm.load(text);
+  if (story.code !== undefined) loadWords(vm, CODE, story.code);
+  story.prepare?.(vm);
+  vm.start(entry);
+  return vm;
+}
+
+/** Runs a program to its end. */
+export function runPpc(options: PpcVmOptions, main: MachineFunction<PpcCpu>, story: PpcStory = {}): PpcVm {
+  const vm = ppcGuest(options, main, story);
+  const { end } = vm.machine.run();
+  if (end !== "finished") throw new Error(`The guest did not finish: ${end}, ${vm.ending ?? ""}`);
+  return vm;
+}
+
+/** A program that first takes its hypercall from the device tree. */
+export function withHypercalls(
+  main: MachineFunction<PpcCpu>,
+  order: ByteOrder = "big",
+): MachineFunction<PpcCpu> {
+  return function* (cpu) {
+    yield* epaprInit(cpu, { fdt: Number(cpu.r3), stub: STUB, order });
+    yield* main(cpu);
+  };
+}
+
+/** Writes words of code. */
+export function loadWords(vm: PpcVm, address: number, words: readonly number[]): void {
+  vm.memory.load(address, unitsToBytes(words, 4, vm.order));
+}
+
+/** Text of the first functions: the program and those behind it. */
+export function firstFunctions(vm: PpcVm, count: number = 1): TextRange {
+  return { from: PPC_TEXT_BASE, to: PPC_TEXT_BASE + count * PPC_BLOCKS[vm.host.core].size };
+}
+
+/** Words that return to their caller. */
+export function routine(...words: readonly number[]): number[] {
+  return [...words, PPC_BLR];
+}
