@@ -114,6 +114,7 @@ export function emulate(vcpu: PpcVcpu, i: PpcInstruction): Emulated {
     case "rfid":
       vcpu.setMsr(p.shared.get("srr1"));
       p.context.pc = p.codeAddress(p.shared.get("srr0"));
+      vcpu.code.settle(); // The handler has ended, and an interrupt may begin before the next instruction.
       return "done";
     default:
       return "fail";

@@ -33,8 +33,8 @@ export const PR_HOSTS: readonly PpcVmOptions[] = [
 ];
 
 /** The name of a way, for a test's. */
-export function nameOf({ host, order }: PpcVmOptions): string {
-  return order === "little" ? `${host}, little-endian` : host!;
+export function nameOf({ host, order, hostOrder }: PpcVmOptions): string {
+  return `${host}${order === "little" ? `, little-endian on a ${hostOrder ?? "big"}-endian host` : ""}`;
 }
 
 /** What a guest of a test has besides its program. */

@@ -1,0 +1,322 @@
+import { assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import fc from "fast-check";
+import {
+  encodePpc,
+  EV_STATUS,
+  evHcallToken,
+  HCALL_STUB,
+  HCALL_WORDS_FAIL,
+  KVM_SC_MAGIC_R0,
+  type MachineFault,
+  MSR_PR,
+  MSR_SF,
+  PPC_BLR,
+  PPC_HYPERCALLS,
+  PPC_NOP,
+  PPC_SC,
+  PPC_SC1,
+  ppcAsm,
+  type PpcCpu,
+  type PpcHypercallName,
+  ppcHypercallToken,
+} from "../../../abi/mod.ts";
+import { ppcHypercall } from "../../../guest/mod.ts";
+import type { PpcVm, PpcVmOptions } from "../../../host/mod.ts";
+import {
+  CODE,
+  DATA,
+  loadWords,
+  nameOf,
+  PR_HOSTS,
+  routine,
+  runPpc,
+  STUB,
+  withHypercalls,
+} from "../../support/ppc.ts";
+
+const { EV_SUCCESS, EV_UNIMPLEMENTED } = EV_STATUS;
+const HOSTS: readonly PpcVmOptions[] = [...PR_HOSTS, { host: "e500mc" }];
+
+/** Calls with any r11, and gives r3 to r11 before and after. */
+function call(options: PpcVmOptions, token: bigint, args: readonly bigint[], words?: readonly number[]) {
+  const registers = (cpu: PpcCpu) => Array.from({ length: 9 }, (_, i) => cpu.register(i + 3));
+  let before: bigint[] = [];
+  let after: bigint[] = [];
+  const vm = runPpc(
+    options,
+    withHypercalls(function* (cpu) {
+      args.forEach((arg, index) => cpu.setRegister(3 + index, arg));
+      cpu.setRegister(11, token);
+      before = registers(cpu);
+      yield cpu.call(words === undefined ? STUB : CODE);
+      after = registers(cpu);
+    }, options.order),
+    words === undefined ? {} : { code: words },
+  );
+  return { before, after, vm };
+}
+
+const ARGS = [0x33n, 0x44n, 0x55n, 0x66n, 0x77n, 0x88n, 0x99n, 0xaan];
+
+describe("a PowerPC hypercall", () => {
+  for (const options of HOSTS) {
+    it(`answers in r3 and r4, and leaves r5 to r11 alone: ${nameOf(options)}`, () => {
+      const features = options.host === "e500mc" ? 0n : 2n;
+      const token = BigInt(ppcHypercallToken("KVM_HC_FEATURES"));
+      const { before, after } = call(options, token, ARGS);
+      assertEquals(after, [BigInt(EV_SUCCESS), features, ...before.slice(2)]);
+    });
+
+    it(`that nobody knows is EV_UNIMPLEMENTED with 0 in r4: ${nameOf(options)}`, () => {
+      for (const token of [0n, 3n, 4n, 0x2a_0005n, 0x1_0008n, 0x2a_0001n, 0xffff_ffffn]) {
+        const { before, after } = call(options, token, ARGS);
+        assertEquals(after, [BigInt(EV_UNIMPLEMENTED), 0n, ...before.slice(2)]);
+      }
+    });
+  }
+
+  it("of ePAPR that KVM lacks is EV_UNIMPLEMENTED, which is all of them but EV_IDLE", () => {
+    runPpc(
+      {},
+      withHypercalls(function* (cpu) {
+        for (const name of Object.keys(PPC_HYPERCALLS) as PpcHypercallName[]) {
+          if (PPC_HYPERCALLS[name].kvm) continue;
+          const args = Object.fromEntries(PPC_HYPERCALLS[name].args.map((arg) => [arg, 1])) as never;
+          assertEquals((yield* ppcHypercall(cpu, STUB, name, args)).status, EV_UNIMPLEMENTED, name);
+        }
+      }),
+    );
+    const known = (Object.keys(PPC_HYPERCALLS) as PpcHypercallName[]).filter((name) =>
+      PPC_HYPERCALLS[name].kvm
+    );
+    assertEquals(known, ["EV_IDLE", "KVM_HC_FEATURES", "KVM_HC_PPC_MAP_MAGIC_PAGE"]);
+  });
+
+  it("is chosen by the low 32 bits of r11, in either mode", () => {
+    fc.assert(
+      fc.property(fc.bigInt({ min: 0n, max: 0xffff_ffffn }), (high) => {
+        const token = (high << 32n) | BigInt(ppcHypercallToken("KVM_HC_FEATURES"));
+        const { after } = call({}, token, []);
+        assertEquals([after[0], after[1], after[8]], [0n, 2n, token]);
+      }),
+      { numRuns: 10 },
+    );
+  });
+
+  it("has the numbers of Linux's headers", () => {
+    assertEquals(ppcHypercallToken("KVM_HC_FEATURES"), 0x2a_0003);
+    assertEquals(ppcHypercallToken("KVM_HC_PPC_MAP_MAGIC_PAGE"), 0x2a_0004);
+    assertEquals(ppcHypercallToken("EV_IDLE"), 0x1_0010);
+    assertEquals(evHcallToken(1, 1), ppcHypercallToken("EV_BYTE_CHANNEL_SEND"));
+  });
+
+  it("cuts its arguments to 32 bits where MSR[SF] is clear, and not where it is set", () => {
+    const mapped = (narrow: boolean) => {
+      const vm = runPpc(
+        {},
+        withHypercalls(function* (cpu) {
+          yield cpu.mfmsr();
+          const msr = cpu.r3;
+          if (narrow) yield cpu.mtmsrd(msr & ~MSR_SF);
+          cpu.setRegister(11, ppcHypercallToken("KVM_HC_PPC_MAP_MAGIC_PAGE"));
+          cpu.setRegister(3, 0x1234_5678_9abc_d000n);
+          cpu.setRegister(4, 0xfedc_ba98_7654_3001n);
+          yield cpu.call(STUB);
+          assertEquals([cpu.r3, cpu.r4], [0n, 3n]);
+          yield cpu.mtmsrd(msr);
+        }),
+      );
+      return vm.vcpus[0].processor.magic;
+    };
+    assertEquals(mapped(false), { real: 0x1234_5678_9abc_d000n, effective: 0xfedc_ba98_7654_3000n });
+    assertEquals(mapped(true), { real: 0x9abc_d000n, effective: 0x7654_3000n });
+  });
+
+  it("through a stub that nobody patched is -1, and no exit", () => {
+    for (const options of HOSTS) {
+      const { after, vm } = call(options, BigInt(ppcHypercallToken("KVM_HC_FEATURES")), ARGS, HCALL_STUB);
+      assertEquals(BigInt.asIntN(32, after[0]), -1n);
+      assertEquals(after[1], 0x44n);
+      assertEquals(callExits(vm), 0, nameOf(options));
+    }
+  });
+
+  it("through the words of a host without calls is -1 in either byte order", () => {
+    for (const options of PR_HOSTS.slice(0, 3)) {
+      const swapped = HCALL_WORDS_FAIL.map((word) =>
+        (((word & 0xff) << 24) | ((word & 0xff00) << 8) | ((word >>> 8) & 0xff00) | (word >>> 24)) >>> 0
+      );
+      for (const words of [HCALL_WORDS_FAIL, swapped]) {
+        const { after, vm } = call(options, 0n, ARGS, routine(...words));
+        assertEquals([BigInt.asIntN(32, after[0]), callExits(vm)], [-1n, 0], nameOf(options));
+      }
+    }
+  });
+});
+
+/** Exits by which a guest calls somebody. */
+function callExits(vm: PpcVm): number {
+  const { SYSCALL = 0, HV_SYSCALL = 0 } = vm.exits();
+  return SYSCALL + HV_SYSCALL;
+}
+
+describe("a system call", () => {
+  const magic = [
+    ppcAsm.lis(0, KVM_SC_MAGIC_R0 >>> 16),
+    encodePpc("ori", { RA: 0, RS: 0, UI: KVM_SC_MAGIC_R0 & 0xffff }),
+  ];
+
+  /** A handler that leaves what it saw in memory, and returns 7. */
+  function* handler(cpu: PpcCpu) {
+    yield cpu.mfspr("SRR0");
+    yield cpu.stw(DATA, cpu.r3);
+    cpu.setInterruptedRegister(3, 7);
+  }
+
+  it("of a kernel without the magic in r0 is its own, with SRR0 behind it", () => {
+    for (const options of PR_HOSTS) {
+      const vm = runPpc(options, function* (cpu) {
+        cpu.setRegister(11, ppcHypercallToken("KVM_HC_FEATURES"));
+        yield cpu.call(CODE);
+        assertEquals(cpu.r3, 7n);
+        yield cpu.lwz(DATA);
+        assertEquals(cpu.r3, BigInt(CODE + 8));
+      }, { code: routine(ppcAsm.li(0, 0), PPC_SC), handlers: { SYSCALL: handler } });
+      assertEquals(vm.vcpus[0].lastOutcome, undefined);
+      assertEquals(vm.vcpus[0].stats.syscall_exits, 1);
+    }
+  });
+
+  it("with the magic looks at 32 bits of r0", () => {
+    const { after } = call({}, BigInt(ppcHypercallToken("KVM_HC_FEATURES")), [], [
+      ...magic,
+      encodePpc("oris", { RA: 0, RS: 0, UI: 0 }),
+      encodePpc("rldicl", { RA: 12, RS: 0, SH6: 32, MB6: 0 }),
+      encodePpc("or", { RA: 0, RS: 0, RB: 12 }), // the high half holds the magic too
+      PPC_SC,
+      PPC_BLR,
+    ]);
+    assertEquals(after[1], 2n);
+  });
+
+  it("of a user program is its kernel's, whatever r0 and r11 hold", () => {
+    for (const options of PR_HOSTS) {
+      const vm = runPpc(options, function* (cpu) {
+        yield cpu.mfmsr();
+        cpu.setRegister(11, ppcHypercallToken("KVM_HC_FEATURES"));
+        cpu.setRegister(4, 0x44);
+        yield cpu.mtmsr(cpu.r3 | BigInt(MSR_PR));
+        yield cpu.call(CODE);
+        assertEquals([cpu.r3, cpu.r4], [7n, 0x44n]);
+      }, { code: routine(...magic, PPC_SC), handlers: { SYSCALL: handler } });
+      assertEquals(vm.vcpus[0].lastOutcome, undefined, nameOf(options));
+    }
+  });
+
+  it("to the hypervisor is the call on BookE with hypervisor state, whatever r0 holds; a plain one is the guest's", () => {
+    const vm = runPpc({ host: "e500mc" }, function* (cpu) {
+      cpu.setRegister(11, ppcHypercallToken("KVM_HC_FEATURES"));
+      yield cpu.call(CODE);
+      assertEquals([cpu.r3, cpu.r4], [0n, 0n]);
+      yield cpu.call(CODE + 0x100);
+      assertEquals(cpu.r3, 7n);
+    }, {
+      code: routine(ppcAsm.li(0, 0), PPC_SC1, PPC_NOP),
+      handlers: { SYSCALL: handler },
+      prepare: (vm) => loadWords(vm, CODE + 0x100, routine(...magic, PPC_SC)),
+    });
+    assertEquals(vm.exits(), { HV_SYSCALL: 1 });
+  });
+
+  it("to the hypervisor from a user program of BookE is a privileged instruction", () => {
+    const vm = runPpc({ host: "e500mc" }, function* (cpu) {
+      cpu.setRegister(11, ppcHypercallToken("KVM_HC_FEATURES"));
+      cpu.setRegister(5, 5);
+      yield cpu.mfmsr();
+      yield cpu.mtmsr(cpu.r3 | BigInt(MSR_PR));
+      let caught: unknown;
+      try {
+        yield cpu.call(CODE);
+      } catch (error) {
+        caught = error;
+      }
+      assertEquals((caught as MachineFault).exception, "PROGRAM");
+    }, { code: routine(PPC_SC1) });
+    assertEquals(vm.vcpus[0].processor.shared.get("esr"), 0x400_0000n); // ESR[PPR]
+    assertEquals(vm.vcpus[0].lastOutcome, undefined);
+  });
+
+  it("to the hypervisor of KVM-HV is PAPR's: user space gets it, and does not know KVM's calls", () => {
+    const vm = runPpc({ host: "book3s-64-hv" }, function* (cpu) {
+      cpu.setRegister(11, ppcHypercallToken("KVM_HC_FEATURES"));
+      cpu.setRegister(3, 0x1234);
+      yield cpu.call(CODE);
+      assertEquals(BigInt.asIntN(64, cpu.r3), -2n); // H_FUNCTION
+    }, { code: routine(PPC_SC1) });
+    assertEquals([...vm.userspaceExits], [["KVM_EXIT_PAPR_HCALL", 1]]);
+  });
+
+  it("of an early little-endian Linux, which did not exchange the words' bytes, always fails and skips a word", () => {
+    const reversed = [0x564b_003c, 0x214d_0060, 0x0200_0044, 0x0000_0060];
+    const vm = runPpc({ order: "little" }, function* (cpu) {
+      cpu.setRegister(11, ppcHypercallToken("KVM_HC_FEATURES"));
+      cpu.setRegister(4, 0x44);
+      yield cpu.call(CODE);
+      assertEquals([cpu.r3, cpu.r4], [BigInt(EV_UNIMPLEMENTED), 0x44n]);
+    }, { code: routine(...reversed) });
+    // One exit, for the third word; the fourth would be an illegal instruction, and is not reached.
+    assertEquals(vm.exits(), { PROGRAM: 1 });
+    assertEquals(vm.vcpus[0].lastOutcome, undefined);
+  });
+
+  it("with reversed bytes is an illegal instruction where the guest is big-endian", () => {
+    runPpc({}, function* (cpu) {
+      let caught: unknown;
+      try {
+        yield cpu.call(CODE);
+      } catch (error) {
+        caught = error;
+      }
+      assertEquals((caught as MachineFault).exception, "PROGRAM");
+    }, { code: routine(0x0200_0044) });
+  });
+});
+
+describe("EV_IDLE", () => {
+  for (const options of HOSTS) {
+    it(`waits until an interrupt is pending, even one that is held back: ${nameOf(options)}`, () => {
+      let waited = 0;
+      const vm = runPpc(
+        options,
+        withHypercalls(function* (cpu) {
+          yield cpu.mtspr("DEC", 1_000_000);
+          if (cpu.core === "booke") yield cpu.mtspr("TCR", 0x400_0000);
+          cpu.setRegister(4, 0x44);
+          const { status } = yield* ppcHypercall(cpu, STUB, "EV_IDLE", {});
+          waited = now();
+          assertEquals([status, cpu.r4], [0, 0n]); // no handler ran: MSR[EE] is clear
+        }, options.order),
+        {
+          prepare: (vm) => {
+            now = () => vm.vcpus[0].clock;
+          },
+        },
+      );
+      assertEquals(waited >= 1_000_000, true);
+      assertEquals(vm.machine.engine.steps < 20_000, true);
+    });
+  }
+  let now = (): number => 0;
+
+  it("comes back at once where one is pending already", () => {
+    runPpc(
+      {},
+      withHypercalls(function* (cpu) {
+        yield cpu.mtspr("DEC", 10);
+        yield cpu.work(100);
+        assertEquals((yield* ppcHypercall(cpu, STUB, "EV_IDLE", {})).status, 0);
+      }),
+    );
+  });
+});

@@ -1,0 +1,282 @@
+import { assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import fc from "fast-check";
+import {
+  EV_STATUS,
+  KVM_MAGIC_PAGE,
+  KVM_VCPU_ARCH_SHARED,
+  KVM_VCPU_ARCH_SHARED_LE,
+  MachineFault,
+  magicDisplacement,
+  type MagicField,
+  MSR_DR,
+  MSR_IR,
+  MSR_PR,
+  MSR_SF,
+  type PpcCpu,
+  SWABBED_FIELDS,
+} from "../../../abi/mod.ts";
+import { ppcHypercall } from "../../../guest/mod.ts";
+import { SharedPage } from "../../../host/mod.ts";
+import { DATA, nameOf, PR_HOSTS, runPpc, STUB, withHypercalls } from "../../support/ppc.ts";
+
+/** Maps the page. */
+function* map(cpu: PpcCpu, realAddress: number | bigint, effectiveAddress: number | bigint) {
+  const { status, results } = yield* ppcHypercall(cpu, STUB, "KVM_HC_PPC_MAP_MAGIC_PAGE", {
+    realAddress,
+    effectiveAddress,
+  });
+  assertEquals([status, results.features], [EV_STATUS.EV_SUCCESS, 3n]);
+}
+
+/** Whether a load meets something; its value is in r3 then. */
+function* readable(cpu: PpcCpu, address: number | bigint) {
+  try {
+    yield cpu.lwz(address);
+    return true;
+  } catch (error) {
+    if (error instanceof MachineFault && error.exception === "DATA_STORAGE") return false;
+    throw error;
+  }
+}
+
+describe("the magic page's layout", () => {
+  it("is struct kvm_vcpu_arch_shared: 240 bytes, the same in either width and byte order", () => {
+    const offsets: Readonly<Record<MagicField, readonly [offset: number, size: number]>> = {
+      scratch1: [0, 8],
+      scratch2: [8, 8],
+      scratch3: [0x10, 8],
+      critical: [0x18, 8],
+      sprg0: [0x20, 8],
+      sprg1: [0x28, 8],
+      sprg2: [0x30, 8],
+      sprg3: [0x38, 8],
+      srr0: [0x40, 8],
+      srr1: [0x48, 8],
+      dar: [0x50, 8],
+      msr: [0x58, 8],
+      dsisr: [0x60, 4],
+      int_pending: [0x64, 4],
+      sr: [0x68, 64],
+      mas0: [0xa8, 4],
+      mas1: [0xac, 4],
+      mas7_3: [0xb0, 8],
+      mas2: [0xb8, 8],
+      mas4: [0xc0, 4],
+      mas6: [0xc4, 4],
+      esr: [0xc8, 4],
+      pir: [0xcc, 4],
+      sprg4: [0xd0, 8],
+      sprg5: [0xd8, 8],
+      sprg6: [0xe0, 8],
+      sprg7: [0xe8, 8],
+    };
+    for (const layout of [KVM_VCPU_ARCH_SHARED, KVM_VCPU_ARCH_SHARED_LE]) {
+      for (const [name, { offset, size }] of Object.entries(layout.fields)) {
+        assertEquals([offset, size], [...offsets[name as MagicField]], name);
+      }
+      assertEquals(Object.keys(layout.fields), Object.keys(offsets));
+      assertEquals([layout.size, layout.align], [240, 8]);
+    }
+    assertEquals(magicDisplacement("msr", 64), -4096 + 0x58);
+    assertEquals(magicDisplacement("msr", 32), -4096 + 0x5c);
+    assertEquals(magicDisplacement("dsisr", 32), -4096 + 0x60);
+  });
+});
+
+describe("a guest that maps the magic page", () => {
+  for (const options of PR_HOSTS) {
+    it(`finds in it what privileged instructions wrote, and they find what it stores: ${nameOf(options)}`, () => {
+      runPpc(
+        options,
+        withHypercalls(function* (cpu) {
+          yield cpu.mtspr("SPRG0", 0x1111_2222);
+          yield* map(cpu, KVM_MAGIC_PAGE, KVM_MAGIC_PAGE | 1);
+          const low = KVM_MAGIC_PAGE + 0x20 + (options.order === "little" ? 0 : 4);
+          yield cpu.lwz(low);
+          assertEquals(cpu.r3, 0x1111_2222n);
+          yield cpu.stw(low, 0x3333_4444);
+          yield cpu.mfspr("SPRG0");
+          assertEquals(cpu.r3, 0x3333_4444n);
+        }, options.order),
+      );
+    });
+
+    it(`has it in supervisor mode alone: ${nameOf(options)}`, () => {
+      runPpc(
+        options,
+        withHypercalls(function* (cpu) {
+          yield* map(cpu, KVM_MAGIC_PAGE, KVM_MAGIC_PAGE | 1);
+          assertEquals(yield* readable(cpu, KVM_MAGIC_PAGE), true);
+          yield cpu.mfmsr();
+          yield cpu.mtmsr(cpu.r3 | BigInt(MSR_PR));
+          assertEquals(yield* readable(cpu, KVM_MAGIC_PAGE), false);
+        }, options.order),
+      );
+    });
+
+    it(`has nothing there before, nor after address 0 has taken its place: ${nameOf(options)}`, () => {
+      runPpc(
+        options,
+        withHypercalls(function* (cpu) {
+          assertEquals(yield* readable(cpu, KVM_MAGIC_PAGE), false);
+          yield* map(cpu, KVM_MAGIC_PAGE, KVM_MAGIC_PAGE | 1);
+          assertEquals(yield* readable(cpu, KVM_MAGIC_PAGE), true);
+          yield* map(cpu, 0, 1);
+          assertEquals(yield* readable(cpu, KVM_MAGIC_PAGE), false);
+        }, options.order),
+      );
+    });
+
+    it(`pays one exit for the first access, and none for others: ${nameOf(options)}`, () => {
+      const vm = runPpc(
+        options,
+        withHypercalls(function* (cpu) {
+          yield* map(cpu, KVM_MAGIC_PAGE, KVM_MAGIC_PAGE | 1);
+          for (let i = 0; i < 10; i++) yield cpu.lwz(KVM_MAGIC_PAGE + 4 * i);
+        }, options.order),
+      );
+      const { DATA_STORAGE = 0, DTLB_MISS = 0 } = vm.exits();
+      assertEquals([DATA_STORAGE, DTLB_MISS], options.host === "e500v2" ? [0, 1] : [1, 0]);
+      assertEquals(vm.vcpus[0].stats.pf_storage, 1);
+    });
+  }
+
+  it("chooses the real address by r3 and the effective one by r4, and neither is checked", () => {
+    runPpc(
+      {},
+      withHypercalls(function* (cpu) {
+        yield cpu.mtspr("SPRG2", 0xabc);
+        yield* map(cpu, DATA, 0x7777_0fff);
+        const page = 0x7777_0000;
+        yield cpu.ld(page + 0x30);
+        assertEquals(cpu.r3, 0xabcn);
+        assertEquals(yield* readable(cpu, KVM_MAGIC_PAGE), false);
+        // Its real address is memory of the guest, which it hides.
+        yield cpu.ld(DATA + 0x30);
+        assertEquals(cpu.r3, 0xabcn);
+      }),
+    );
+  });
+
+  it("reaches it in real mode by its real address, whose top four bits do not count", () => {
+    const vm = runPpc(
+      {},
+      withHypercalls(function* (cpu) {
+        yield cpu.mtspr("SPRG1", 0x5678);
+        yield* map(cpu, KVM_MAGIC_PAGE, 0x7777_0001);
+        yield cpu.mfmsr();
+        yield cpu.mtmsrd(cpu.r3 & ~BigInt(MSR_IR | MSR_DR));
+        yield cpu.ld(KVM_MAGIC_PAGE + 0x28);
+        assertEquals(cpu.r3, 0x5678n);
+        yield cpu.ld(0x0fff_ffff_ffff_f028n);
+        assertEquals(cpu.r3, 0x5678n);
+        assertEquals(yield* readable(cpu, 0x7777_0000), false);
+      }),
+    );
+    assertEquals(vm.vcpus[0].processor.magic.real, 0xffff_ffff_ffff_f000n);
+  });
+
+  it("reaches it in 32-bit mode where the address has 32 bits, as RTAS does", () => {
+    runPpc(
+      {},
+      withHypercalls(function* (cpu) {
+        yield* map(cpu, KVM_MAGIC_PAGE, KVM_MAGIC_PAGE | 1);
+        yield cpu.mtspr("SPRG1", 0x5678);
+        yield cpu.mfmsr();
+        yield cpu.mtmsrd(cpu.r3 & ~(MSR_SF | BigInt(MSR_IR | MSR_DR)));
+        yield cpu.lwz(0xffff_f02c);
+        assertEquals(cpu.r3, 0x5678n);
+      }),
+    );
+  });
+
+  it("keeps its kernel's no-execute pages only where it says that it takes care of them", () => {
+    for (const [flag, disabled] of [[0, true], [1, false]] as const) {
+      const vm = runPpc(
+        {},
+        withHypercalls(function* (cpu) {
+          yield* map(cpu, KVM_MAGIC_PAGE, KVM_MAGIC_PAGE | flag);
+        }),
+      );
+      assertEquals(vm.vcpus[0].disableKernelNx, disabled);
+    }
+  });
+
+  it("has one for each vCPU, and must ask for each", () => {
+    let other = false;
+    runPpc(
+      { vcpus: 2 },
+      withHypercalls(function* (cpu) {
+        yield* map(cpu, KVM_MAGIC_PAGE, KVM_MAGIC_PAGE | 1);
+        yield cpu.std(KVM_MAGIC_PAGE + 0x20, 1);
+        yield cpu.work(1_000_000);
+        yield cpu.ld(KVM_MAGIC_PAGE + 0x20);
+        assertEquals(cpu.r3, 1n);
+      }),
+      {
+        functions: [function* second(cpu) {
+          yield cpu.work(500_000);
+          other = yield* readable(cpu, KVM_MAGIC_PAGE);
+          yield* map(cpu, KVM_MAGIC_PAGE, KVM_MAGIC_PAGE | 1);
+          yield cpu.ld(KVM_MAGIC_PAGE + 0x20);
+          assertEquals(cpu.r3, 0n);
+        }],
+        prepare: (vm) => vm.vcpus[1].start(0x1_0100),
+      },
+    );
+    assertEquals(other, false);
+  });
+
+  it("gets no page from hosts without the feature, though they answer the call alike", () => {
+    runPpc(
+      { host: "e500mc" },
+      withHypercalls(function* (cpu) {
+        const { results } = yield* ppcHypercall(cpu, STUB, "KVM_HC_FEATURES", {});
+        assertEquals(results.features, 0n);
+        yield* map(cpu, KVM_MAGIC_PAGE, KVM_MAGIC_PAGE | 1);
+        assertEquals(yield* readable(cpu, KVM_MAGIC_PAGE), false);
+      }),
+    );
+  });
+});
+
+describe("a shared page that turns out to have the other byte order", () => {
+  const fields = Object.keys(KVM_VCPU_ARCH_SHARED.fields) as MagicField[];
+
+  it("keeps the values of what KVM exchanges, and only of that", () => {
+    const bytes = fc.uint8Array({ minLength: 240, maxLength: 240 });
+    fc.assert(fc.property(bytes, fc.constantFrom("big" as const, "little" as const), (bytes, order) => {
+      const page = new SharedPage(order);
+      page.bytes.set(bytes);
+      const before = new Map(fields.map((field) => [field, page.get(field)]));
+      page.takeOver(order === "big" ? "little" : "big");
+      for (const field of fields) {
+        const kept = SWABBED_FIELDS.includes(field);
+        const size = KVM_VCPU_ARCH_SHARED.fields[field].type === "u64" ? 8 : 4;
+        const value = before.get(field)!;
+        assertEquals(page.get(field), kept ? value : reversed(value, size), field);
+      }
+    }));
+  });
+
+  it("is left alone where it has that order already", () => {
+    const page = new SharedPage("little");
+    page.set("msr", 0x1234n);
+    page.takeOver("little");
+    assertEquals(page.get("msr"), 0x1234n);
+  });
+
+  it("has its segment registers one by one", () => {
+    const page = new SharedPage("big");
+    for (let i = 0; i < 16; i++) page.set("sr", BigInt(0x1000_0000 + i), i);
+    page.takeOver("little");
+    for (let i = 0; i < 16; i++) assertEquals(page.get("sr", i), BigInt(0x1000_0000 + i));
+  });
+});
+
+function reversed(value: bigint, bytes: number): bigint {
+  let result = 0n;
+  for (let i = 0; i < bytes; i++) result = (result << 8n) | ((value >> BigInt(8 * i)) & 0xffn);
+  return result;
+}
