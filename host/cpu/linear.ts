@@ -4,15 +4,7 @@
  * @module
  */
 
-import {
-  GP_VECTOR,
-  HIGH,
-  instructionText,
-  isCanonical,
-  linearAddress,
-  PHYSICAL_ADDRESS_LIMIT,
-  RDI,
-} from "../../abi/mod.ts";
+import { GP_VECTOR, HIGH, instructionText, isCanonical, PHYSICAL_ADDRESS_LIMIT, RDI } from "../../abi/mod.ts";
 import { PAGE_SIZE } from "../memory/mod.ts";
 import { raise } from "./events.ts";
 import { type Access, FAULTED, VIRTUALIZED } from "./mmu.ts";
@@ -20,17 +12,25 @@ import type { Processor } from "./processor.ts";
 
 /** The operand that RDI points to; undefined where that has faulted, or exited. */
 export function readOperand(p: Processor, bytes: number, access: Access): DataView | undefined {
-  const low = p.regs[RDI];
-  const high = p.regs[RDI + 1];
-  const linear = p.translates ? linearAddress(low, high) : high * HIGH + low;
-  const good = linear !== undefined &&
-    (p.translates ? isCanonical(linear + bytes - 1) : linear + bytes <= PHYSICAL_ADDRESS_LIMIT);
-  if (good) return readLinear(p, linear, bytes, access);
+  const linear = addressIn(p, p.regs[RDI], p.regs[RDI + 1]);
+  if (isAddress(p, linear, bytes)) return readLinear(p, linear, bytes, access);
   raise(p, GP_VECTOR, 0);
   return undefined;
 }
 
-/** Bytes from a canonical linear address on; undefined where that has faulted, or exited. */
+/** The address that a register holds, by its halves: a signed number under tables, else a physical address. */
+export function addressIn(p: Processor, low: number, high: number): number {
+  return (p.paged ? high | 0 : high) * HIGH + low;
+}
+
+/** Whether `bytes` from a number on are addresses: canonical ones under tables, else physical ones. */
+export function isAddress(p: Processor, address: number, bytes: number): boolean {
+  return p.paged
+    ? isCanonical(address) && isCanonical(address + bytes - 1)
+    : address >= 0 && address + bytes <= PHYSICAL_ADDRESS_LIMIT;
+}
+
+/** Bytes from an address on; undefined where that has faulted, or exited. */
 export function readLinear(
   p: Processor,
   linear: number,

@@ -7,7 +7,7 @@
 import * as abi from "../../abi/mod.ts";
 import * as memories from "../memory/mod.ts";
 import { raise } from "./events.ts";
-import { ACCESS, computeFrom, linearOperand, newHigh, newLow, price } from "./memory_access.ts";
+import { ACCESS, computeFrom, linearOperand, newHigh, newLow, price, writesLocked } from "./memory_access.ts";
 import * as mmus from "./mmu.ts";
 import type { Processor } from "./processor.ts";
 
@@ -23,6 +23,7 @@ const CANONICAL_SHIFT = 15;
 export function accessLinear(p: Processor, op: number): void {
   const { bytes, writes } = ACCESS[op]!;
   const { regs } = p;
+  if (writes && !p.paged && writesOwn(p, op)) return;
   const low = regs[RDI] | 0;
   const high = regs[RDI + 1] | 0;
   const sign = high >> CANONICAL_SHIFT;
@@ -55,6 +56,12 @@ export function accessLinear(p: Processor, op: number): void {
   // Walks come after, in time: who waits for the store has seen it when the instruction began.
   p.charge(walked + price(p, op));
   p.retire(op);
+}
+
+/** A guest without tables may have mapped a slot read-only for itself all the same: whether a write to one has faulted. */
+function writesOwn(p: Processor, op: number): boolean {
+  const linear = linearOperand(p, op);
+  return linear !== undefined && writesLocked(p, linear, ACCESS[op]!.bytes);
 }
 
 /** Where the operand is in the host's physical memory; behind its first bytes, so many of them, it may go on elsewhere. */

@@ -8,11 +8,12 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { instructionText, isCanonical, linearAddress, u64 } from "../../abi/mod.ts";
+import { instructionText, u64 } from "../../abi/mod.ts";
 import type { Costs } from "../cost/mod.ts";
 import * as slots from "../memory/mod.ts";
 import { raise } from "./events.ts";
 import { additionFlags, comparisonFlags, comparisonFlags64, STATUS_FLAGS } from "./flags.ts";
+import { addressIn, isAddress } from "./linear.ts";
 import { accessLinear } from "./linear_access.ts";
 import type { Processor } from "./processor.ts";
 
@@ -282,15 +283,7 @@ export function computeFrom(p: Processor, op: number, low: number, high: number)
 function elsewhere(p: Processor, op: number, address: number, bytes: number, writes: boolean): void {
   const { memory } = p;
   if (address < 0 || address + bytes > PHYSICAL_ADDRESS_LIMIT) return raise(p, GP_VECTOR, 0);
-  if (writes) {
-    const locked = readonlyByte(p, address, bytes);
-    if (locked >= 0) {
-      p.sys[SYS_CR2] = locked;
-      p.sys[SYS_CR2 + 1] = locked / HIGH;
-      const user = p.cpl === 3 ? PFERR_USER : 0;
-      return raise(p, PF_VECTOR, PFERR_PRESENT | PFERR_WRITE | user);
-    }
-  }
+  if (writes && writesLocked(p, address, bytes)) return;
   if (writes ? memory.writable(address, bytes) : memory.backed(address, bytes)) {
     return acrossSlots(p, op, address, bytes, writes);
   }
@@ -309,12 +302,21 @@ function elsewhere(p: Processor, op: number, address: number, bytes: number, wri
   p.retire(op);
 }
 
-/** The linear address of the pending instruction's operand, a signed number; undefined where it is not canonical. */
+/** The address of the pending instruction's operand, a signed number; undefined where that raises #GP. */
 export function linearOperand(p: Processor, op: number): number | undefined {
-  const base = linearAddress(p.regs[RDI], p.regs[RDI + 1]);
-  if (base === undefined) return undefined;
-  const linear = effectiveAddress(p, op, base);
-  return isCanonical(linear) && isCanonical(linear + ACCESS[op]!.bytes - 1) ? linear : undefined;
+  const linear = effectiveAddress(p, op, addressIn(p, p.regs[RDI], p.regs[RDI + 1]));
+  return isAddress(p, linear, ACCESS[op]!.bytes) ? linear : undefined;
+}
+
+/** A write to what a guest without tables has mapped read-only for itself raises #PF. Whether it has. */
+export function writesLocked(p: Processor, address: number, bytes: number): boolean {
+  const locked = readonlyByte(p, address, bytes);
+  if (locked < 0) return false;
+  p.sys[SYS_CR2] = locked;
+  p.sys[SYS_CR2 + 1] = locked / HIGH;
+  const user = p.cpl === 3 ? PFERR_USER : 0;
+  raise(p, PF_VECTOR, PFERR_PRESENT | PFERR_WRITE | user);
+  return true;
 }
 
 /** The first byte of a range that the guest has mapped read-only for itself, -1 for none. */

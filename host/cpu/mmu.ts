@@ -141,6 +141,11 @@ export class Mmu {
     return this.#cpu ??= this.#meet();
   }
 
+  /** Whether the guest has tables in use. */
+  get paged(): boolean {
+    return (this.#cr0 & CR0_PG) !== 0;
+  }
+
   /** Paging as it is now. */
   get paging(): Paging {
     return this.#paging ??= this.#attach();
@@ -274,8 +279,7 @@ export class Mmu {
 
   /** The slot that a walk fills for an access that no entry serves. Or {@linkcode FAULTED}, or {@linkcode VIRTUALIZED}. */
   miss(linear: number, access: Access, bytes: number): number {
-    const paged = (this.#cr0 & CR0_PG) !== 0;
-    if (paged ? !abi.isCanonical(linear) : linear < 0 || linear >= PHYSICAL_ADDRESS_LIMIT) {
+    if (this.paged ? !abi.isCanonical(linear) : linear < 0 || linear >= PHYSICAL_ADDRESS_LIMIT) {
       return this.#fault(GP_VECTOR, 0, access);
     }
     const { paging } = this;
@@ -352,7 +356,7 @@ export class Mmu {
    * walk of the guest's tables alone, in `memory`. An error code, below 0 and less one, where those raise a page fault.
    */
   guestPhysical(linear: number, access: Access, memory: PhysicalMemory): number {
-    if ((this.#cr0 & CR0_PG) === 0) return linear;
+    if (!this.paged) return linear;
     const { state } = this;
     const paging = { memory, state, features: this.#p.features.paging, second: new InMemory(memory) };
     const kind = this.#kind(access);

@@ -303,6 +303,11 @@ export class Processor extends ProcessorState {
     return this.direct !== this.memory;
   }
 
+  /** Whether the guest's own tables translate them. */
+  get paged(): boolean {
+    return this.mmu !== undefined && this.mmu.paged;
+  }
+
   /** The registers that paging depends on have changed, or who wants translation. */
   pagingChanged(): void {
     const { sys } = this;
