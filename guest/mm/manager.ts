@@ -83,7 +83,39 @@ export interface MmOptions {
   readonly marksSwitchLate?: boolean;
 }
 
-/** Manages memory. */
+/**
+ * Manages memory.
+ *
+ * @example A program uses memory that it has mapped, and ends where it touches memory that it has not
+ * ```ts
+ * import { Machine } from "@exitless/exitless";
+ * import { Kernel, mmap, munmap } from "@exitless/exitless/guest";
+ * import { assertEquals, assertMatch } from "@std/assert";
+ *
+ * const kernel: Kernel = new Kernel({
+ *   paging: true,
+ *   *main(cpu, kernel) {
+ *     const mm = yield* kernel.mm.create(cpu);
+ *     yield* kernel.sched.spawn(cpu, { entry: program, mm });
+ *     yield* kernel.mm.put(cpu, mm);
+ *     yield* kernel.sched.waitForAll(cpu);
+ *   },
+ * });
+ * const program: number = kernel.user(function* program(cpu) {
+ *   const memory = yield* mmap(cpu, 4096);
+ *   yield cpu.store32(memory, 7); // A page fault brings a page of zeroes.
+ *   yield cpu.load32(memory);
+ *   assertEquals(cpu.eax, 7);
+ *   yield* munmap(cpu, memory, 4096);
+ *   yield cpu.load32(memory);
+ * });
+ * const vm = new Machine().createVm();
+ * vm.load(kernel.text);
+ * vm.start(kernel.entry);
+ * assertEquals(vm.machine.run().end, "finished");
+ * assertMatch(kernel.log[0], /^task 1: segfault at 0x[0-9a-f]+ ip 0x[0-9a-f]+ error 0x4: no mapping there$/);
+ * ```
+ */
 export class MemoryManager {
   /** The kernel. */
   readonly kernel: Kernel;

@@ -55,7 +55,37 @@ export interface TaskOptions {
   readonly mm?: number;
 }
 
-/** Runs a kernel's tasks. */
+/**
+ * Runs a kernel's tasks.
+ *
+ * @example Two user programs take turns
+ * ```ts
+ * import { Machine } from "@exitless/exitless";
+ * import { argumentOf, Kernel, schedYield } from "@exitless/exitless/guest";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const order: number[] = [];
+ * const kernel: Kernel = new Kernel({
+ *   sched: true,
+ *   *main(cpu, kernel) {
+ *     for (const argument of [1, 2]) yield* kernel.sched.spawn(cpu, { entry: program, argument });
+ *     yield* kernel.sched.waitForAll(cpu);
+ *   },
+ * });
+ * const program: number = kernel.user(function* program(cpu) {
+ *   const me = argumentOf(cpu);
+ *   for (let turn = 0; turn < 2; turn++) {
+ *     order.push(me);
+ *     yield* schedYield(cpu);
+ *   }
+ * });
+ * const vm = new Machine().createVm();
+ * vm.load(kernel.text);
+ * vm.start(kernel.entry);
+ * assertEquals(vm.machine.run().end, "finished");
+ * assertEquals(order, [1, 2, 1, 2]);
+ * ```
+ */
 export class Scheduler {
   /** The kernel. */
   readonly kernel: Kernel;
