@@ -6,8 +6,8 @@
 
 import fc from "fast-check";
 import { CR4_PGE, type Guest, PTE_P, PTE_RW, type X86Cpu } from "../../abi/mod.ts";
-import type { BackendName, MachineOptions } from "../../host/mod.ts";
-import { DATA, enableX2apic, startAps } from "./guests.ts";
+import type { BackendName } from "../../host/mod.ts";
+import { DATA, enableX2apic, type RigOptions, startAps } from "./guests.ts";
 import { KERNEL_PAGE, pagingOn, PagingRig, storeEntry } from "./paging.ts";
 
 /** Where the pages are that guests map, unmap and use. */
@@ -33,9 +33,10 @@ export interface Words {
 export function rigOf(
   backend: BackendName,
   vcpus: number,
-  machine: MachineOptions = {},
+  { machine = {}, vm = {} }: Pick<RigOptions, "machine" | "vm"> = {},
 ): PagingRig & { readonly words: Words } {
-  const rig = new PagingRig({ machine: { staleness: true, ...machine }, vm: { backend, vcpus } }).fixups();
+  const rig = new PagingRig({ machine: { staleness: true, ...machine }, vm: { ...vm, backend, vcpus } })
+    .fixups();
   for (let page = 0; page < PAGES; page++) rig.map(pageOf(page), frameOf(page));
   const oracle = () => rig.vm.machine.staleness!;
   const words: Words = {

@@ -61,6 +61,14 @@ const INSTRUCTIONS: readonly Build[] = [
   (cpu, a) => cpu.work(a),
   (cpu, a, b) => cpu.pauseWhile(a, b),
   (cpu) => cpu.hlt(),
+  (cpu) => cpu.movFromCr2(),
+  (cpu, a) => cpu.invlpg(a),
+  (cpu, a, b) => cpu.invpcid(b, a),
+  (cpu) => cpu.stac(),
+  (cpu) => cpu.clac(),
+  (cpu, a) => cpu.load32(-a % 2 ** 47),
+  (cpu, a, b) => cpu.store64(-a % 2 ** 47, b),
+  (cpu, a) => cpu.invlpg(-a % 2 ** 47),
 ];
 
 /** Numbers at which something changes: modes, registers, pages, MSRs, widths. */

@@ -19,6 +19,7 @@ const vm = fc.record({
   backend: fc.constantFrom(...BACKENDS),
   haltPollNs: fc.constantFrom(0, 200_000),
   vpid: fc.boolean(),
+  hostHugePages: fc.boolean(),
 });
 
 function run(plot: Plot, options: PlayOptions) {

@@ -36,12 +36,13 @@ for (const backend of BACKENDS) {
         maxLength: 3,
       });
       const pcpus = fc.constantFrom(1, 2, 1024);
+      const options = fc.record({ vpid: fc.boolean(), hostHugePages: fc.boolean() });
       const policy = fc.constantFrom("timed" as const, { random: 3 }, { random: 4 });
       fc.assert(
-        fc.property(scripts, pcpus, policy, (scripts, pcpus, policy) => {
+        fc.property(scripts, pcpus, policy, options, (scripts, pcpus, policy, vm) => {
           const vcpus = scripts.length;
           const limits = { steps: 300_000 };
-          const rig = rigOf(backend, vcpus, { pcpus, policy, timeSlice: 3000, limits });
+          const rig = rigOf(backend, vcpus, { machine: { pcpus, policy, timeSlice: 3000, limits }, vm });
           // Every entry that a page has had, and those that are being stored; by vCPU, the first that it may have cached.
           const versions: Entry[][] = Array.from(
             { length: PAGES },

@@ -9,7 +9,7 @@ import {
   NotModelled,
   type VmOptions,
 } from "../../../../host/mod.ts";
-import { DATA, enableX2apic, startAps } from "../../../support/guests.ts";
+import { DATA, enableX2apic, ONLINE, startAps } from "../../../support/guests.ts";
 import { KERNEL_PAGE, pagingOn, PagingRig, setCr4, storeEntry } from "../../../support/paging.ts";
 
 const PAGE = 0x7000_0000_0000;
@@ -110,6 +110,35 @@ for (const backend of BACKENDS) {
         },
       });
       assertEquals(seen, 2);
+    });
+  });
+
+  describe(`a processor that gets INIT under tables (${backend})`, () => {
+    it("starts without them, and has none of its translations when it turns paging on again", () => {
+      const rig = pairOf(backend);
+      const other = rig.hierarchy();
+      rig.map(PAGE, OLD, { flags: KERNEL_PAGE | PTE_G });
+      rig.map(PAGE, NEW, {}, other).map(ALIAS, TURN, {}, other);
+      const seen: number[] = [];
+      rig.aps(function* ap(cpu) {
+        yield* setCr4(cpu, CR4_PGE);
+        const life = seen.length;
+        yield* pagingOn(cpu, life === 0 ? rig.tables : other);
+        yield cpu.load32(PAGE);
+        seen.push(cpu.eax);
+        yield cpu.store32(TURN, life + 1);
+        for (;;) yield cpu.hlt();
+      });
+      rig.run(function* bsp(cpu) {
+        yield* enableX2apic(cpu);
+        yield* startAps(cpu, 1);
+        yield* turn(cpu, 1);
+        yield cpu.store32(ONLINE, 0);
+        yield* startAps(cpu, 1);
+        yield* turn(cpu, 2);
+      });
+      assertEquals(seen, [1, 2], "a global translation of PCID 0 does not outlive INIT");
+      assertEquals(rig.faults, []);
     });
   });
 

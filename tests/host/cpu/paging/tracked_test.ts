@@ -120,7 +120,7 @@ for (const backend of BACKENDS) {
           };
           assertEquals(run(true), run(false));
         }),
-        { numRuns: 150 },
+        { numRuns: 80 },
       );
     });
   });
