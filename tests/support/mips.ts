@@ -41,7 +41,7 @@ export class MipsRig {
 
   constructor(options: MipsRigOptions = {}) {
     const limits = { steps: 1e6, ...options.machine?.limits };
-    this.vm = new Machine({ ...options.machine, limits }).createMipsVm(options);
+    this.vm = new Machine({ ...options.machine, limits }).createMipsVm({ memory: 2 ** 21, ...options });
     const handler = "handler" in options ? options.handler : mipsFixup;
     if (handler !== undefined) mipsVectors(this.text, handler);
   }

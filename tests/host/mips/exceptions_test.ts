@@ -2,11 +2,13 @@ import { assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
   MIPS_CP0,
+  MIPS_EBASE,
   MIPS_STATUS_EXL,
   MIPS_STATUS_UM,
   type MipsCpu,
   type MipsException,
   mipsKseg0,
+  mipsRegisterAddress,
 } from "../../../abi/mod.ts";
 import { NotModelled } from "../../../host/mod.ts";
 import { MipsRig, ORDERS } from "../../support/mips.ts";
@@ -102,6 +104,37 @@ describe("MIPS exceptions", () => {
     });
     assertEquals([load.exccode, load.badVAddr], [CODES.TLBL, 0xffff_ffff_c000_0000n]);
     assertEquals([store.exccode, store.badVAddr], [CODES.TLBS, 0x1000n]);
+  });
+
+  it("a refill has a vector of its own, unless EXL is set", () => {
+    const seen: string[] = [];
+    const rig = new MipsRig({ handler: undefined });
+    const jump = (entry: number) => [0x0800_0000 | ((entry >>> 2) & 0x03ff_ffff), 0];
+    const refill = rig.text.add(function* refill(cpu) {
+      seen.push("refill");
+      cpu.fixup();
+      if (seen.length > 1) return;
+      try {
+        yield cpu.lw(0xc000_0000); // Another one, while EXL is set.
+      } catch { /* Sent here by the general handler. */ }
+      cpu.setSystem(MIPS_CP0.epc, mipsRegisterAddress(outer));
+    });
+    const general = rig.text.add(function* general(cpu) {
+      seen.push("general");
+      cpu.fixup();
+      yield cpu.mfc0Status();
+    });
+    rig.text.addWords(MIPS_EBASE, jump(refill));
+    rig.text.addWords(MIPS_EBASE + 0x180, jump(general));
+    let outer = 0;
+    rig.run(function* (cpu) {
+      outer = rig.text.blocks.at(-1)!.address + cpu.layout.pad;
+      try {
+        yield cpu.lw(0xc000_0000);
+      } catch { /* The first one's. */ }
+      seen.push("program");
+    });
+    assertEquals(seen, ["refill", "general", "program"]);
   });
 
   it("kseg1 and xkphys reach the memory that kseg0 does", () => {
