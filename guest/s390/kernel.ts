@@ -132,8 +132,11 @@ export class S390Kernel {
 
 /** The exception table has every instruction that functions wait for a fault of: all. */
 function* programCheck(cpu: S390Cpu): S390Guest {
-  const [mask] = yield* oldPsw(cpu, LOWCORE.fields.program_old_psw.offset);
-  yield* returnTo(cpu, mask, cpu.fixupPad());
+  const { program_old_psw, pgm_ilc } = LOWCORE.fields;
+  const [mask] = yield* oldPsw(cpu, program_old_psw.offset);
+  // Without an instruction's length it is the PSW itself that was refused: its mask would be again.
+  const length = yield* loadField(cpu, 0, pgm_ilc);
+  yield* returnTo(cpu, length === 0n ? KERNEL_PSW_MASK : mask, cpu.fixupPad());
 }
 
 function* supervisorCall(cpu: S390Cpu, serve: SupervisorCall | undefined): S390Guest {

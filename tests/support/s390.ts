@@ -88,7 +88,7 @@ export function diagnose(
   const bytes = assembleInstruction(S390_DIAG, "big", fields);
   vm.memory.load(kernel.entry + kernel.text.layout.site[S390_OP_DIAG_500], bytes);
   vm.start(kernel.entry);
-  vm.machine.run(1e9);
+  vm.machine.run(1e7);
   const [vcpu] = vm.vcpus;
   const { fields: lowcore } = LOWCORE;
   const interrupted = pic !== 0;
@@ -127,7 +127,7 @@ export function runS390(
   prepare?.(vm);
   vm.load(kernel.text);
   vm.start(kernel.entry);
-  const { end } = vm.machine.run(1e9);
+  const { end } = vm.machine.run(1e7);
   if (end !== "finished") throw new Error(`the guest did not finish: ${end}, ${vm.ending}`);
   return vm;
 }

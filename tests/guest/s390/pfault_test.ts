@@ -1,0 +1,231 @@
+import { assert, assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import fc from "fast-check";
+import {
+  PFAULT_DONE_SUBCODE,
+  PFAULT_INIT_SUBCODE,
+  type S390Cpu,
+  type S390Function,
+} from "../../../abi/mod.ts";
+import { pfaultStep, type PfaultWait, S390_SVC_YIELD, S390_TASK, S390Tasks } from "../../../guest/mod.ts";
+import { Disk, type DiskOptions, Machine, type MachineOptions, type S390Vm } from "../../../host/mod.ts";
+
+const TABLES = 0x8000;
+const PAGES = 0x10_0000;
+
+interface Story {
+  readonly tasks: readonly S390Function[];
+  readonly pfault?: boolean;
+  readonly disk?: Partial<DiskOptions>;
+  readonly machine?: MachineOptions;
+  /** Pages that are not in the host's memory at first. */
+  readonly absent: readonly number[];
+  readonly prepare?: (vm: S390Vm) => void;
+}
+
+function run({ tasks, pfault = true, disk = {}, machine: options = {}, absent, prepare }: Story) {
+  const machine = new Machine(options);
+  const vm = machine.createS390Vm({ memory: 2 ** 21, trace: 4096 });
+  const residency = vm.pageTo(new Disk(machine.engine, { pages: 512, latency: 1_000_000, ...disk }));
+  for (const page of absent) residency.evict(page);
+  const guest = new S390Tasks({ tasks, tables: TABLES, pfault });
+  prepare?.(vm);
+  vm.load(guest.kernel.text);
+  vm.start(guest.kernel.entry);
+  const { end } = machine.run(1e8);
+  const waits = tasks.map((_, i) => {
+    const at = guest.row(i + 1) + S390_TASK.fields.pfault_wait.offset;
+    return Number(BigInt.asIntN(64, vm.words.read64(at)!));
+  });
+  return { vm, end, waits, guest };
+}
+
+/** A task that touches a page, and one that computes. */
+function pair(log: string[]): readonly S390Function[] {
+  return [
+    function* touches(cpu: S390Cpu) {
+      log.push("touches");
+      yield cpu.load64(PAGES);
+      log.push(`has ${cpu.value}`);
+    },
+    function* computes(cpu: S390Cpu) {
+      log.push("computes");
+      yield cpu.work(100_000);
+      log.push("is done");
+    },
+  ];
+}
+
+describe("a task that touches a page which the host has to bring in", () => {
+  it("makes room for another where the guest is told, and goes on when the page has come", () => {
+    const log: string[] = [];
+    const { vm, end, waits } = run({
+      tasks: pair(log),
+      absent: [PAGES],
+      prepare: (vm) => void vm.words.write(PAGES, 8, 42),
+    });
+    assertEquals([end, log], ["finished", ["touches", "computes", "is done", "has 42"]]);
+    assertEquals(vm.vcpus[0].stats.pfault_sync, 0);
+    // One fault, which is told and not waited for; then the CPU waits until the page has come.
+    assertEquals(vm.exits(), { HOST_FAULT: 1, ICPT_INST: 1, ICPT_WAIT: 1 });
+    const { kvm_s390_inject_vcpu, kvm_s390_inject_vm, kvm_s390_deliver_interrupt } = vm.counters();
+    assertEquals([kvm_s390_inject_vcpu, kvm_s390_inject_vm, kvm_s390_deliver_interrupt], [1, 1, 2]);
+    assertEquals(waits, [0, 0]);
+  });
+
+  it("holds everybody up where the guest has made no handshake", () => {
+    const log: string[] = [];
+    const { vm, end } = run({ tasks: pair(log), absent: [PAGES], pfault: false });
+    assertEquals([end, log], ["finished", ["touches", "has 0", "computes", "is done"]]);
+    assertEquals(vm.vcpus[0].stats.pfault_sync, 1);
+    assertEquals(vm.counters().kvm_s390_deliver_interrupt, undefined);
+    assertEquals(vm.exits(), { HOST_FAULT: 1 });
+  });
+
+  it("holds everybody up where the virtual machine may not tell", () => {
+    const log: string[] = [];
+    const { vm } = run({
+      tasks: pair(log),
+      absent: [PAGES],
+      prepare: (vm) => {
+        vm.pfaultEnabled = false;
+      },
+    });
+    assertEquals([log[1], vm.vcpus[0].stats.pfault_sync], ["has 0", 1]);
+  });
+
+  it("is not told of pages that the kernel itself touches", () => {
+    // The task's row, and the tables around it, are the kernel's own.
+    const { vm, end } = run({ tasks: pair([]), absent: [TABLES] });
+    assertEquals([end, vm.vcpus[0].stats.pfault_sync], ["finished", 1]);
+  });
+
+  it("sees a page for each of several tasks, in the order in which they come", () => {
+    const order: number[] = [];
+    const tasks = [0, 1, 2, 3].map((number) =>
+      function* (cpu: S390Cpu) {
+        yield cpu.load8(PAGES + 4096 * number);
+        order.push(number);
+      }
+    );
+    // The disk reads two at a time, and the first takes longest.
+    const { end, vm, waits } = run({
+      tasks,
+      absent: tasks.map((_, number) => PAGES + 4096 * number),
+      disk: { depth: 4, latency: (n) => 1_000_000 - 200_000 * n },
+    });
+    assertEquals([end, order, waits], ["finished", [3, 2, 1, 0], [0, 0, 0, 0]]);
+    assertEquals(vm.exits().HOST_FAULT, 4);
+  });
+
+  it("brings a page in once for tasks that share it", () => {
+    const tasks = [0, 1].map(() =>
+      function* (cpu: S390Cpu) {
+        yield cpu.load8(PAGES);
+      }
+    );
+    const { end, vm, waits } = run({ tasks, absent: [PAGES] });
+    assertEquals([end, waits, vm.exits().HOST_FAULT], ["finished", [0, 0], 2]);
+    assertEquals(vm.counters().kvm_s390_inject_vm, 2, "each is told that it has come");
+  });
+
+  it("goes on among tasks that give way to each other", () => {
+    const log: string[] = [];
+    const { end } = run({
+      absent: [PAGES],
+      tasks: [
+        function* first(cpu: S390Cpu) {
+          yield cpu.svc(S390_SVC_YIELD);
+          yield cpu.load64(PAGES);
+          log.push("page");
+        },
+        function* second(cpu: S390Cpu) {
+          for (let i = 0; i < 3; i++) {
+            log.push(`turn ${i}`);
+            yield cpu.svc(S390_SVC_YIELD);
+          }
+        },
+      ],
+    });
+    assertEquals([end, log], ["finished", ["turn 0", "turn 1", "turn 2", "page"]]);
+  });
+
+  it("is told of up to 64 pages at a time; for one more the vCPU waits", () => {
+    const tasks = Array.from({ length: 66 }, (_, number) =>
+      function* (cpu: S390Cpu) {
+        yield cpu.load8(PAGES + 4096 * number);
+      });
+    const { end, vm } = run({
+      tasks,
+      absent: tasks.map((_, number) => PAGES + 4096 * number),
+      disk: { depth: 100 },
+    });
+    assertEquals(end, "finished");
+    assert(vm.vcpus[0].stats.pfault_sync >= 1);
+    assert(vm.counters().kvm_s390_inject_vm >= 64);
+  });
+
+  it("ends the virtual machine where the page cannot be read and the vCPU waits for it", () => {
+    const { end, vm } = run({ tasks: pair([]), absent: [PAGES], pfault: false, disk: { fails: () => true } });
+    assertEquals([end, vm.ending], [
+      "shutdown",
+      "guest panicked: KVM_RUN failed with EFAULT: the host cannot read the page at 0x100000",
+    ]);
+  });
+
+  it("is the same under any order of steps", () => {
+    for (let seed = 0; seed < 20; seed++) {
+      const log: string[] = [];
+      const { end, waits } = run({
+        tasks: pair(log),
+        absent: [PAGES],
+        machine: { policy: { random: seed } },
+      });
+      assertEquals([end, waits, log.toSorted()], ["finished", [0, 0], [
+        "computes",
+        "has 0",
+        "is done",
+        "touches",
+      ]]);
+    }
+  });
+});
+
+describe("the state of a task", () => {
+  const INIT = PFAULT_INIT_SUBCODE;
+  const DONE = PFAULT_DONE_SUBCODE;
+
+  it("takes the two interruptions in either order", () => {
+    assertEquals(pfaultStep(0, INIT, true), { wait: 1, task: "blocks" });
+    assertEquals(pfaultStep(1, DONE, false), { wait: 0, task: "is woken" });
+    assertEquals(pfaultStep(0, DONE, true), { wait: -1, task: "goes on" }, "the page was faster");
+    assertEquals(pfaultStep(-1, INIT, true), { wait: 0, task: "goes on" });
+  });
+
+  it("keeps on waiting where the same fault is told again", () => {
+    assertEquals(pfaultStep(1, INIT, true), { wait: 1, task: "blocks" });
+  });
+
+  it("ignores what is left over of a handshake that was cancelled", () => {
+    assertEquals(pfaultStep(0, DONE, false), { wait: 0, task: "goes on" });
+    assertEquals(pfaultStep(-1, DONE, false), { wait: -1, task: "goes on" });
+  });
+
+  it("never leaves a task asleep whose pages have all come, nor wakes one that waits for some", () => {
+    // Pairs of interruptions, each pair for one fault, the next one after both; either may come first.
+    fc.assert(fc.property(fc.array(fc.boolean()), (firsts) => {
+      let wait: PfaultWait = 0;
+      for (const completionFirst of firsts) {
+        let asleep = false;
+        for (const subcode of completionFirst ? [DONE, INIT] : [INIT, DONE]) {
+          const step = pfaultStep(wait, subcode, !asleep);
+          wait = step.wait;
+          if (step.task === "blocks") asleep = true;
+          if (step.task === "is woken") asleep = false;
+          if (!completionFirst && subcode === INIT) assert(asleep);
+        }
+        assertEquals([wait, asleep], [0, false]);
+      }
+    }));
+  });
+});

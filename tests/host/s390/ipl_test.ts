@@ -1,0 +1,85 @@
+import { assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import fc from "fast-check";
+import { KVM_S390_RESETS, PGM_ADDRESSING, PGM_SPECIFICATION, type S390Cpu } from "../../../abi/mod.ts";
+import { kernelResetFlags, type S390Vm } from "../../../host/mod.ts";
+import { diagnose, type DiagResult, MEMORY } from "../../support/s390.ts";
+
+const BLOCK = 0x10_0000;
+
+/** DIAGNOSE 0x308 with the block's address in an even register, and the subcode in gpr 4. */
+function ipl(subcode: number | bigint, address: number = BLOCK, prepare?: (vm: S390Vm) => void): DiagResult {
+  return diagnose({
+    fields: { r1: 2, r3: 4, d2: 0x308 },
+    gprs: { 2: address, 3: 0x77, 4: subcode },
+    ...(prepare === undefined ? {} : { prepare }),
+  });
+}
+
+describe("DIAGNOSE 0x308 in the kernel", () => {
+  it("asks user space for a reset, with or without clearing", () => {
+    const { KVM_S390_RESET_CLEAR, KVM_S390_RESET_SUBSYSTEM, KVM_S390_RESET_CPU_INIT, KVM_S390_RESET_IPL } =
+      KVM_S390_RESETS;
+    const flags = KVM_S390_RESET_SUBSYSTEM | KVM_S390_RESET_CPU_INIT | KVM_S390_RESET_IPL;
+    for (
+      const [subcode, expected, ending] of [
+        [3, flags | KVM_S390_RESET_CLEAR, "reset: load clear"],
+        [4, flags, "reset: load normal, dump"],
+      ] as const
+    ) {
+      const { vm, vcpu } = ipl(subcode);
+      assertEquals([vcpu.resetFlags, vm.ending], [expected, ending]);
+      assertEquals([...vm.userspaceExits], [["KVM_EXIT_S390_RESET", 1]]);
+      assertEquals(vcpu.stats.instruction_diagnose_308, 1);
+      assertEquals(vm.counters().kvm_s390_request_resets, 1);
+    }
+  });
+
+  it("looks at 16 bits of the subcode", () => {
+    assertEquals(kernelResetFlags(0x1_0003n), kernelResetFlags(3n));
+    fc.assert(fc.property(fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }), (subcode) => {
+      assertEquals(kernelResetFlags(subcode) === undefined, ![3n, 4n].includes(subcode & 0xffffn));
+    }));
+    assertEquals(ipl(0x1_0003).vm.ending, "reset: load clear");
+  });
+});
+
+describe("DIAGNOSE 0x308 in user space", () => {
+  it("refuses what kvm-unit-tests tries", () => {
+    for (const subcode of [0x101, 0xffff, 0x1_0001, -1, 2, 7]) {
+      const { pic, ilc, vm, gprs } = ipl(subcode);
+      assertEquals([pic, ilc, gprs[3]], [PGM_SPECIFICATION, 4, 0x77n], `${subcode}`);
+      assertEquals(vm.userspaceExits.get("KVM_EXIT_S390_SIEIC"), 1);
+    }
+    for (const subcode of [5, 6]) {
+      assertEquals(ipl(subcode, BLOCK + 8).pic, PGM_SPECIFICATION, "not at a page");
+      const odd = diagnose({ fields: { r1: 3, r3: 4, d2: 0x308 }, gprs: { 3: BLOCK, 4: subcode } });
+      assertEquals(odd.pic, PGM_SPECIFICATION, "an odd register");
+      assertEquals(ipl(subcode, MEMORY).pic, PGM_ADDRESSING);
+    }
+  });
+
+  it("has no parameters at first, and stores those that were set", () => {
+    const nothing = ipl(6);
+    assertEquals([nothing.pic, nothing.gprs[3]], [0, 0x102n]);
+    const block = (length: number) => (vm: S390Vm) => void vm.words.write(BLOCK, 4, length);
+    assertEquals(ipl(5, BLOCK, block(32)).gprs[3], 1n);
+    assertEquals([ipl(5, BLOCK, block(4)).gprs[3], ipl(5, BLOCK, block(4097)).gprs[3]], [0x402n, 0x402n]);
+    const stored = diagnose({
+      fields: { r1: 2, r3: 4, d2: 0x308 },
+      gprs: { 2: BLOCK + 0x1000, 3: 0, 4: 6 },
+      *before(cpu: S390Cpu) {
+        yield cpu.store32(BLOCK, 24);
+        yield cpu.store64(BLOCK + 8, 0x1234_5678_9abc_def0n);
+        yield cpu.diag308(5, BLOCK);
+      },
+    });
+    assertEquals([stored.pic, stored.gprs[3]], [0, 1n]);
+    assertEquals(stored.vm.words.read64(BLOCK + 0x1008), 0x1234_5678_9abc_def0n);
+  });
+
+  it("resets for kexec and kdump", () => {
+    assertEquals(ipl(0).vm.ending, "reset: modified clear");
+    assertEquals(ipl(1).vm.ending, "reset: load normal");
+  });
+});
