@@ -1,6 +1,7 @@
 /**
  * Page faults (arch/x86/mm/fault.c, mm/memory.c). Pages of anonymous mappings come when they are touched: a read gets the
- * one page of zeroes, a write a page of its own. A fault that somebody else has served in the meantime is spurious. What
+ * one page of zeroes, a write a page of its own. A fault that somebody else has served in the meantime is spurious. Faults
+ * of one address space are served one after the other, where the kernel serves those of different mappings at once. What
  * no mapping allows ends a user task, and goes to the fixup of the kernel's own accesses.
  *
  * @module
@@ -55,6 +56,7 @@ type Refusal =
   | "the mapping does not allow it"
   | "a reserved bit in the tables"
   | "the kernel touched user memory without STAC"
+  | "the kernel executed user memory"
   | "no fault may be served here";
 
 /** A fault. */
@@ -80,6 +82,7 @@ function* serve(cpu: X86Cpu, mm: MemoryManager, fault: Fault, ac: boolean): Gues
   const { address, errorCode } = fault;
   if (!isUserRange(address, 1)) return "a kernel address";
   if ((errorCode & PFERR_RSVD) !== 0) return "a reserved bit in the tables";
+  if ((errorCode & (PFERR_USER | PFERR_FETCH)) === PFERR_FETCH) return "the kernel executed user memory";
   if ((errorCode & PFERR_USER) === 0 && mm.smap && !ac) return "the kernel touched user memory without STAC";
   yield cpu.load32(cpu.gsBase + tlbOffset("faultsOff"));
   if (cpu.eax !== 0) return "no fault may be served here";
@@ -200,7 +203,11 @@ function* refuse(cpu: X86Cpu, mm: MemoryManager, fault: Fault, why: Exclude<Outc
     yield* killTask(cpu, mm.kernel.sched, signal, `${name} at ${what}: ${why}`);
   }
   // Whose fault it is knows what to do: uaccess does. Nobody else expects one.
-  if (!EXPECTED.has(why)) mm.kernel.log.push(`BUG: unable to handle page fault for address ${what}: ${why}`);
+  if (!EXPECTED.has(why)) {
+    const oops = `BUG: unable to handle page fault for address ${what}: ${why}`;
+    mm.kernel.log.push(oops);
+    if ((errorCode & PFERR_FETCH) !== 0) throw new Error(oops); // Nothing can go on there.
+  }
   cpu.fixup();
 }
 

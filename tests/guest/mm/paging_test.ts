@@ -28,6 +28,7 @@ import {
   TRAMPOLINE,
   USER_TEXT,
 } from "../../../guest/mod.ts";
+import { setGate } from "../../../guest/kernel/idt.ts";
 import { BACKENDS, GuestError } from "../../../host/mod.ts";
 import type { KernelRigOptions } from "../../support/kernels.ts";
 import { PagingRig } from "../../support/tasks.ts";
@@ -198,6 +199,30 @@ for (const backend of BACKENDS) {
       assertEquals(code, PFERR_PRESENT);
       assertEquals(kernel.log.length, 1);
       assert(/^BUG: .* the kernel touched user memory without STAC$/.test(kernel.log[0]), kernel.log[0]);
+    });
+
+    it("never executes user memory, whatever sends it there: it stops, and says why", () => {
+      const rig = new PagingRig({ vm: { backend } });
+      const { kernel } = rig;
+      let ran = false;
+      const program = kernel.user(function* program(cpu) {
+        yield cpu.pause();
+        ran = true;
+      });
+      const failure = assertThrows(() =>
+        rig.run(function* (cpu) {
+          const space = yield* kernel.mm.create(cpu);
+          yield* kernel.mm.use(cpu, space);
+          yield* getUser32(cpu, kernel, program); // The page is there.
+          yield* setGate(cpu, 0x60, program, 64);
+          yield* kernel.apic.sendIpiSelf(cpu, 0x60);
+          yield cpu.work(1000);
+        }), GuestError);
+      assertEquals(ran, false);
+      assertEquals(
+        (failure.cause as Error).message,
+        "BUG: unable to handle page fault for address 0x4000000 ip 0x4000000 error 0x11: the kernel executed user memory",
+      );
     });
 
     it("gets no user memory that is not mapped, or not a user's: the access is refused, and nothing is logged", () => {
