@@ -33,7 +33,7 @@ import { killTask, SIGKILL, SIGSEGV } from "../sched/task.ts";
 import { PROT_EXEC, PROT_READ, PROT_WRITE } from "../sched/user.ts";
 import { mutexLock, mutexUnlock } from "../sched/wait.ts";
 import { type Area, findArea } from "./areas.ts";
-import { allocFrame, clearPage } from "./frames.ts";
+import { allocFrame, clearPage, copyPage } from "./frames.ts";
 import { isUserRange, mmField, PAGE_BYTES, tlbOffset, USER_TEXT, VM_IMAGE } from "./layout.ts";
 import type { MemoryManager } from "./manager.ts";
 import { flushTlbMmRange } from "./shootdown.ts";
@@ -148,16 +148,24 @@ function* handle(cpu: X86Cpu, mm: MemoryManager, space: number, fault: MappedFau
 
 const WRITABLE = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D;
 
-/** A page of its own, of zeroes (do_anonymous_page). */
+interface OwnPage {
+  readonly at: number;
+  readonly noExecute: boolean;
+  /** The frame that it is a copy of; zeroes where that is left out. */
+  readonly copyOf?: number;
+}
+
+/** A page of its own (do_anonymous_page, do_cow_fault). */
 function* ownPage(
   cpu: X86Cpu,
   mm: MemoryManager,
   space: number,
-  { at, noExecute }: { readonly at: number; readonly noExecute: boolean },
+  { at, noExecute, copyOf }: OwnPage,
 ): GuestValue<Outcome> {
   const frame = yield* allocFrame(cpu, mm);
   if (frame === 0) return "no memory";
-  yield* clearPage(cpu, mm.virtual(frame));
+  if (copyOf === undefined) yield* clearPage(cpu, mm.virtual(frame));
+  else yield* copyPage(cpu, mm.virtual(frame), mm.virtual(copyOf));
   yield storeEntry(cpu, at, entryFor(frame, WRITABLE, noExecute));
   yield cpu.xadd32(mmField(space, "resident"), 1);
   return "served";
@@ -172,8 +180,8 @@ interface Protected {
 
 /**
  * A write to a page that is there and cannot be written (do_wp_page). One of its own becomes writable: no other
- * processor has to forget that it was not. The page of zeroes is replaced, and nobody may read it here any more before
- * the new one can be written.
+ * processor has to forget that it was not. The page of zeroes, or one of the image, is replaced by a copy, and nobody may
+ * read it here any more before the copy can be written.
  */
 function* writeProtected(
   cpu: X86Cpu,
@@ -181,7 +189,8 @@ function* writeProtected(
   space: number,
   { at, now, page, noExecute }: Protected,
 ): GuestValue<Outcome> {
-  if (yield* mm.owns(cpu, frameOf(now))) {
+  const frame = frameOf(now);
+  if (yield* mm.owns(cpu, frame)) {
     yield storeEntry(cpu, at, { low: (now.low | PTE_RW | PTE_A | PTE_D) >>> 0, high: now.high });
     return "served";
   }
@@ -189,7 +198,8 @@ function* writeProtected(
   yield* clearEntry(cpu, at);
   yield* flushTlbMmRange(cpu, mm, space, { start: page, end: page + PAGE_BYTES });
   mm.witness.gone({ address: page, bytes: PAGE_BYTES }, "page replaced by a copy");
-  return yield* ownPage(cpu, mm, space, { at, noExecute });
+  yield cpu.load64(mm.dataAt("zeroPage"));
+  return yield* ownPage(cpu, mm, space, { at, noExecute, ...cpu.eax === frame ? {} : { copyOf: frame } });
 }
 
 /** The access cannot be: bad_area, or out of memory. */

@@ -46,6 +46,14 @@ export function* clearPage(cpu: X86Cpu, address: number): Guest {
   for (let offset = 0; offset < PAGE_BYTES; offset += 8) yield cpu.store64(address + offset, 0);
 }
 
+/** Copies a page. */
+export function* copyPage(cpu: X86Cpu, to: number, from: number): Guest {
+  for (let offset = 0; offset < PAGE_BYTES; offset += 8) {
+    yield cpu.load64(from + offset);
+    yield cpu.store64(to + offset, cpu.eax, cpu.raxHigh);
+  }
+}
+
 /** Gives a frame back. Nobody may have a translation of it any more. */
 export function* freeFrame(cpu: X86Cpu, mm: MemoryManager, frame: number): Guest {
   const enabled = yield* localIrqSave(cpu);

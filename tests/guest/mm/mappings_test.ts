@@ -2,6 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import type { Guest, X86Cpu } from "../../../abi/mod.ts";
 import {
+  argumentOf,
   EINVAL,
   ENOMEM,
   madviseDontneed,
@@ -14,11 +15,15 @@ import {
   NR_madvise,
   NR_mmap,
   PERCPU,
+  PROT_EXEC,
   PROT_READ,
   PROT_WRITE,
+  schedYield,
   SIGSEGV,
   syscall,
   TASK_SIZE,
+  USER_IMAGE,
+  USER_TEXT,
 } from "../../../guest/mod.ts";
 import { BACKENDS } from "../../../host/mod.ts";
 import { PagingRig, TaskRig } from "../../support/tasks.ts";
@@ -184,6 +189,39 @@ for (const backend of BACKENDS) {
       });
       assertEquals(kept.length >= 4, true); // madvise, munmap, and each mapping at the end.
       assertEquals(kept.every((before) => before), true);
+    });
+
+    it("of a program's image are copied where they are written, for that program alone", () => {
+      const rig = new PagingRig({ vm: { backend }, machine: { staleness: true } });
+      const { kernel } = rig;
+      const seen: number[][] = [];
+      const entry = kernel.user(function* program(cpu) {
+        const writes = argumentOf(cpu) === 1;
+        yield cpu.load32(USER_TEXT);
+        const first = cpu.eax;
+        if (writes) {
+          const prot = PROT_READ | PROT_WRITE | PROT_EXEC;
+          assertEquals(yield* mprotect(cpu, USER_TEXT, PAGE, prot), 0);
+          yield cpu.store32(USER_TEXT + 0xf00, 0x1234);
+        }
+        yield* schedYield(cpu);
+        yield cpu.load32(USER_TEXT);
+        const again = cpu.eax;
+        yield cpu.load32(USER_TEXT + 0xf00);
+        seen.push([Number(writes), again - first, cpu.eax]);
+      });
+      rig.run(function* (cpu) {
+        for (const argument of [1, 0]) {
+          const space = yield* kernel.mm.create(cpu);
+          yield* kernel.sched.spawn(cpu, { entry, argument, mm: space });
+          yield* kernel.mm.put(cpu, space);
+        }
+        yield* kernel.sched.waitForAll(cpu);
+      });
+      assertEquals(seen, [[1, 0, 0x1234], [0, 0, 0]]);
+      assertEquals(rig.vm.memory.word(USER_IMAGE), 0xfa1e_0ff3); // ENDBR64: the image is as it was loaded.
+      assertEquals(rig.vm.memory.word(USER_IMAGE + 0xf00), 0);
+      rig.quiet();
     });
 
     it("use frames over and over, tables too: a program can map more in its life than there is memory", () => {
