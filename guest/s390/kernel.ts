@@ -36,6 +36,8 @@ export const S390_LC_SCRATCH = 0x280;
 export const S390_LC_PSW = 0x2a0;
 /** The doubleword that names the running task: what pfault tells. */
 export const S390_LC_LPP = 0x2b0;
+/** Two bytes for the CPU's address. */
+export const S390_LC_CPU_NR = 0x2b8;
 
 /** What a handler of external interruptions is told. */
 export interface ExternalInterruption {

@@ -1,6 +1,7 @@
 /**
- * Tasks of a small s390 kernel, on one CPU: they run in the problem state, one at a time, until they end, give way, or touch
- * a page that the host has to bring in. Their state is in guest memory, a row of {@linkcode S390_TASK} each.
+ * Tasks of a small s390 kernel: they run on CPU 0 in the problem state, one at a time, until they end, give way, or touch a
+ * page that the host has to bring in. Their state is in guest memory, a row of {@linkcode S390_TASK} each. A second CPU can
+ * help: it takes interruptions that tell of pages which have come, as those may go to any CPU.
  *
  * @module
  */
@@ -19,11 +20,13 @@ import {
   enableServiceSignals,
   enterUserMode,
   type ExternalInterruption,
+  S390_LC_CPU_NR,
   S390_LC_LPP,
   S390Kernel,
   waitForInterrupt,
 } from "./kernel.ts";
 import { pfaultInit, pfaultStep, type PfaultWait } from "./pfault.ts";
+import { s390SpinLock, s390SpinUnlock } from "./spinlock.ts";
 import { loadField } from "./storage.ts";
 
 /** A task as the kernel keeps it. */
@@ -54,12 +57,16 @@ export interface S390TasksOptions {
   readonly tables: number;
   /** Whether it begins the pfault handshake; true by default. */
   readonly pfault?: boolean;
+  /** The prefix of a second CPU, which takes completions too; none by default. */
+  readonly helper?: number;
 }
 
 /** A kernel with tasks. Its program ends when they have all ended. */
 export class S390Tasks {
   /** The kernel. */
   readonly kernel: S390Kernel;
+  /** Where the second CPU starts; undefined where there is none. */
+  readonly helperEntry: number | undefined;
   readonly #options: S390TasksOptions;
   readonly #contexts: S390Cpu[] = [];
   #idle: S390Cpu | undefined = undefined;
@@ -71,6 +78,9 @@ export class S390Tasks {
       main: (cpu) => this.#main(cpu),
       svc: (cpu, nr) => this.#svc(cpu, nr),
     });
+    this.helperEntry = options.helper === undefined
+      ? undefined
+      : this.kernel.cpu(options.helper, (cpu) => this.#help(cpu));
     this.kernel.onExternal(EXT_IRQ_CP_SERVICE, (cpu, what) => this.#pfault(cpu, what));
     for (const [index, task] of options.tasks.entries()) {
       const entry = this.kernel.text.add(function* taskEntry(cpu) {
@@ -87,9 +97,15 @@ export class S390Tasks {
     return this.#options.tables + S390_TASK.size * pid;
   }
 
+  /** A word behind the rows, and the rows' own: who changes them holds it (pfault_lock). */
+  get #lock(): number {
+    return this.row(this.#options.tasks.length + 1);
+  }
+
   *#main(cpu: S390Cpu): S390Guest {
     this.#idle = cpu;
-    const { tasks, pfault = true, tables } = this.#options;
+    const { tasks, pfault = true, tables, helper } = this.#options;
+    if (helper !== undefined) yield cpu.stap(S390_LC_CPU_NR);
     yield cpu.store32(this.row(0) + S390_TASK.fields.pid.offset, 0);
     for (let pid = 1; pid <= tasks.length; pid++) {
       yield cpu.store32(this.row(pid) + S390_TASK.fields.pid.offset, pid);
@@ -104,9 +120,17 @@ export class S390Tasks {
     for (;;) {
       const next = yield* this.#runnable(cpu);
       if (next === "none") return;
-      if (next === "later") yield* waitForInterrupt(cpu);
+      // A second CPU may take the interruption, and sends none itself: then the idle task looks again and again.
+      if (next === "later") yield* helper === undefined ? waitForInterrupt(cpu) : timeSliceEnd(cpu);
       else yield* this.#switchTo(cpu, next);
     }
+  }
+
+  /** The second CPU waits for completions, for ever. */
+  *#help(cpu: S390Cpu): S390Guest {
+    yield cpu.stap(S390_LC_CPU_NR);
+    yield* enableServiceSignals(cpu);
+    for (;;) yield* waitForInterrupt(cpu);
   }
 
   /** A task that can run; "later" where those that are left wait; "none" where none is left. */
@@ -151,6 +175,12 @@ export class S390Tasks {
     if ((subcode & 0xff00) !== PFAULT_INIT_SUBCODE) return;
     const pid = Number(parameter & 0xffff_ffffn);
     if (pid < 1 || pid > this.#contexts.length) return;
+    const blocks = yield* this.#locked(cpu, () => this.#take(cpu, pid, subcode));
+    if (blocks) yield* this.#schedule(cpu);
+  }
+
+  /** Steps a task's state. Whether it is to make room. */
+  *#take(cpu: S390Cpu, pid: number, subcode: number): GuestValue<boolean> {
     const row = this.row(pid);
     const wait = Number(
       BigInt.asIntN(64, yield* loadField(cpu, row, S390_TASK.fields.pfault_wait)),
@@ -162,8 +192,18 @@ export class S390Tasks {
       yield* this.#setState(cpu, pid, S390_TASK_RUNNING);
     } else if (step.task === "blocks") {
       yield* this.#setState(cpu, pid, S390_TASK_BLOCKED);
-      yield* this.#schedule(cpu);
     }
+    return step.task === "blocks";
+  }
+
+  /** Alone, a CPU needs no lock: interruptions are disabled. */
+  *#locked<T>(cpu: S390Cpu, body: () => GuestValue<T>): GuestValue<T> {
+    if (this.#options.helper === undefined) return yield* body();
+    yield cpu.load16(S390_LC_CPU_NR);
+    yield* s390SpinLock(cpu, this.#lock, cpu.number);
+    const result = yield* body();
+    yield* s390SpinUnlock(cpu, this.#lock);
+    return result;
   }
 
   *#setState(cpu: S390Cpu, pid: number, state: number): S390Guest {
@@ -173,4 +213,8 @@ export class S390Tasks {
   *#setWait(cpu: S390Cpu, pid: number, wait: PfaultWait): S390Guest {
     yield cpu.store64(this.row(pid) + S390_TASK.fields.pfault_wait.offset, wait);
   }
+}
+
+function* timeSliceEnd(cpu: S390Cpu): S390Guest {
+  yield cpu.diag44();
 }
