@@ -67,6 +67,9 @@ const EXIT_NUMBERS: Readonly<Record<string, number>> = Object.fromEntries(
   PPC_EXITS.map((name, number) => [name, number]),
 );
 
+/** The most cycles of computation at a time: less than clocks may move at once. */
+const COMPUTATION: number = 2 ** 28;
+
 /** On BookE with hypervisor state: registers that are the hypervisor's, though its guests name them. */
 const HYPERVISOR_SPRS: readonly number[] = [SPRS.DEC, SPRS.TSR, SPRS.TCR];
 
@@ -120,6 +123,8 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   /** KVM_HC_PPC_MAP_MAGIC_PAGE came without the flag: no page of the guest's kernel is no-execute any more. */
   disableKernelNx = false;
   #kicked = false;
+  /** Cycles of computation that the clock is ahead by. */
+  #computing = 0;
   /** Whether KVM_RUN is under way. */
   #inKvmRun = false;
   readonly #decoded = new Map<number, PpcInstruction | undefined>();
@@ -180,8 +185,17 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
 
   /** Has it look at its pending interrupts: wakes it, or makes it leave guest mode (kvm_vcpu_kick). */
   kick(): void {
-    if (this.phase === "blocked") this.wake();
-    else this.#kicked = true;
+    if (this.phase === "blocked") {
+      this.wake();
+      return;
+    }
+    this.#kicked = true;
+    const { now } = this.engine;
+    const left = Math.min(this.clock - now, this.#computing);
+    if (left <= 0 || this === this.engine.running) return;
+    this.#computing = 0;
+    this.processor.setGpr(PPC_CTR, this.processor.gpr(PPC_CTR) + BigInt(left));
+    this.engine.wake(this, now);
   }
 
   /** User space raises the external interrupt: until it lowers it, or for one delivery (KVM_INTERRUPT). */
@@ -254,16 +268,18 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     }
   }
 
-  /** `bdnz .` is computation: as many rounds at once as nobody else wants to come between. */
+  /** `bdnz .` is computation: all rounds but the last at once. A kick gives back those that were not done by then. */
   #work(i: PpcInstruction): boolean {
+    this.#computing = 0;
     if (i.name !== "bc" || i.BO !== BO_COUNT || i.BD !== 0 || i.AA === 1 || i.LK === 1) return false;
     const { processor: p } = this;
-    const rounds = p.gpr(PPC_CTR);
-    if (rounds < 2n) return false;
-    const free = Math.max(1, this.engine.explores ? 1 : this.engine.horizon - this.time);
-    const now = rounds - 1n < BigInt(free) ? Number(rounds - 1n) : free;
-    p.setGpr(PPC_CTR, rounds - BigInt(now));
-    this.charge(now);
+    const rounds = Math.min(Number(p.gpr(PPC_CTR)) - 1, COMPUTATION);
+    if (rounds < 1) return false;
+    p.setGpr(PPC_CTR, p.gpr(PPC_CTR) - BigInt(rounds));
+    // In explored runs computation takes no time.
+    if (this.engine.explores) return true;
+    this.#computing = rounds;
+    this.charge(rounds);
     return true;
   }
 
@@ -274,7 +290,10 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     } else if (host.family === "booke" && isHypervisors(instruction)) {
       this.#leave("HV_PRIV");
     } else {
-      this.charge(this.vm.cost.system);
+      // Registers are moved like others; a new mode is waited for.
+      const moves = instruction.name === "mfspr" || instruction.name === "mtspr" ||
+        instruction.name === "mfmsr";
+      this.charge(moves ? this.vm.cost.insn : this.vm.cost.system);
       if (emulate(this, instruction) === "fail") this.#program("illegal");
     }
   }

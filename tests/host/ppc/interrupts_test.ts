@@ -57,13 +57,29 @@ function* taken(cpu: PpcCpu) {
 describe("the decrementer", () => {
   for (const options of HOSTS) {
     it(`interrupts a computation in the middle, and that goes on: ${nameOf(options)}`, () => {
-      const vm = runPpc(options, function* (cpu) {
+      runPpc(options, function* (cpu) {
         yield* setEe(cpu, true);
         yield* arm(cpu, 50_000);
+        const begun = vmClock();
         yield cpu.work(200_000);
         assertEquals(yield* taken(cpu), 1);
-      }, { handlers: { DECREMENTER: decrementerHandler() } });
-      assertEquals(vm.vcpus[0].clock >= 200_000, true);
+        const took = vmClock() - begun;
+        assertEquals(took >= 200_000 && took < 220_000, true);
+        yield cpu.lwz(DATA + 8);
+        const at = Number(cpu.r3) - begun;
+        assertEquals(at >= 45_000 && at < 55_000, true);
+      }, {
+        prepare: (vm) => {
+          vmClock = () => vm.vcpus[0].clock;
+        },
+        handlers: {
+          *DECREMENTER(cpu) {
+            yield cpu.mftb();
+            yield cpu.stw(DATA + 8, cpu.r3);
+            yield* decrementerHandler()(cpu);
+          },
+        },
+      });
     });
 
     it(`is held back while MSR[EE] is clear, and is due as soon as it is set: ${nameOf(options)}`, () => {
@@ -76,6 +92,8 @@ describe("the decrementer", () => {
       }, { handlers: { DECREMENTER: decrementerHandler() } });
     });
   }
+
+  let vmClock = (): number => 0;
 
   it("stays due on Book3S until it is written: a handler that forgets is called again", () => {
     runPpc({}, function* (cpu) {

@@ -1,0 +1,258 @@
+import { assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  encodePpc,
+  KVM_MAGIC_PAGE,
+  MachineFault,
+  type MachineFunction,
+  MSR_EE,
+  MSR_PR,
+  ppcAsm,
+  type PpcCpu,
+  type SprName,
+  SPRS,
+} from "../../../abi/mod.ts";
+import { mapMagicPage, ppcFixup, useMagicPage } from "../../../guest/mod.ts";
+import type { PpcHostName, PpcVm, PpcVmOptions } from "../../../host/mod.ts";
+import {
+  CODE,
+  DATA,
+  loadWords,
+  nameOf,
+  ppcGuest,
+  PR_HOSTS,
+  routine,
+  runPpc,
+  SPACE,
+  STUB,
+  withHypercalls,
+} from "../../support/ppc.ts";
+
+/** Runs words in a guest, with r5 to r8 set to 5 to 8, and tells r3, r4 and the fault that came of them. */
+function outcome(options: PpcVmOptions, words: readonly number[], user: boolean = false) {
+  let result: { r3: bigint; r4: bigint; fault: string | undefined } | undefined;
+  const vm = runPpc(options, function* (cpu) {
+    yield cpu.mfmsr();
+    if (user) yield cpu.mtmsr(cpu.r3 | BigInt(MSR_PR));
+    for (const r of [5, 6, 7, 8]) cpu.setRegister(r, r);
+    cpu.setRegister(3, 3);
+    cpu.setRegister(4, 4);
+    let fault: string | undefined;
+    try {
+      yield cpu.call(CODE);
+    } catch (error) {
+      if (!(error instanceof MachineFault)) throw error;
+      fault = error.exception;
+    }
+    result = { r3: cpu.r3, r4: cpu.r4, fault };
+  }, { code: routine(...words) });
+  return { ...result!, vm };
+}
+
+describe("KVM's emulation of privileged instructions", () => {
+  for (const options of PR_HOSTS) {
+    const booke = options.host === "e500v2";
+    const names: SprName[] = booke
+      ? ["SPRG0", "SPRG3", "SRR0", "SRR1", "DEAR", "ESR", "MAS0", "MAS2", "MAS3", "MAS6", "MAS7"]
+      : ["SPRG0", "SPRG1", "SPRG2", "SPRG3", "SRR0", "SRR1", "DAR", "DSISR"];
+
+    it(`gives each register back as it was written: ${nameOf(options)}`, () => {
+      runPpc(options, function* (cpu) {
+        for (const [index, name] of names.entries()) {
+          yield cpu.mtspr(name, 0x1000_0000 + index);
+        }
+        for (const [index, name] of names.entries()) {
+          yield cpu.mfspr(name);
+          assertEquals(cpu.r3, BigInt(0x1000_0000 + index), name);
+        }
+      });
+    });
+
+    it(`gives a user program a program interrupt instead, whatever the instruction: ${nameOf(options)}`, () => {
+      const privileged = [
+        ppcAsm.mfspr(3, SPRS.SPRG0),
+        ppcAsm.mtspr(SPRS.SPRG0, 5),
+        encodePpc("mfmsr", { RT: 3 }),
+        encodePpc("mtmsr", { RS: 5 }),
+        encodePpc("tlbsync", {}),
+        encodePpc(booke ? "rfi" : "mtsr", booke ? {} as never : { SR: 0, RS: 5 } as never),
+      ];
+      for (const word of privileged) {
+        const { r3, fault, vm } = outcome(options, [word], true);
+        assertEquals([r3, fault], [3n, "PROGRAM"]);
+        assertEquals(vm.vcpus[0].processor.shared.get("sprg0"), 0n);
+      }
+    });
+  }
+
+  it("tells why in SRR1 on Book3S and in ESR on BookE: illegal, privileged, trap", () => {
+    const trap = encodePpc("tw", { TO: 31, RA: 0, RB: 0 });
+    const privileged = ppcAsm.mfspr(3, SPRS.SPRG0);
+    for (
+      const [word, user, srr1, esr] of [
+        [0, true, 0x8_0000, 0x800_0000],
+        [privileged, true, 0x4_0000, 0x400_0000],
+        [trap, true, 0x2_0000, 0x200_0000],
+        [trap, false, 0x2_0000, 0x200_0000],
+      ] as const
+    ) {
+      assertEquals(cause({ host: "book3s-64-pr" }, word, user), srr1);
+      assertEquals(cause({ host: "book3s-32-pr" }, word, user), srr1);
+      assertEquals(cause({ host: "e500v2" }, word, user), esr);
+      assertEquals(cause({ host: "e500mc" }, word, user), esr);
+    }
+  });
+
+  /** What a handler finds of an instruction's cause. */
+  function cause(options: PpcVmOptions, word: number, user: boolean): number {
+    const booke = options.host!.startsWith("e500");
+    const vm = runPpc(options, function* (cpu) {
+      yield cpu.mfmsr();
+      if (user) yield cpu.mtmsr(cpu.r3 | BigInt(MSR_PR));
+      try {
+        yield cpu.call(CODE);
+      } catch (error) {
+        if (!(error instanceof MachineFault)) throw error;
+      }
+    }, {
+      code: routine(word),
+      handlers: {
+        *PROGRAM(cpu) {
+          yield cpu.mfspr(booke ? "ESR" : "SRR1");
+          yield cpu.stw(DATA, cpu.r3);
+          yield* ppcFixup(cpu);
+        },
+      },
+    });
+    return vm.words.read(DATA, 4)! & (booke ? 0xfff_ffff : 0x1f_0000);
+  }
+
+  it("takes the cause of a privileged instruction for MSR[POW] where a handler returns with it, and waits", () => {
+    const vm = ppcGuest({}, function* (cpu) {
+      yield cpu.mfmsr();
+      yield cpu.mtmsr(cpu.r3 | BigInt(MSR_PR));
+      yield cpu.call(CODE);
+    }, {
+      code: routine(ppcAsm.mfspr(3, SPRS.SPRG0)),
+      handlers: {
+        *PROGRAM(cpu) {
+          yield cpu.mfspr("SRR0");
+          yield cpu.mtspr("SRR0", cpu.r3 + 4n);
+        },
+      },
+    });
+    assertEquals(vm.machine.run().end, "halted");
+    assertEquals(vm.vcpus[0].phase, "blocked");
+  });
+
+  it("lets a kernel of Book3S read 0 from registers that KVM does not know, and write nothing", () => {
+    for (const spr of [SPRS.SPRG4, SPRS.SPRG7, SPRS.MAS0]) {
+      assertEquals(outcome({}, [ppcAsm.mfspr(3, spr)]).r3, 0n);
+      const { r3, fault } = outcome({}, [ppcAsm.mtspr(spr, 5), ppcAsm.mfspr(3, spr)]);
+      assertEquals([r3, fault], [0n, undefined]);
+    }
+  });
+
+  it("knows the CPU's number, which on Book3S is in no magic page: a patched kernel reads 0", () => {
+    for (const [host, name, seen] of [["book3s-64-pr", "PIR", 0n], ["e500v2", "BOOKE_PIR", 1n]] as const) {
+      runPpc({ host, vcpus: 2 }, function* (cpu) {
+        yield cpu.work(10_000_000);
+      }, {
+        functions: [withHypercalls(function* second(cpu) {
+          yield cpu.mfspr(name);
+          assertEquals(cpu.r3, 1n);
+          const size = cpu.layout.size;
+          const text = [{ from: 0x1_0000 + size, to: 0x1_0000 + 2 * size }];
+          yield* useMagicPage(cpu, { stub: STUB, text, space: SPACE });
+          yield cpu.mfspr(name);
+          assertEquals(cpu.r3, seen);
+        })],
+        prepare: (vm) => {
+          vm.vcpus[1].context.setRegister(3, vm.fdtAddress);
+          vm.vcpus[1].start(0x1_0000 + vm.vcpus[1].context.layout.size);
+        },
+      });
+    }
+  });
+
+  it("gives up on BookE where it does not know a register, and tells user space", () => {
+    const vm = ppcGuest({ host: "e500v2" }, function* (cpu) {
+      yield cpu.call(CODE);
+    }, { code: routine(ppcAsm.mfspr(3, SPRS.SPRG4)) });
+    assertEquals(vm.machine.run().end, "shutdown");
+    assertEquals([...vm.userspaceExits], [["KVM_EXIT_UNKNOWN", 1]]);
+    assertEquals(vm.ending, "it cannot emulate 0x7c7442a6 at 0x20000");
+  });
+
+  it("refuses instructions of other cores", () => {
+    const foreign: readonly (readonly [host: PpcHostName, word: number])[] = [
+      ["book3s-32-pr", encodePpc("mtmsrd", { RS: 5 })],
+      ["book3s-32-pr", encodePpc("ld", { RT: 3, DS: 0, RA: 5 })],
+      ["book3s-32-pr", encodePpc("wrteei", { E: 1 })],
+      ["book3s-64-pr", encodePpc("wrtee", { RS: 5 })],
+    ];
+    for (const [host, word] of foreign) assertEquals(outcome({ host }, [word], true).fault, "PROGRAM");
+  });
+
+  it("sets MSR[EE] of BookE alone with wrtee and wrteei", () => {
+    runPpc({ host: "e500v2" }, function* (cpu) {
+      yield cpu.mfmsr();
+      const msr = cpu.r3;
+      yield cpu.wrteei(1);
+      yield cpu.mfmsr();
+      assertEquals(cpu.r3, msr | BigInt(MSR_EE));
+      yield cpu.wrtee(0xffff_7fff);
+      yield cpu.mfmsr();
+      assertEquals(cpu.r3, msr);
+    });
+  });
+
+  it("writes segment registers of 32-bit Book3S by the address's top four bits", () => {
+    runPpc({ host: "book3s-32-pr" }, function* (cpu) {
+      for (let i = 0; i < 16; i++) yield cpu.mtsrin(i * 0x1000_0000 + 0xfff, 0x100 + i);
+      for (let i = 0; i < 16; i++) {
+        yield cpu.mfsrin(i * 0x1000_0000);
+        assertEquals(cpu.r3, BigInt(0x100 + i));
+      }
+    });
+  });
+});
+
+describe("registers that user programs read", () => {
+  /** Writes the page, then reads by the number that does not trap, before and after an exit. */
+  const story = (name: SprName, field: number): MachineFunction<PpcCpu> =>
+    withHypercalls(function* (cpu) {
+      yield* mapMagicPage(cpu, STUB);
+      yield cpu.mtspr("SPRG3", 0x33);
+      yield cpu.lwz(KVM_MAGIC_PAGE); // the page's first access is an exit
+      const low = KVM_MAGIC_PAGE + field + 4;
+      yield cpu.stw(low, 0x1234);
+      yield cpu.call(CODE);
+      assertEquals(cpu.r3 === 0x1234n, false, name);
+      yield cpu.mfspr("PVR"); // an exit, and an entry
+      yield cpu.call(CODE);
+      assertEquals(cpu.r3, 0x1234n, name);
+    });
+
+  it("follow the page at the next entry alone, so a kernel that writes the page must read the page", () => {
+    const vms: PpcVm[] = [];
+    for (
+      const [host, name, field] of [
+        ["book3s-64-pr", "USPRG3", 0x38],
+        ["e500v2", "SPRG4R", 0xd0],
+        ["e500v2", "SPRG7R", 0xe8],
+      ] as const
+    ) {
+      vms.push(runPpc({ host }, story(name, field), {
+        prepare: (vm) => loadWords(vm, CODE, routine(ppcAsm.mfspr(3, SPRS[name]))),
+      }));
+    }
+    assertEquals(vms.length, 3);
+  });
+
+  it("are read by user programs too, and written by none", () => {
+    const { r3, fault } = outcome({}, [ppcAsm.mfspr(3, SPRS.USPRG3)], true);
+    assertEquals([r3, fault], [0n, undefined]);
+    assertEquals(outcome({}, [ppcAsm.mtspr(SPRS.USPRG3, 5)], true).fault, "PROGRAM");
+  });
+});
