@@ -32,6 +32,7 @@ export type { VcpuStats } from "./kvm/vcpu_stats.ts";
 export * from "./kvm/tdp/mod.ts";
 export { RunFailed, type UserspaceDevice } from "./kvm/userspace.ts";
 export { Vm } from "./kvm/vm.ts";
+export type { VmConfiguration } from "./kvm/vm_configuration.ts";
 export type { VmOptions } from "./kvm/vm_options.ts";
 export * from "./devices/mod.ts";
 export * from "./irqchip/mod.ts";

@@ -4,10 +4,9 @@
  * @module
  */
 
-import type { KvmFeature, MsiMessage, Text } from "../../abi/mod.ts";
+import type { MsiMessage, Text } from "../../abi/mod.ts";
 import { type Engine, Mutex, type Steps, straight } from "../core/mod.ts";
 import { startLongMode, startProtectedMode } from "../cpu/mod.ts";
-import { type Costs, costTable, freeTable, GENERIC_SVM, SKYLAKE_VMX } from "../cost/mod.ts";
 import { DeviceBus } from "../devices/bus.ts";
 import { Ioapic, IrqRouting, swizzleExtendedDestination } from "../irqchip/mod.ts";
 import { type ApicMap, InterruptMessage, MapState, recalculateApicMap } from "../lapic/mod.ts";
@@ -23,43 +22,23 @@ import {
   type Slot,
   type SlotOptions,
 } from "../memory/mod.ts";
-import { HostFailure, type KvmQuirk, type Quirk } from "../quirks.ts";
-import type { HostScheduler } from "../sched/mod.ts";
-import { HOST_SEMANTICS, type HostBehaviour, type HostSemantics, hostSemantics } from "../semantics.ts";
 import { NOBODY, TRACEPOINTS, Tracer } from "../trace/mod.ts";
-import { type Acceleration, acceleration, type AvicKick, avicKick } from "./acceleration.ts";
-import { inhibitMask, SVM_INHIBITS, updateApicv, VMX_INHIBITS } from "./apicv.ts";
-import type { VmxProcessor } from "../vmx/processors.ts";
-import { setupVmx, type VmxSetup } from "../vmx/setup.ts";
-import { type BackendName, backendName, createBackendInVain } from "./backends.ts";
+import { inhibitMask, updateApicv } from "./apicv.ts";
+import { createBackendInVain } from "./backends.ts";
 import { explain, type Explanation } from "./explain.ts";
-import { HALT_POLL_NS_MAX } from "./halt.ts";
 import { evictPages, logDirtyPages, loggedBy, removeMemoryRegion } from "./memory_region.ts";
 import { ATTENTION_APIC_MAP, REQ_SCAN_IOAPIC } from "./requests.ts";
 import { locked } from "./tdp/locks.ts";
 import { VmMmu } from "./tdp/vm_mmu.ts";
 import type { UserspaceDevice } from "./userspace.ts";
 import { Vcpu } from "./vcpu.ts";
-import {
-  checkHaltPoll,
-  checkKvmQuirks,
-  cpuidTable,
-  maxVcpuIds,
-  memorySlots,
-  vcpuIds,
-  type VmOptions,
-} from "./vm_options.ts";
+import { cpuidTable, memorySlots, vcpuIds, type VmOptions } from "./vm_options.ts";
+import { VmConfiguration } from "./vm_configuration.ts";
 
 /** What KVM_CREATE_VCPU gives. */
 const EEXIST = 17;
 const EINVAL = 22;
 const EMFILE = 24;
-
-/** VMX as KVM of that year sets it up, with the parameters among the options. */
-function vmxSetup(name: Acceleration, behaviour: HostBehaviour, { apicv, ipiv, vpid }: VmOptions): VmxSetup {
-  const parameters = { enableApicv: apicv ?? true, enableIpiv: ipiv ?? true, vpid: vpid ?? true };
-  return setupVmx(name as VmxProcessor, { behaviour, parameters });
-}
 
 /** An oracle with the engine's clock. */
 function watchOwnership(engine: Engine): MemoryOwnership {
@@ -67,39 +46,9 @@ function watchOwnership(engine: Engine): MemoryOwnership {
 }
 
 /** A virtual machine. */
-export class Vm {
-  /** The machine that it runs on. */
-  declare readonly machine: Machine;
-  /** The stepping core. */
-  declare readonly engine: Engine;
-  /** The host's scheduler. */
-  declare readonly scheduler: HostScheduler;
-  /** Which vendor's virtualization. */
-  declare readonly backend: BackendName;
-  /** Whose KVM this is. */
-  declare readonly semantics: HostSemantics;
-  /** What that host does. */
-  declare readonly behaviour: HostBehaviour;
-  /** Prices. */
-  declare readonly cost: Costs;
-  /** What the processor does for interrupts by itself. */
-  declare readonly acceleration: Acceleration;
-  /** On VMX, what KVM uses of the processor, and why not the rest. */
-  declare readonly vmxSetup: VmxSetup | undefined;
-  /** Whether KVM lets hardware deliver interrupts where nothing is against it: APICv or AVIC (enable_apicv). */
-  declare readonly enableApicv: boolean;
-  /** Whether hardware may deliver IPIs without an exit (enable_ipiv). */
-  declare readonly enableIpiv: boolean;
-  /** How the vCPUs that an incomplete IPI of AVIC's means are found. */
-  declare readonly avicKick: AvicKick;
-  /** The reasons that count for this vendor (required_apicv_inhibits). */
-  declare readonly requiredInhibits: number;
+export class Vm extends VmConfiguration {
   /** Why APICv is not in use, as bits; 0 where it is (apicv_inhibit_reasons). */
   apicvInhibits = 0;
-  /** One past the highest vCPU number that there may be (max_vcpu_ids). */
-  declare readonly maxVcpuIds: number;
-  /** The TSC's frequency in kHz. */
-  declare readonly tscKhz: number;
   /** Guest memory. */
   declare readonly memory: GuestMemory;
   /** Pages that KVM has marked as MMIO. */
@@ -129,21 +78,6 @@ export class Vm {
   /** User space's devices at ports. */
   userspacePioDevice: UserspaceDevice | undefined = undefined;
 
-  /** Whether features that CPUID does not offer are refused. Looked up at each use. */
-  declare enforcePvFeatureCpuid: boolean;
-  /** The ignore_msrs parameter. */
-  declare readonly ignoreMsrs: boolean;
-  /** The vector_hashing parameter. */
-  declare readonly vectorHashing: boolean;
-  /** The halt_poll_ns parameter. */
-  declare readonly haltPollNs: number;
-  /** KVM_X2APIC_API_USE_32BIT_IDS. */
-  declare readonly x2apicFormat: boolean;
-  /** KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK. */
-  declare readonly x2apicBroadcastQuirkDisabled: boolean;
-  /** Whether the I/O APIC is in the kernel. */
-  declare readonly ioapicInKernel: boolean;
-
   /** The optimized APIC map; undefined where IDs are ambiguous. */
   apicMap: ApicMap | undefined = undefined;
   /** Whether the map is current. */
@@ -158,41 +92,17 @@ export class Vm {
   /** It has been shut down. */
   dead = false;
 
-  readonly #disabledKvmQuirks: ReadonlySet<KvmQuirk>;
   /** By thread number: the vCPU's index, {@linkcode NOBODY} for other threads. */
   #vcpuIndex = new Int32Array(64).fill(NOBODY);
 
   /** Builds a virtual machine, its vCPUs reset and not started. Throws `RangeError` for options that cannot be. */
   constructor(machine: Machine, options: VmOptions = {}) {
-    this.machine = machine;
+    super(machine, options);
     this.memory = new GuestMemory(machine.physical);
     this.mmioMarks = new MmioMarks(this.memory);
-    this.engine = machine.engine;
-    this.scheduler = machine.scheduler;
     this.apicMapLock = new Mutex(machine.engine);
-    this.backend = backendName(options.backend ?? "vmx");
-    this.semantics = hostSemantics(options.hostSemantics ?? "v6.19");
-    this.behaviour = HOST_SEMANTICS[this.semantics];
-    this.acceleration = acceleration(options.acceleration ?? "none", this.backend);
-    this.vmxSetup = this.backend === "vmx" ? vmxSetup(this.acceleration, this.behaviour, options) : undefined;
-    this.enableApicv = this.vmxSetup?.apicv.on ?? this.#usesAvic(options.apicv ?? true);
-    this.enableIpiv = this.vmxSetup?.ipiv.on ?? (this.enableApicv && (options.ipiv ?? true));
-    this.avicKick = avicKick(options.avicKick ?? this.behaviour.avicKick);
     if (!this.enableApicv) this.apicvInhibits = inhibitMask(["DISABLED"]);
-    this.requiredInhibits = this.backend === "vmx" ? VMX_INHIBITS : SVM_INHIBITS;
-    const profile = options.costs ?? (this.backend === "vmx" ? SKYLAKE_VMX : GENERIC_SVM);
-    this.cost = this.engine.explores ? freeTable() : costTable(profile);
-    this.tscKhz = profile.tscKhz;
-    this.maxVcpuIds = maxVcpuIds(options);
     this.tracer = new Tracer(options.trace ?? 0);
-    this.enforcePvFeatureCpuid = options.enforcePvFeatureCpuid ?? false;
-    this.ignoreMsrs = options.ignoreMsrs ?? false;
-    this.vectorHashing = options.vectorHashing ?? true;
-    this.haltPollNs = checkHaltPoll(options.haltPollNs ?? HALT_POLL_NS_MAX);
-    this.x2apicFormat = options.x2apicApi32BitIds ?? false;
-    this.x2apicBroadcastQuirkDisabled = options.x2apicApiDisableBroadcastQuirk ?? false;
-    this.ioapicInKernel = options.ioapicInKernel ?? true;
-    this.#disabledKvmQuirks = checkKvmQuirks(options.disabledKvmQuirks ?? []);
     for (const slot of memorySlots(options)) this.memory.addSlot(slot);
     this.mmu = new VmMmu(this, options);
     this.dirtyLog = new DirtyLog(this.memory, { ...options.dirtyLog, ...loggedBy(this) });
@@ -217,11 +127,6 @@ export class Vm {
       vcpu.attention &= ~ATTENTION_APIC_MAP;
       updateApicv(vcpu);
     }
-  }
-
-  /** Whether there is AVIC, and KVM knows and wants it (avic_hardware_setup). */
-  #usesAvic(wanted: boolean): boolean {
-    return wanted && this.acceleration !== "none" && this.behaviour.avic !== "none";
   }
 
   /** The vCPU of a number (kvm_get_vcpu_by_id): mostly it is its place as well. */
@@ -283,33 +188,6 @@ export class Vm {
     for (const other of this.vcpus) {
       if (other !== vcpu) this.scheduler.ready(other, other.time);
     }
-  }
-
-  // Features and quirks.
-
-  /** Whether this host, of its year, has a feature. */
-  knows(feature: KvmFeature): boolean {
-    return this.behaviour.features.includes(feature);
-  }
-
-  /** Whether a vCPU may use a feature that the host has: unless enforcement is on and CPUID does not offer it. */
-  pvHas(vcpu: Vcpu, feature: KvmFeature): boolean {
-    return this.knows(feature) && (!this.enforcePvFeatureCpuid || vcpu.cpuid.pvHas(feature));
-  }
-
-  /** Whether a deviation is on. */
-  quirk(name: Quirk): boolean {
-    return this.machine.quirks.has(name);
-  }
-
-  /** Whether a KVM quirk is on. */
-  kvmQuirk(name: KvmQuirk): boolean {
-    return !this.#disabledKvmQuirks.has(name);
-  }
-
-  /** KVM hit something that stops it. */
-  hostFailure(what: string): never {
-    throw new HostFailure(what);
   }
 
   // The APIC map, and requests to all.
