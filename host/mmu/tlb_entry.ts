@@ -104,7 +104,7 @@ export class TlbFill {
   /** TLB_WRITABLE and so on. */
   flags = 0;
   /** The memory type; negative where none is modelled. */
-  memoryType = -1;
+  memoryType: number = -1;
 
   /** Takes a translation's fields. */
   take(translation: TlbTranslation): void {

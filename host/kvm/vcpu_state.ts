@@ -1,0 +1,130 @@
+/**
+ * Where a vCPU is: in its run loop, on its way into the guest, asleep or waiting for a CPU; what it was asked to do, and
+ * which events it has to deliver.
+ *
+ * @module
+ */
+
+import { type Steps, Thread } from "../core/mod.ts";
+import type { Pcpu } from "../sched/mod.ts";
+import * as requests from "./requests.ts";
+import * as modes from "./modes.ts";
+import type { TdpTables } from "./tdp/tables.ts";
+
+// Constants of its own are folded into a module's code; imported ones are loaded at each use.
+const {
+  ATTENTION_RESCHED,
+  ATTENTION_STEPS,
+  EVENT_EXCEPTION_INJECTED,
+  EVENT_EXCEPTION_PENDING,
+  REQ_EVENT,
+  REQ_NMI,
+} = requests;
+const { Phase, Turn, VcpuMode } = modes;
+
+/** An exception that KVM injects. */
+export interface QueuedException {
+  /** The vector. */
+  vector: number;
+  /** The error code, -1 for none. */
+  errorCode: number;
+}
+
+/** A vCPU's state. */
+export abstract class VcpuState extends Thread {
+  // What every interrupt touches stands together, as fields lie in memory in the order in which they are set: among
+  // hundreds, each cache line less counts.
+  /** Requests, as bits. */
+  requests = 0;
+  /** What the run loop has to look at, as bits. */
+  attention = 0;
+  /** Where it is, as others see it. */
+  mode: modes.VcpuMode = VcpuMode.Outside;
+  /** Where in the run loop it is. */
+  phase: modes.Phase = Phase.Top;
+  /** What its last turn came to. */
+  turn: modes.Turn = Turn.Guest;
+  /** The events on their way into the guest, as bits. */
+  events = 0;
+  /** The interrupt that is written for injection. */
+  injectedInterrupt = 0;
+  /** NMIs that wait for injection: at most two. */
+  nmiPending = 0;
+  /** More events wait than one entry can deliver: the next one must exit as soon as it has delivered its event. */
+  immediateExit = false;
+  /** Whether there are {@linkcode ioapicHandledVectors}. */
+  ioapicHandlesSome = false;
+  /** Whether the guest has enabled paravirtual EOI. */
+  pvEoiEnabled = false;
+  /** It waits for an event: it polls, or sleeps. */
+  blocked = false;
+  /** The physical CPU that it runs on; undefined while it has none. */
+  pcpu: Pcpu | undefined = undefined;
+  /** A kick by KVM_HC_KICK_CPU that no halt has used up. */
+  pvUnhalted = false;
+  /** The physical CPU that it ran on last. */
+  lastPcpu: Pcpu | undefined = undefined;
+  /** Since when it waits for a CPU. */
+  readySince = 0;
+  /** It was woken or preempted, and does not run yet. */
+  ready = false;
+  /** While it waits: it polls, on its CPU. */
+  polling = false;
+  /** While it waits: asleep, without a CPU. */
+  asleep = false;
+  /** While it waits: somebody woke it. */
+  woken = false;
+  /** NMIs that arrived and were not looked at. */
+  nmiQueued = 0;
+  /** The exception that waits for injection. */
+  readonly exception: QueuedException = { vector: 0, errorCode: -1 };
+  /** Vectors whose EOI the I/O APIC must see: 256 bits. */
+  readonly ioapicHandledVectors: Uint32Array = new Uint32Array(8);
+  /** The vector of a route that is gone and whose EOI is still awaited; -1 for none. */
+  highestStaleEoi: number = -1;
+  /** In explored runs: accesses to shared state that a turn has begun. In all: a page fault that waits. */
+  readonly deferred: Steps[] = [];
+  /** The root of the second dimension's tables that it uses; undefined where it has to load one. */
+  root: TdpTables | undefined = undefined;
+
+  /** Asks for something before the next entry. */
+  request(request: number): void {
+    this.requests |= request;
+  }
+
+  /** Begins what this vCPU's own thread does in several steps: they come before the turn ends. */
+  defer(steps: Steps): void {
+    this.deferred.push(steps);
+    this.attention |= ATTENTION_STEPS;
+  }
+
+  /** The scheduler wants the vCPU's CPU, or not any more. */
+  resched(wanted: boolean): void {
+    if (wanted) this.attention |= ATTENTION_RESCHED;
+    else this.attention &= ~ATTENTION_RESCHED;
+  }
+
+  /** An NMI arrives (kvm_inject_nmi). */
+  queueNmi(): void {
+    this.nmiQueued++;
+    this.request(REQ_NMI);
+  }
+
+  /** Queues an exception for injection; `errorCode` is -1 where there is none. */
+  queueException(vector: number, errorCode: number): void {
+    this.request(REQ_EVENT);
+    this.events = (this.events & ~EVENT_EXCEPTION_INJECTED) | EVENT_EXCEPTION_PENDING;
+    this.exception.vector = vector;
+    this.exception.errorCode = errorCode;
+  }
+
+  /** The event that the last entry was to deliver has been delivered. */
+  eventDelivered(): void {
+    this.events &= EVENT_EXCEPTION_PENDING;
+  }
+
+  /** Whether the EOI of a vector must reach the I/O APIC. */
+  ioapicHandles(vector: number): boolean {
+    return this.ioapicHandlesSome && ((this.ioapicHandledVectors[vector >>> 5] >>> (vector & 31)) & 1) !== 0;
+  }
+}
