@@ -33,7 +33,7 @@ describe("a project that depends on the package", () => {
       hypercalls: 2,
       pvEoi: 6, // Documentation/virt/kvm/x86/cpuid.rst
       kernel: 1,
-      experiments: ["pv-eoi", "pv-ipi", "ipiv", "avic-kick", "demand-paging", "tlb-shootdown"],
+      experiments: ["pv-eoi", "pv-ipi", "ipiv", "avic-kick", "demand-paging", "tlb-shootdown", "hypercalls"],
       code: 0,
     });
   });

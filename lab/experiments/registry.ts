@@ -7,6 +7,7 @@
 import type { Experiment } from "./experiment.ts";
 import { avicKickExperiment } from "./avic_kick.ts";
 import { demandPagingExperiment } from "./demand_paging.ts";
+import { hypercallsExperiment } from "./hypercalls.ts";
 import { ipivExperiment } from "./ipiv.ts";
 import { pvEoiExperiment } from "./pv_eoi.ts";
 import { pvIpiExperiment } from "./pv_ipi.ts";
@@ -20,6 +21,7 @@ export const EXPERIMENTS: readonly Experiment[] = [
   avicKickExperiment,
   demandPagingExperiment,
   tlbShootdownExperiment,
+  hypercallsExperiment,
 ];
 
 /** The experiment of a name. Throws `RangeError` naming those that there are. */

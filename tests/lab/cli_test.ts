@@ -5,7 +5,7 @@ import { command } from "../../lab/cli.ts";
 import { EXPERIMENTS } from "../../lab/mod.ts";
 
 /** The experiments, as messages name them. */
-const NAMES = "pv-eoi, pv-ipi, ipiv, avic-kick, demand-paging, tlb-shootdown";
+const NAMES = "pv-eoi, pv-ipi, ipiv, avic-kick, demand-paging, tlb-shootdown, hypercalls";
 
 const QUICK = ["run", "pv-ipi", "--vcpus", "2", "--times", "1"];
 
@@ -25,7 +25,9 @@ describe("the command line", () => {
     for (const { name, options } of EXPERIMENTS) {
       const paragraph = out.split("\n\n").find((text) => text.startsWith(`${name}\n`))!;
       for (const [option, spec] of Object.entries(options)) {
-        const line = paragraph.split("\n").find((text) => text.startsWith(`  --${option} `))!;
+        const line = paragraph.replaceAll(/\n {3,}/g, " ").split("\n").find((text) =>
+          text.startsWith(`  --${option} `)
+        )!;
         const range = "choices" in spec ? spec.choices.join(", ") : `${spec.min} to ${spec.max}`;
         assertStringIncludes(line, `: ${range} (${spec.default})`);
       }

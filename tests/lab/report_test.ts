@@ -181,6 +181,7 @@ const SMALL: Readonly<Record<string, Record<string, number>>> = {
   "avic-kick": { times: 1, vcpus: 40 },
   "demand-paging": { pages: 20 },
   "tlb-shootdown": { times: 2, vcpus: 4 },
+  hypercalls: {},
 };
 
 describe("an experiment's report", () => {

@@ -1,0 +1,110 @@
+/**
+ * Every hypercall of PowerPC: ePAPR's and KVM's, through the stub into which the guest has patched the device tree's words.
+ *
+ * @module
+ */
+
+import {
+  type ByteOrder,
+  disassemblePpc,
+  EV_VENDORS,
+  evHcallToken,
+  MSR_EE,
+  PPC_HYPERCALLS,
+  PPC_PR_CONVENTION,
+  type PpcCallRegister,
+  type PpcCpu,
+  type PpcHypercallName,
+  ppcHypercallToken,
+  ppcText,
+} from "../../abi/mod.ts";
+import { epaprInit, placePpcHandlers, setPpcVectors } from "../../guest/mod.ts";
+import { Machine, type PpcHostName, type PpcVm } from "../../host/mod.ts";
+import { type CountedCall, Observer, type PlannedCall } from "./observe.ts";
+
+/** How the guests and hosts are chosen. */
+export interface PpcCallOptions {
+  /** Whose KVM, on which processor. */
+  readonly host: PpcHostName;
+  /** The guest's byte order. */
+  readonly order: ByteOrder;
+}
+
+/** Where the guest has its stub. */
+const STUB = 0x8000;
+/** A number that KVM has no call for. */
+const UNKNOWN = evHcallToken(EV_VENDORS.EV_KVM_VENDOR_ID, 13);
+/** The registers that are shown: a call's, and that of the magic. */
+const REGISTERS: readonly (PpcCallRegister | "r0")[] = ["r0", "r11", "r3", "r4", "r5", "r6", "r7", "r8"];
+
+/** What calls get. Linux maps the magic page at the end of both address spaces, and sees to NX itself. */
+const ARGUMENTS: Partial<Record<PpcHypercallName, readonly bigint[]>> = {
+  EV_BYTE_CHANNEL_SEND: [1n, 4n, 0x6869_0a00n, 0n, 0n, 0n],
+  KVM_HC_PPC_MAP_MAGIC_PAGE: [-4096n, -4095n],
+};
+
+function plan(): PlannedCall<PpcCpu>[] {
+  return [
+    ...(Object.keys(PPC_HYPERCALLS) as PpcHypercallName[]).map((name) =>
+      planned(name, ppcHypercallToken(name))
+    ),
+    planned(`unknown token 0x${UNKNOWN.toString(16)}`, UNKNOWN),
+  ];
+}
+
+function planned(name: string, token: number): PlannedCall<PpcCpu> {
+  return {
+    name,
+    *prepare(cpu) {
+      if (name === "EV_IDLE") {
+        // Something has to end the wait.
+        yield cpu.mfmsr();
+        yield cpu.mtmsr(cpu.r3 | BigInt(MSR_EE));
+        yield cpu.mtspr("DEC", 10_000);
+      }
+      for (const register of REGISTERS) cpu.setRegister(Number(register.slice(1)), 0);
+      const values = ARGUMENTS[name as PpcHypercallName] ??
+        (PPC_HYPERCALLS[name as PpcHypercallName]?.args ?? []).map(() => 1n);
+      cpu.loadHypercall({ number: BigInt(token), arguments: values });
+    },
+    issue: (cpu) => cpu.call(STUB),
+  };
+}
+
+/** Makes every call, each on a machine of its own. */
+export function ppcCalls(options: PpcCallOptions): Map<string, CountedCall> {
+  return new Map(plan().map((call) => [call.name, made(options, call)]));
+}
+
+function made({ host, order }: PpcCallOptions, call: PlannedCall<PpcCpu>): CountedCall {
+  const vm = new Machine().createPpcVm({ host, order });
+  const text = ppcText(vm.host.core);
+  const observer = new Observer({
+    vm,
+    convention: PPC_PR_CONVENTION,
+    registers: REGISTERS,
+    read: (cpu: PpcCpu, register) => cpu.register(Number(register.slice(1))),
+    site: () => ({ text: stubText(vm), address: STUB, bytes: 16, unitBytes: 4 }),
+  }, call);
+  placePpcHandlers(text, vm.host.core, {
+    *DECREMENTER(cpu) {
+      observer.interrupted();
+      yield cpu.mtspr("DEC", 0x7fff_ffff);
+    },
+  });
+  const entry = text.add(function* main(cpu) {
+    const fdt = Number(cpu.r3);
+    yield* setPpcVectors(cpu);
+    yield* epaprInit(cpu, { fdt, stub: STUB, order });
+    yield* observer.make(cpu);
+  });
+  vm.load(text);
+  vm.start(entry);
+  vm.machine.run();
+  return observer.result();
+}
+
+/** What stands in the stub. */
+function stubText(vm: PpcVm): string {
+  return [0, 4, 8, 12].map((at) => disassemblePpc(vm.words.read(STUB + at, 4) ?? 0)).join("; ");
+}
