@@ -21,7 +21,7 @@ import {
   s390InstructionLength,
   type S390Mnemonic,
 } from "../../abi/mod.ts";
-import { deliverProgram, swapPsw } from "./interrupts.ts";
+import { interruptProgram, swapPsw } from "./interrupts.ts";
 import type { S390Vcpu } from "./vcpu.ts";
 
 /** Executes the instruction at the PSW's address. */
@@ -62,7 +62,7 @@ const PRIVILEGED: ReadonlySet<S390Mnemonic> = new Set(["LPSWE", "STOSM", "STNSM"
 /** The instruction is suppressed: the PSW is behind it. */
 function interrupt(vcpu: S390Vcpu, code: number, length: number): void {
   vcpu.context.pc += length;
-  deliverProgram(vcpu, { code, length });
+  interruptProgram(vcpu, { code, length });
 }
 
 function done(vcpu: S390Vcpu, { length }: S390Instruction): void {
@@ -234,7 +234,7 @@ const EXECUTE: Partial<Record<S390Mnemonic, Execute>> = {
     // An invalid PSW is loaded all the same, and interrupts the program with no instruction's length.
     vcpu.setPsw(psw);
     vcpu.code.settle();
-    if (!isValidPsw(psw)) deliverProgram(vcpu, { code: PGM_SPECIFICATION, length: 0 });
+    if (!isValidPsw(psw)) interruptProgram(vcpu, { code: PGM_SPECIFICATION, length: 0 });
   },
 };
 

@@ -20,11 +20,12 @@ export function handleFault(vcpu: S390Vcpu, fault: StorageFault): void {
   if (fault.kind === "addressing") {
     // Addressing exceptions leave the PSW behind the instruction (vcpu_post_run_addressing_exception).
     const length = vcpu.fetchLength();
+    vcpu.trace(S390_TP.kvm_s390_sie_fault, vcpu.context.pc);
     vcpu.context.pc += length;
-    vcpu.interrupts.program = { code: PGM_ADDRESSING, length };
+    vcpu.injectProgram(PGM_ADDRESSING, length);
     return;
   }
-  vcpu.trace(S390_TP.kvm_s390_sie_fault, fault.page);
+  vcpu.trace(S390_TP.kvm_s390_major_guest_pfault, vcpu.context.pc);
   vcpu.charge(vcpu.vm.cost.tdpFault);
   const token = vcpu.asyncPages < ASYNC_PF_PER_VCPU ? pfaultToken(vcpu) : undefined;
   if (token === undefined) waitFor(vcpu, fault.page);
@@ -50,12 +51,7 @@ function tell(vcpu: S390Vcpu, page: number, token: bigint): void {
   });
   vcpu.interrupts.pfaultInit = token;
   const { KVM_S390_INT_PFAULT_INIT } = KVM_S390_INTERRUPTS;
-  vcpu.trace(
-    S390_TP.kvm_s390_inject_vcpu,
-    KVM_S390_INT_PFAULT_INIT,
-    Number(token & 0xffff_ffffn),
-    Number(token >> 32n),
-  );
+  vcpu.traceInterruption(S390_TP.kvm_s390_inject_vcpu, KVM_S390_INT_PFAULT_INIT, 0, token);
 }
 
 /** The vCPU sleeps in the host until the page has come. */

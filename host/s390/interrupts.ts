@@ -58,7 +58,8 @@ export function deliverPending(vcpu: S390Vcpu): void {
     if (interrupts.program !== undefined) {
       const { program } = interrupts;
       interrupts.program = undefined;
-      deliverProgram(vcpu, program);
+      vcpu.traceInterruption(S390_TP.kvm_s390_deliver_interrupt, KVM_S390_PROGRAM_INT, program.code);
+      interruptProgram(vcpu, program);
     } else if (interrupts.pfaultInit !== undefined) {
       const token = interrupts.pfaultInit;
       interrupts.pfaultInit = undefined;
@@ -69,10 +70,9 @@ export function deliverPending(vcpu: S390Vcpu): void {
   }
 }
 
-/** Hardware, or KVM, interrupts the program: code and length to the lowcore, and on at the new PSW. */
-export function deliverProgram(vcpu: S390Vcpu, { code, length }: ProgramInterruption): void {
+/** Hardware, or KVM in its place, interrupts the program: code and length to the lowcore, and on at the new PSW. */
+export function interruptProgram(vcpu: S390Vcpu, { code, length }: ProgramInterruption): void {
   const { fields } = LOWCORE;
-  vcpu.trace(S390_TP.kvm_s390_deliver_interrupt, KVM_S390_PROGRAM_INT, code);
   vcpu.storage.write(fields.pgm_ilc.offset, 2, BigInt(length));
   vcpu.storage.write(fields.pgm_code.offset, 2, BigInt(code));
   const { layout, pending } = vcpu.context;
@@ -83,7 +83,7 @@ export function deliverProgram(vcpu: S390Vcpu, { code, length }: ProgramInterrup
 /** A pfault interruption: external, with the token beside it. */
 function deliverService(vcpu: S390Vcpu, type: number, token: bigint): void {
   const { fields } = LOWCORE;
-  vcpu.trace(S390_TP.kvm_s390_deliver_interrupt, type, Number(token & 0xffff_ffffn), Number(token >> 32n));
+  vcpu.traceInterruption(S390_TP.kvm_s390_deliver_interrupt, type, 0, token);
   const subcode = type === KVM_S390_INT_PFAULT_INIT ? PFAULT_INIT_SUBCODE : PFAULT_DONE_SUBCODE;
   vcpu.storage.write(fields.ext_int_code.offset, 2, BigInt(EXT_IRQ_CP_SERVICE));
   vcpu.storage.write(fields.ext_cpu_addr.offset, 2, BigInt(subcode));
@@ -97,6 +97,7 @@ export function swapPsw(vcpu: S390Vcpu, oldAt: number, newAt: number, fault?: Ma
   storage.write(oldAt, 8, vcpu.pswMask);
   storage.write(oldAt + 8, 8, BigInt(vcpu.context.pc));
   const psw: Psw = { mask: storage.read(newAt, 8), address: storage.read(newAt + 8, 8) };
+  // All zeros would be valid, in 24-bit mode, and are what nobody has set.
   if (!isValidPsw(psw) || psw.mask === 0n) {
     vcpu.vm.panic(`interruption loop: the new PSW at 0x${newAt.toString(16)} cannot be loaded`);
     return;

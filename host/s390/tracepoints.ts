@@ -7,6 +7,9 @@
 import { tracepointTable } from "../arch/mod.ts";
 import type { TracepointSpec } from "../trace/mod.ts";
 
+/** An interruption: KVM's type, and two parameters, the second of 64 bits. */
+const INTERRUPTION = [["type", "hex"], ["parm", "hex"], ["parm64", "hex64"]] as const;
+
 const TABLE = tracepointTable({
   kvm_s390_sie_enter: { args: [["address", "hex"]], fires: "each entry" },
   kvm_s390_sie_exit: {
@@ -15,7 +18,11 @@ const TABLE = tracepointTable({
   },
   kvm_s390_sie_fault: {
     args: [["address", "hex"]],
-    fires: "the guest touched memory that the host has not mapped",
+    fires: "the guest touched an address where no memory is",
+  },
+  kvm_s390_major_guest_pfault: {
+    args: [["address", "hex"]],
+    fires: "the guest touched a page that has to be brought in",
   },
   kvm_s390_intercept_instruction: {
     args: [["ipa", "hex"], ["ipb", "hex"]],
@@ -27,18 +34,9 @@ const TABLE = tracepointTable({
     fires: "each STSI that stores a block",
   },
   kvm_s390_request_resets: { args: [["flags", "hex"]], fires: "DIAGNOSE 0x308 asks user space for a reset" },
-  kvm_s390_inject_vm: {
-    args: [["type", "hex"], ["parm64", "hex64"]],
-    fires: "a floating interruption is queued",
-  },
-  kvm_s390_inject_vcpu: {
-    args: [["type", "hex"], ["parm64", "hex64"]],
-    fires: "a CPU's own interruption is queued",
-  },
-  kvm_s390_deliver_interrupt: {
-    args: [["type", "hex"], ["parm64", "hex64"]],
-    fires: "an interruption goes to the guest",
-  },
+  kvm_s390_inject_vm: { args: INTERRUPTION, fires: "a floating interruption is queued" },
+  kvm_s390_inject_vcpu: { args: INTERRUPTION, fires: "a CPU's own interruption is queued" },
+  kvm_s390_deliver_interrupt: { args: INTERRUPTION, fires: "KVM gives the guest an interruption" },
   kvm_userspace_exit: { args: [["reason", "dec"]], fires: "KVM_RUN comes back" },
 });
 
@@ -50,6 +48,7 @@ export type S390Event =
   | "kvm_s390_sie_enter"
   | "kvm_s390_sie_exit"
   | "kvm_s390_sie_fault"
+  | "kvm_s390_major_guest_pfault"
   | "kvm_s390_intercept_instruction"
   | "kvm_s390_handle_diag"
   | "kvm_s390_handle_stsi"

@@ -8,11 +8,14 @@
 import {
   type DiagField,
   type FieldValues,
+  instructionBytes,
+  KVM_S390_INTERRUPTS,
   type MachineFault,
   type Psw,
   PSW_MASK_EXT,
   PSW_MASK_IO,
   PSW_MASK_MCHECK,
+  S390_DIAG,
   S390_SYS_CR0,
   S390_SYS_PSW_MASK,
   S390Cpu,
@@ -41,6 +44,8 @@ import { S390_TP } from "./tracepoints.ts";
 import { emulatedDiag, userSpaceDiag } from "./userspace.ts";
 import type { S390Vm } from "./vm.ts";
 
+/** Bytes of a DIAGNOSE. */
+const DIAG_LENGTH: number = instructionBytes(S390_DIAG);
 /** Control register 0 after a reset (CR0_INITIAL_MASK). */
 const CR0_INITIAL = 0xe0n;
 /** Control register 14. */
@@ -185,7 +190,7 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements HostThreadS390, Pfaul
     }
     this.charge(this.vm.cost.emulate);
     const code = carryOut(this, instruction);
-    if (code !== undefined) this.interrupts.program = { code, length: instruction.length };
+    if (code !== undefined) this.injectProgram(code, instruction.length);
   }
 
   #handleDiag(diag: FieldValues<DiagField>): void {
@@ -201,7 +206,13 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements HostThreadS390, Pfaul
       outcome = userSpaceDiag(this, diag);
     }
     this.lastOutcome = outcome;
-    if (outcome.kind === "exception") this.interrupts.program = { code: outcome.code, length: 4 };
+    if (outcome.kind === "exception") this.injectProgram(outcome.code, DIAG_LENGTH);
+  }
+
+  /** Queues a program interruption, of an instruction so many bytes long (kvm_s390_inject_program_int). */
+  injectProgram(code: number, length: number): void {
+    this.interrupts.program = { code, length };
+    this.traceInterruption(S390_TP.kvm_s390_inject_vcpu, KVM_S390_INTERRUPTS.KVM_S390_PROGRAM_INT, code);
   }
 
   /** kvm_s390_handle_wait: nothing would end a wait that is disabled, so user space hears of it. */
@@ -262,6 +273,16 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements HostThreadS390, Pfaul
   }
 
   // Tracing.
+
+  /** Counts an event of KVM's; an emulator has none. */
+  override trace(event: number, a = 0, b = 0, c = 0, d = 0, e = 0): void {
+    if (this.vm.behaviour.kvm) super.trace(event, a, b, c, d, e);
+  }
+
+  /** Emits an event about an interruption. */
+  traceInterruption(event: number, type: number, parameter: number, wide: bigint = 0n): void {
+    this.trace(event, type, parameter, Number(wide & 0xffff_ffffn), Number(wide >> 32n));
+  }
 
   /** kvm_s390_sie_enter. */
   protected override traceEntry(): void {

@@ -153,12 +153,7 @@ export class S390Vm extends ArchVm<S390Cpu> {
     const { KVM_S390_INT_PFAULT_DONE } = KVM_S390_INTERRUPTS;
     this.floating.push(token);
     const vcpu = this.#floatingTarget();
-    vcpu.trace(
-      S390_TP.kvm_s390_inject_vm,
-      KVM_S390_INT_PFAULT_DONE,
-      Number(token & 0xffff_ffffn),
-      Number(token >> 32n),
-    );
+    vcpu.traceInterruption(S390_TP.kvm_s390_inject_vm, KVM_S390_INT_PFAULT_DONE, 0, token);
     vcpu.kick();
   }
 

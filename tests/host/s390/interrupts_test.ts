@@ -55,6 +55,34 @@ describe("a program interruption", () => {
     const { behind } = vm.vcpus[0].context.layout;
     assertEquals(address & 0xff, behind[S390_OP_LG]);
     assertEquals(vm.exits(), { HOST_FAULT: 1 });
+    const { kvm_s390_sie_fault, kvm_s390_major_guest_pfault } = vm.counters();
+    assertEquals([kvm_s390_sie_fault, kvm_s390_major_guest_pfault], [1, undefined]);
+  });
+
+  it("is told by KVM's tracepoints, from the exit to the entry", () => {
+    const vm = runS390(
+      function* main(cpu) {
+        try {
+          yield cpu.diag501();
+        } catch (error) {
+          assert(error instanceof MachineFault);
+        }
+      },
+      { trace: 100 },
+    );
+    const events = vm.traceText().map((line) =>
+      line.replace(/^.*?(kvm_)/, "$1").replace(/ address 0x[0-9a-f]+/, "")
+    );
+    assertEquals(events, [
+      "kvm_s390_sie_enter:",
+      "kvm_s390_sie_exit: icptcode ICPT_INST",
+      "kvm_s390_intercept_instruction: ipa 0x8324 ipb 0x5010000",
+      "kvm_s390_handle_diag: code 0x501",
+      "kvm_userspace_exit: reason 13",
+      "kvm_s390_inject_vcpu: type 0xfffe0001 parm 0x1 parm64 0x0",
+      "kvm_s390_deliver_interrupt: type 0xfffe0001 parm 0x1 parm64 0x0",
+      "kvm_s390_sie_enter:",
+    ]);
   });
 
   it("keeps the mask that was: problem state, and condition code", () => {
@@ -80,6 +108,7 @@ describe("a program interruption", () => {
         yield step(cpu);
       });
       assertEquals([code, vm.exits()], [PGM_PRIVILEGED_OP, {}]);
+      assertEquals(vm.counters(), { kvm_s390_sie_enter: 1 }, "KVM has no part in it");
       assertEquals(vm.words.read64(0x10_0000), 0n, "nothing was stored");
     }
   });
