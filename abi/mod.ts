@@ -12,6 +12,7 @@ export * from "./bits.ts";
 export * from "./brand.ts";
 export * from "./convention.ts";
 export * from "./fdt.ts";
+export * from "./fdt_parse.ts";
 export * from "./hypercalls.ts";
 export * from "./instruction_format.ts";
 export * from "./kvm_errors.ts";

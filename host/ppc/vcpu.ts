@@ -1,15 +1,11 @@
 /**
- * A PowerPC vCPU: fetches words, decodes and executes them, leaves guest mode where its host must help.
+ * A PowerPC vCPU: its state, its run loop, and what KVM traces of it.
  *
  * @module
  */
 
 import {
-  BO_COUNT,
-  decodePpc,
   disassemblePpc,
-  hasPpcInstruction,
-  isPrivilegedPpc,
   MachineFault,
   type MagicField,
   MSR_DR,
@@ -19,59 +15,27 @@ import {
   MSR_POW,
   MSR_PR,
   MSR_SF,
-  PPC_CTR,
   PpcCpu,
   type PpcFamily,
-  type PpcInstruction,
   type PpcInterrupt,
   SPRS,
 } from "../../abi/mod.ts";
 import { ArchVcpu } from "../arch/mod.ts";
 import { Decrementer } from "./decrementer.ts";
-import { emulate, type Emulated } from "./emulate.ts";
-import { execute } from "./execute.ts";
-import {
-  handleExit,
-  PPC_EXITS,
-  type PpcExit,
-  type ProgramCause,
-  programCause,
-  storageCause,
-} from "./exits.ts";
+import type { Emulated } from "./emulate.ts";
+import { handleExit, PPC_EXITS, type PpcExit, type ProgramCause } from "./exits.ts";
+import { PpcGuestMode } from "./guest_mode.ts";
 import type { PpcHost } from "./hosts.ts";
 import { PpcInterrupts } from "./interrupts.ts";
 import { type MagicPlace, PpcProcessor } from "./processor.ts";
 import { SharedPage } from "./shared_page.ts";
+import { noPpcStats, type PpcStats } from "./stats.ts";
 import { PPC_TP } from "./tracepoints.ts";
 import type { PpcVm } from "./vm.ts";
-
-/** What KVM counts of a vCPU, by the names of its statistics (arch/powerpc/kvm/book3s.c). */
-export interface PpcStats {
-  /** Exits. */
-  sum_exits: number;
-  /** Emulated instructions. */
-  emulated_inst_exits: number;
-  /** System calls of the guest; on BookE hypercalls too. */
-  syscall_exits: number;
-  /** The host wanted the CPU. */
-  ext_intr_exits: number;
-  /** A guest doorbell: an interrupt is pending that the guest has just allowed. */
-  gdbell_exits: number;
-  /** Accesses to memory without a translation. */
-  pf_storage: number;
-  /** Fetches from memory without a translation. */
-  pf_instruc: number;
-}
 
 const EXIT_NUMBERS: Readonly<Record<string, number>> = Object.fromEntries(
   PPC_EXITS.map((name, number) => [name, number]),
 );
-
-/** The most cycles of computation at a time: less than clocks may move at once. */
-const COMPUTATION: number = 2 ** 28;
-
-/** On BookE with hypervisor state: registers that are the hypervisor's, though its guests name them. */
-const HYPERVISOR_SPRS: readonly number[] = [SPRS.DEC, SPRS.TSR, SPRS.TCR];
 
 /** Registers that problem state may read, and the fields of the page that KVM loads them from at each entry. */
 const READABLE: Readonly<Record<PpcFamily, readonly (readonly [spr: number, field: MagicField])[]>> = {
@@ -100,20 +64,14 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   readonly host: PpcHost;
   /** Its registers and addresses. */
   readonly processor: PpcProcessor;
+  /** What runs its guest. */
+  readonly guestMode: PpcGuestMode = new PpcGuestMode(this);
   /** Its interrupts. */
   readonly interrupts: PpcInterrupts;
   /** Its decrementer. */
   readonly decrementer: Decrementer;
   /** What KVM counts. */
-  readonly stats: PpcStats = {
-    sum_exits: 0,
-    emulated_inst_exits: 0,
-    syscall_exits: 0,
-    ext_intr_exits: 0,
-    gdbell_exits: 0,
-    pf_storage: 0,
-    pf_instruc: 0,
-  };
+  readonly stats: PpcStats = noPpcStats();
   /** Whether interrupts of its guest begin in little-endian mode. */
   readonly interruptsLittle: boolean;
   /** The word of the last instruction that left guest mode. */
@@ -123,12 +81,8 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   /** KVM_HC_PPC_MAP_MAGIC_PAGE came without the flag: no page of the guest's kernel is no-execute any more. */
   disableKernelNx = false;
   #kicked = false;
-  /** Cycles of computation that the clock is ahead by. */
-  #computing = 0;
   /** Whether KVM_RUN is under way. */
   #inKvmRun = false;
-  readonly #decoded = new Map<number, PpcInstruction | undefined>();
-  readonly #timeBase = (): bigint => BigInt(this.clock);
 
   /** A vCPU that is not started. */
   constructor(vm: PpcVm, index: number) {
@@ -191,10 +145,7 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     }
     this.#kicked = true;
     const { now } = this.engine;
-    const left = Math.min(this.clock - now, this.#computing);
-    if (left <= 0 || this === this.engine.running) return;
-    this.#computing = 0;
-    this.processor.setGpr(PPC_CTR, this.processor.gpr(PPC_CTR) + BigInt(left));
+    if (this === this.engine.running || !this.guestMode.takeBack(now)) return;
     this.engine.wake(this, now);
   }
 
@@ -225,115 +176,15 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     );
   }
 
-  // Instructions.
+  // Guest mode.
 
   /** Fetches, decodes and executes the word at the program counter. */
   protected override instruction(): void {
-    const { processor: p } = this;
-    const word = p.fetch();
-    if (word === undefined) {
-      this.#hostMustHelp("INST_STORAGE", () => this.interrupts.instStorage());
-      return;
-    }
-    this.lastInstruction = word;
-    const instruction = this.#decode(word);
-    if (instruction === undefined) this.#program("illegal");
-    else if (isPrivilegedPpc(instruction)) this.#privileged(instruction);
-    else if (!this.#work(instruction)) this.#execute(instruction);
+    this.guestMode.instruction();
   }
 
-  #decode(word: number): PpcInstruction | undefined {
-    if (this.#decoded.has(word)) return this.#decoded.get(word);
-    const found = decodePpc(word);
-    const instruction = found !== undefined && hasPpcInstruction(this.host.core, found.name)
-      ? found
-      : undefined;
-    this.#decoded.set(word, instruction);
-    return instruction;
-  }
-
-  #execute(instruction: PpcInstruction): void {
-    this.charge(this.vm.cost.insn);
-    switch (execute(this.processor, instruction, this.#timeBase)) {
-      case "done":
-        return;
-      case "syscall":
-        return this.#systemCall(instruction);
-      case "trap":
-        return this.#program("trap");
-      case "illegal":
-        return this.#program("illegal");
-      case "data-fault":
-        return this.#dataFault();
-    }
-  }
-
-  /** `bdnz .` is computation: all rounds but the last at once. A kick gives back those that were not done by then. */
-  #work(i: PpcInstruction): boolean {
-    this.#computing = 0;
-    if (i.name !== "bc" || i.BO !== BO_COUNT || i.BD !== 0 || i.AA === 1 || i.LK === 1) return false;
-    const { processor: p } = this;
-    const rounds = Math.min(Number(p.gpr(PPC_CTR)) - 1, COMPUTATION);
-    if (rounds < 1) return false;
-    p.setGpr(PPC_CTR, p.gpr(PPC_CTR) - BigInt(rounds));
-    // In explored runs computation takes no time.
-    if (this.engine.explores) return true;
-    this.#computing = rounds;
-    this.charge(rounds);
-    return true;
-  }
-
-  #privileged(instruction: PpcInstruction): void {
-    const { host } = this;
-    if (host.problemState || this.processor.user) {
-      this.#program("privileged");
-    } else if (host.family === "booke" && isHypervisors(instruction)) {
-      this.#leave("HV_PRIV");
-    } else {
-      // Registers are moved like others; a new mode is waited for.
-      const moves = instruction.name === "mfspr" || instruction.name === "mtspr" ||
-        instruction.name === "mfmsr";
-      this.charge(moves ? this.vm.cost.insn : this.vm.cost.system);
-      if (emulate(this, instruction) === "fail") this.#program("illegal");
-    }
-  }
-
-  #program(cause: ProgramCause): void {
-    this.programCause = cause;
-    this.#hostMustHelp(
-      "PROGRAM",
-      () => this.interrupts.program(programCause(this, cause), this.faultOf("PROGRAM")),
-    );
-  }
-
-  #systemCall(instruction: PpcInstruction): void {
-    const { host } = this;
-    const level = instruction.name === "sc" ? instruction.LEV : 0;
-    if (host.problemState) this.#leave("SYSCALL");
-    else if (level === 1) this.#leave(host.family === "booke" ? "HV_SYSCALL" : "SYSCALL");
-    else this.interrupts.inject("SYSCALL");
-  }
-
-  #dataFault(): void {
-    const { fault } = this.processor;
-    const { address, store } = fault!;
-    const booke = this.host.family === "booke";
-    this.#hostMustHelp(booke ? "DTLB_MISS" : "DATA_STORAGE", () => {
-      this.interrupts.dataStorage(address, storageCause(this, store), this.faultOf("DATA_STORAGE"));
-    });
-  }
-
-  /** Leaves guest mode, where the guest's interrupts are the host's; else the guest gets its interrupt from hardware. */
-  #hostMustHelp(exit: PpcExit, directly: () => void): void {
-    if (this.host.problemState) {
-      this.#leave(exit);
-      return;
-    }
-    directly();
-    if (this.interrupts.deliverable) this.interrupts.deliver();
-  }
-
-  #leave(exit: PpcExit): void {
+  /** Leaves guest mode. */
+  leave(exit: PpcExit): void {
     this.stats.sum_exits++;
     this.exit(EXIT_NUMBERS[exit]);
   }
@@ -344,12 +195,12 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   protected override boundary(): boolean {
     if (this.#kicked) {
       this.#kicked = false;
-      this.#leave("EXTERNAL");
+      this.leave("EXTERNAL");
       return true;
     }
     if (this.host.problemState || !this.interrupts.deliverable) return false;
     // What was held back may begin: BookE's hardware rings, Book3S' begins it.
-    if (this.host.family === "booke") this.#leave("GUEST_DBELL");
+    if (this.host.family === "booke") this.leave("GUEST_DBELL");
     else this.interrupts.deliver();
     return true;
   }
@@ -407,10 +258,4 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   traceQueued(interrupt: PpcInterrupt): void {
     if (this.host.family === "booke") this.trace(PPC_TP.kvm_booke_queue_irqprio, IRQPRIO[interrupt]);
   }
-}
-
-/** Whether an instruction of a BookE guest is the hypervisor's. */
-function isHypervisors(i: PpcInstruction): boolean {
-  if (i.name === "mfspr" || i.name === "mtspr") return HYPERVISOR_SPRS.includes(i.SPR);
-  return i.name === "tlbsync";
 }

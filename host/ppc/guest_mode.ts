@@ -1,0 +1,163 @@
+/**
+ * Guest mode: a vCPU fetches words from guest memory, decodes them and executes them, up to one that its host must see.
+ *
+ * @module
+ */
+
+import {
+  BO_COUNT,
+  decodePpc,
+  hasPpcInstruction,
+  isPrivilegedPpc,
+  PPC_CTR,
+  type PpcInstruction,
+  SPRS,
+} from "../../abi/mod.ts";
+import { emulate } from "./emulate.ts";
+import { execute } from "./execute.ts";
+import { type PpcExit, type ProgramCause, programCause, storageCause } from "./exits.ts";
+import type { PpcVcpu } from "./vcpu.ts";
+
+/** The most cycles of computation at a time: less than clocks may move at once. */
+const COMPUTATION: number = 2 ** 28;
+
+/** On BookE with hypervisor state: registers that are the hypervisor's, though its guests name them. */
+const HYPERVISOR_SPRS: readonly number[] = [SPRS.DEC, SPRS.TSR, SPRS.TCR];
+
+/** The part of a vCPU that runs its guest. */
+export class PpcGuestMode {
+  readonly #vcpu: PpcVcpu;
+  readonly #decoded = new Map<number, PpcInstruction | undefined>();
+  readonly #timeBase = (): bigint => BigInt(this.#vcpu.clock);
+  /** Cycles of computation that the clock is ahead by. */
+  #ahead = 0;
+
+  /** That of `vcpu`. */
+  constructor(vcpu: PpcVcpu) {
+    this.#vcpu = vcpu;
+  }
+
+  /** Executes the word at the program counter. */
+  instruction(): void {
+    const { processor: p, interrupts } = this.#vcpu;
+    const word = p.fetch();
+    if (word === undefined) {
+      this.#interrupt("INST_STORAGE", () => interrupts.instStorage());
+      return;
+    }
+    this.#vcpu.lastInstruction = word;
+    const instruction = this.#decode(word);
+    if (instruction === undefined) this.#program("illegal");
+    else if (isPrivilegedPpc(instruction)) this.#privileged(instruction);
+    else if (!this.#compute(instruction)) this.#execute(instruction);
+  }
+
+  #decode(word: number): PpcInstruction | undefined {
+    if (this.#decoded.has(word)) return this.#decoded.get(word);
+    const found = decodePpc(word);
+    const known = found !== undefined && hasPpcInstruction(this.#vcpu.host.core, found.name);
+    this.#decoded.set(word, known ? found : undefined);
+    return known ? found : undefined;
+  }
+
+  #execute(instruction: PpcInstruction): void {
+    const { vm, processor } = this.#vcpu;
+    this.#vcpu.charge(vm.cost.insn);
+    switch (execute(processor, instruction, this.#timeBase)) {
+      case "done":
+        return;
+      case "syscall":
+        return this.#systemCall(instruction);
+      case "trap":
+        return this.#program("trap");
+      case "illegal":
+        return this.#program("illegal");
+      case "data-fault":
+        return this.#dataFault();
+    }
+  }
+
+  /** `bdnz .` is computation: all rounds but the last are done at once. */
+  #compute(i: PpcInstruction): boolean {
+    this.#ahead = 0;
+    if (i.name !== "bc" || i.BO !== BO_COUNT || i.BD !== 0 || i.AA === 1 || i.LK === 1) return false;
+    const { processor: p, engine } = this.#vcpu;
+    const count = p.gpr(PPC_CTR);
+    const rounds = Math.min(Number(BigInt.asUintN(p.sf ? 64 : 32, count)) - 1, COMPUTATION);
+    if (rounds < 1) return false;
+    p.setGpr(PPC_CTR, count - BigInt(rounds));
+    if (engine.explores) return true; // It takes no time there.
+    this.#ahead = rounds;
+    this.#vcpu.charge(rounds);
+    return true;
+  }
+
+  /** Takes a computation back to `now`, where somebody wants to come between. false where none is under way. */
+  takeBack(now: number): boolean {
+    const { clock, processor: p } = this.#vcpu;
+    const left = Math.min(clock - now, this.#ahead);
+    if (left <= 0) return false;
+    this.#ahead = 0;
+    p.setGpr(PPC_CTR, p.gpr(PPC_CTR) + BigInt(left));
+    return true;
+  }
+
+  #privileged(instruction: PpcInstruction): void {
+    const { host, processor, vm } = this.#vcpu;
+    if (host.problemState || processor.user) {
+      this.#program("privileged");
+    } else if (host.family === "booke" && isHypervisors(instruction)) {
+      this.#vcpu.leave("HV_PRIV");
+    } else {
+      this.#vcpu.charge(isMove(instruction) ? vm.cost.insn : vm.cost.system);
+      if (emulate(this.#vcpu, instruction) === "fail") this.#program("illegal");
+    }
+  }
+
+  #program(cause: ProgramCause): void {
+    const vcpu = this.#vcpu;
+    vcpu.programCause = cause;
+    this.#interrupt(
+      "PROGRAM",
+      () => vcpu.interrupts.program(programCause(vcpu, cause), vcpu.faultOf("PROGRAM")),
+    );
+  }
+
+  #systemCall(instruction: PpcInstruction): void {
+    const { host, interrupts } = this.#vcpu;
+    const level = instruction.name === "sc" ? instruction.LEV : 0;
+    if (host.problemState) this.#vcpu.leave("SYSCALL");
+    else if (level === 1) this.#vcpu.leave(host.family === "booke" ? "HV_SYSCALL" : "SYSCALL");
+    else interrupts.inject("SYSCALL");
+  }
+
+  #dataFault(): void {
+    const vcpu = this.#vcpu;
+    const { address, store } = vcpu.processor.fault!;
+    this.#interrupt(vcpu.host.family === "booke" ? "DTLB_MISS" : "DATA_STORAGE", () => {
+      vcpu.interrupts.dataStorage(address, storageCause(vcpu, store), vcpu.faultOf("DATA_STORAGE"));
+    });
+  }
+
+  /** In problem state every interrupt is the host's; else hardware gives it to the guest. */
+  #interrupt(exit: PpcExit, toGuest: () => void): void {
+    const { host, interrupts } = this.#vcpu;
+    if (host.problemState) {
+      this.#vcpu.leave(exit);
+      return;
+    }
+    toGuest();
+    if (interrupts.deliverable) interrupts.deliver();
+  }
+}
+
+/** Whether an instruction of a BookE guest is the hypervisor's. */
+function isHypervisors(i: PpcInstruction): boolean {
+  if (i.name === "mfspr" || i.name === "mtspr") return HYPERVISOR_SPRS.includes(i.SPR);
+  return i.name === "tlbsync";
+}
+
+/** Whether an instruction only moves a register; the others change the mode, and are waited for. */
+function isMove({ name }: PpcInstruction): boolean {
+  return name === "mfspr" || name === "mtspr" || name === "mfmsr";
+}

@@ -1,0 +1,36 @@
+/**
+ * What KVM counts of a PowerPC vCPU.
+ *
+ * @module
+ */
+
+/** What KVM counts of a vCPU, by the names of its statistics (arch/powerpc/kvm/book3s.c). */
+export interface PpcStats {
+  /** Exits. */
+  sum_exits: number;
+  /** Emulated instructions. */
+  emulated_inst_exits: number;
+  /** System calls of the guest; on BookE hypercalls too. */
+  syscall_exits: number;
+  /** The host wanted the CPU. */
+  ext_intr_exits: number;
+  /** A guest doorbell: an interrupt is pending that the guest has just allowed. */
+  gdbell_exits: number;
+  /** Accesses to memory without a translation. */
+  pf_storage: number;
+  /** Fetches from memory without a translation. */
+  pf_instruc: number;
+}
+
+/** Nothing yet. */
+export function noPpcStats(): PpcStats {
+  return {
+    sum_exits: 0,
+    emulated_inst_exits: 0,
+    syscall_exits: 0,
+    ext_intr_exits: 0,
+    gdbell_exits: 0,
+    pf_storage: 0,
+    pf_instruc: 0,
+  };
+}
