@@ -30,6 +30,8 @@ import {
   type PageShift,
   type PageTables,
   PF_VECTOR,
+  PTE_A,
+  PTE_D,
   PTE_NX_HIGH,
   PTE_P,
   PTE_RW,
@@ -38,6 +40,7 @@ import {
   type X86Cpu,
   X86Fault,
 } from "../../abi/mod.ts";
+import { type BackendName, BACKENDS } from "../../host/mod.ts";
 import { Rig, type RigOptions } from "./guests.ts";
 
 /** Where tables begin. */
@@ -78,23 +81,39 @@ export interface SeenFault {
   readonly cpl: number;
 }
 
+/** Whether the host has mapped the guest's memory yet: what it has not, is for the reference's walks to find out. */
+export type HostState = "cold" | "warm";
+
+/** Every backend, with the host's tables empty and full. */
+export const HOSTS: readonly { readonly backend: BackendName; readonly host: HostState }[] = BACKENDS.flatMap(
+  (backend) => [{ backend, host: "cold" }, { backend, host: "warm" }] as const,
+);
+
+/** A hierarchy of a guest's. */
+export interface GuestTables extends PageTables {
+  /** Whether {@linkcode pagingOn} is to look at each page that is mapped to itself, and at nothing else. */
+  warm?: boolean;
+}
+
 /** A rig with tables. */
 export class PagingRig extends Rig {
   /** The hierarchy that {@linkcode pagingOn} loads. */
-  readonly tables: PageTables;
+  readonly tables: GuestTables;
   /** What the handlers of {@linkcode fixups} saw. */
   readonly faults: SeenFault[] = [];
+  readonly #host: HostState;
   #free = TABLES;
 
   /** A rig whose hierarchy maps the first 2 MiB to themselves. */
-  constructor(options: RigOptions = {}) {
+  constructor(options: RigOptions = {}, host: HostState = "cold") {
     super(options);
+    this.#host = host;
     this.tables = this.hierarchy();
   }
 
   /** Another hierarchy, with the first 2 MiB mapped to themselves. */
-  hierarchy(): PageTables {
-    const tables = this.emptyHierarchy();
+  hierarchy(): GuestTables {
+    const tables = { ...this.emptyHierarchy(), warm: this.#host === "warm" };
     for (let page = 0; page < IDENTITY; page += 4096) {
       mapPage(tables, page, { physical: page, flags: KERNEL_PAGE });
     }
@@ -102,9 +121,9 @@ export class PagingRig extends Rig {
   }
 
   /** One that maps nothing. */
-  emptyHierarchy(): PageTables {
+  emptyHierarchy(): GuestTables {
     const allocate = () => this.page();
-    return { memory: this.vm.memory, root: allocate(), allocate };
+    return { memory: this.vm.memory, root: allocate(), allocate, warm: false };
   }
 
   /** A page for a table. Its content is zero. */
@@ -163,8 +182,16 @@ export function* readCr2(cpu: X86Cpu): Generator<number, number, void> {
 }
 
 /** Loads CR3: from here on addresses are translated. Its bit 63 is `keep`. */
-export function* pagingOn(cpu: X86Cpu, { root }: PageTables, pcid = 0, keep = false): Guest {
-  yield cpu.movToCr3(root | pcid, keep ? 0x8000_0000 : 0);
+export function* pagingOn(cpu: X86Cpu, tables: GuestTables, pcid = 0, keep = false): Guest {
+  yield cpu.movToCr3(tables.root | pcid, keep ? 0x8000_0000 : 0);
+  if (tables.warm !== true) return;
+  tables.warm = false;
+  const { memory } = tables;
+  for (let page = 0; page < IDENTITY; page += 4096) {
+    const at = entryOf(tables, page, LEVEL_PT);
+    const own = at !== undefined && ((memory.word(at) ^ (page | KERNEL_PAGE)) & ~(PTE_A | PTE_D)) === 0;
+    if (own && memory.word(at + 4) === 0) yield cpu.load8(page);
+  }
 }
 
 /** Sets bits of IA32_EFER: NXE and SCE by default. */

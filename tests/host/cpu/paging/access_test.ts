@@ -11,17 +11,17 @@ import {
   PTE_P,
   PTE_RW,
 } from "../../../../abi/mod.ts";
-import { BACKENDS } from "../../../../host/mod.ts";
+
 import { DATA } from "../../../support/guests.ts";
-import { KERNEL_PAGE, pagingOn, PagingRig, storeEntry, tells } from "../../../support/paging.ts";
+import { HOSTS, KERNEL_PAGE, pagingOn, PagingRig, storeEntry, tells } from "../../../support/paging.ts";
 
 const FAR = 0x7f12_3456_7000;
 const UPPER = -0x7fff_0000_0000;
 
-for (const backend of BACKENDS) {
-  const rigOf = (memory = 2 ** 21) => new PagingRig({ vm: { backend, memory } }).fixups();
+for (const { backend, host } of HOSTS) {
+  const rigOf = (memory = 2 ** 21) => new PagingRig({ vm: { backend, memory } }, host).fixups();
 
-  describe(`linear addresses under tables (${backend})`, () => {
+  describe(`linear addresses under tables (${backend}, ${host} host)`, () => {
     it("lead where the tables that the guest has stored itself say, and flat again with CR3 0", () => {
       const rig = rigOf();
       const [pml4, pdpt, pd, pt] = [0x3_0000, 0x3_1000, 0x3_2000, 0x3_3000];
@@ -136,7 +136,7 @@ for (const backend of BACKENDS) {
     });
   });
 
-  describe(`every access under tables (${backend})`, () => {
+  describe(`every access under tables (${backend}, ${host} host)`, () => {
     it("has its width, and zero-extends what it loads", () => {
       const rig = rigOf();
       rig.map(UPPER, DATA);
@@ -208,7 +208,7 @@ for (const backend of BACKENDS) {
     });
   });
 
-  describe(`an access across pages (${backend})`, () => {
+  describe(`an access across pages (${backend}, ${host} host)`, () => {
     it("has each part where its own page leads", () => {
       for (let before = 1; before < 8; before++) {
         const rig = rigOf();

@@ -1,16 +1,16 @@
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { PAGE_SHIFT_1G, PAGE_SHIFT_2M, PTE_A, PTE_D, PTE_P } from "../../../../abi/mod.ts";
-import { BACKENDS } from "../../../../host/mod.ts";
+
 import { DATA } from "../../../support/guests.ts";
-import { KERNEL_PAGE, pagingOn, PagingRig, tells, writeProtect } from "../../../support/paging.ts";
+import { HOSTS, KERNEL_PAGE, pagingOn, PagingRig, tells, writeProtect } from "../../../support/paging.ts";
 
 const PAGE = 0x7f00_0000_0000;
 
-for (const backend of BACKENDS) {
-  const rigOf = () => new PagingRig({ vm: { backend } }).fixups();
+for (const { backend, host } of HOSTS) {
+  const rigOf = () => new PagingRig({ vm: { backend } }, host).fixups();
 
-  describe(`accessed and dirty flags (${backend})`, () => {
+  describe(`accessed and dirty flags (${backend}, ${host} host)`, () => {
     const A = PTE_A;
     const flagsOf = (rig: PagingRig, linear: number, levels: number[]) =>
       levels.map((level) => rig.word(rig.entry(linear, level)) & (A | PTE_D));
@@ -30,6 +30,25 @@ for (const backend of BACKENDS) {
         yield cpu.xadd32(PAGE + 4096, 0);
         assertEquals(flagsOf(rig, PAGE + 4096, [1]), [A | PTE_D]);
       });
+    });
+
+    it("are set where they are missing, whatever the entries below and above have", () => {
+      for (const missing of [4, 3, 2, 1]) {
+        for (const write of [false, true]) {
+          const rig = rigOf();
+          rig.map(PAGE, DATA);
+          for (const level of [4, 3, 2, 1]) {
+            const at = rig.entry(PAGE, level);
+            if (level !== missing) rig.vm.memory.setWord(at, rig.word(at) | A | (level === 1 ? PTE_D : 0));
+          }
+          rig.finish(function* (cpu) {
+            yield* pagingOn(cpu, rig.tables);
+            yield write ? cpu.store32(PAGE, 1) : cpu.load32(PAGE);
+          });
+          const last = missing !== 1 || write ? A | PTE_D : A;
+          assertEquals(flagsOf(rig, PAGE, [4, 3, 2, 1]), [A, A, A, last], `${missing}`);
+        }
+      }
     });
 
     it("of a large page are in the entry that maps it", () => {

@@ -15,10 +15,12 @@ import {
   X2APIC_SELF_IPI,
   type X86Cpu,
 } from "../../../../abi/mod.ts";
-import { type BackendName, BACKENDS, NotModelled } from "../../../../host/mod.ts";
+import { type BackendName, NotModelled } from "../../../../host/mod.ts";
 import { DATA, enableX2apic, IDT } from "../../../support/guests.ts";
 import {
   addUser,
+  HOSTS,
+  type HostState,
   pagingOn,
   PagingRig,
   readCr2,
@@ -41,16 +43,16 @@ function* loadIdt(cpu: X86Cpu, base: number, limit = 0xfff): Guest {
   yield cpu.lidt(POINTER);
 }
 
-function rigOf(backend: BackendName): PagingRig {
-  const rig = new PagingRig({ vm: { backend } });
+function rigOf(backend: BackendName, host: HostState): PagingRig {
+  const rig = new PagingRig({ vm: { backend } }, host);
   rig.map(HIGH_IDT, IDT);
   return rig;
 }
 
-for (const backend of BACKENDS) {
-  describe(`event delivery through tables (${backend})`, () => {
+for (const { backend, host } of HOSTS) {
+  describe(`event delivery through tables (${backend}, ${host} host)`, () => {
     it("reads the gate at the IDT's linear address, for faults and interrupts", () => {
-      const rig = rigOf(backend).fixups();
+      const rig = rigOf(backend, host).fixups();
       let interrupts = 0;
       rig.on(0x40, function* (cpu) {
         interrupts++;
@@ -72,7 +74,7 @@ for (const backend of BACKENDS) {
     });
 
     it("sets the accessed flag of the IDT's page, not the dirty one", () => {
-      const rig = rigOf(backend).fixups();
+      const rig = rigOf(backend, host).fixups();
       rig.finish(function* (cpu) {
         yield* pagingOn(cpu, rig.tables);
         yield* loadIdt(cpu, HIGH_IDT);
@@ -83,7 +85,7 @@ for (const backend of BACKENDS) {
     });
 
     it("reads a gate from two pages where the IDT lies across them", () => {
-      const rig = rigOf(backend);
+      const rig = rigOf(backend, host);
       const base = 0x5000_0000 - 16 * PF_VECTOR - 8;
       rig.map(0x5000_0000 - 4096, DATA + 0x3000).map(0x5000_0000, DATA + 0x6000);
       rig.fixups([PF_VECTOR]);
@@ -100,7 +102,7 @@ for (const backend of BACKENDS) {
     });
 
     it("at CPL 3 reads a supervisor's IDT all the same: it is the processor's own access", () => {
-      const rig = rigOf(backend).fixups();
+      const rig = rigOf(backend, host).fixups();
       let seen = "";
       const user = addUser(rig, function* (cpu) {
         seen = yield* tells(() => cpu.ud2());
@@ -116,7 +118,7 @@ for (const backend of BACKENDS) {
     });
 
     it("ends in a double fault where a page fault's own gate cannot be read, with the gate's address in CR2", () => {
-      const rig = rigOf(backend);
+      const rig = rigOf(backend, host);
       // #DF's gate is in the page before: the IDT ends in two pages, of which the second is absent.
       const base = 0x5000_0000 - 16 * PF_VECTOR;
       rig.map(0x5000_0000 - 4096, DATA + 0x3000);
@@ -138,7 +140,7 @@ for (const backend of BACKENDS) {
     });
 
     it("raises #PF in place of a benign exception or an interrupt whose gate is in an absent page", () => {
-      const rig = rigOf(backend);
+      const rig = rigOf(backend, host);
       // Vector 0x40's gate is in the second page, #PF's in the first one.
       const base = 0x5000_0000 - 16 * 0x40;
       rig.map(0x5000_0000 - 4096, DATA + 0x3000);
@@ -177,7 +179,7 @@ for (const backend of BACKENDS) {
     });
 
     it("is a triple fault where nothing of the IDT is mapped", () => {
-      const rig = rigOf(backend).fixups();
+      const rig = rigOf(backend, host).fixups();
       const { end } = rig.run(function* (cpu) {
         yield* pagingOn(cpu, rig.tables);
         yield* loadIdt(cpu, 0x5000_0000);
@@ -189,7 +191,7 @@ for (const backend of BACKENDS) {
     });
 
     it("is a triple fault for a program that has mapped nothing of itself", () => {
-      const rig = rigOf(backend).fixups();
+      const rig = rigOf(backend, host).fixups();
       const nothing = rig.emptyHierarchy();
       const { end } = rig.run(function* (cpu) {
         yield* pagingOn(cpu, nothing);
@@ -199,7 +201,7 @@ for (const backend of BACKENDS) {
     });
 
     it("minds reserved bits on the way to the IDT, and SMAP, with AC set or not", () => {
-      const reserved = rigOf(backend).fixups([DF_VECTOR]);
+      const reserved = rigOf(backend, host).fixups([DF_VECTOR]);
       reserved.vm.memory.setWord(reserved.entry(HIGH_IDT) + 4, 1 << 15);
       const { end } = reserved.run(function* (cpu) {
         yield* pagingOn(cpu, reserved.tables);
@@ -207,7 +209,7 @@ for (const backend of BACKENDS) {
         yield cpu.ud2();
       });
       assertEquals(end, "shutdown");
-      const smap = rigOf(backend).fixups();
+      const smap = rigOf(backend, host).fixups();
       smap.map(HIGH_IDT, IDT, { flags: USER_PAGE });
       const run = smap.run(function* (cpu) {
         yield* pagingOn(cpu, smap.tables);
@@ -221,10 +223,10 @@ for (const backend of BACKENDS) {
     });
   });
 
-  describe(`an IDT in a user's page, with SMAP (${backend})`, () => {
+  describe(`an IDT in a user's page, with SMAP (${backend}, ${host} host)`, () => {
     /** Reads it by an instruction, so that the TLB has it, and has an exception delivered. */
     function read(user: boolean): number {
-      const rig = rigOf(backend).fixups();
+      const rig = rigOf(backend, host).fixups();
       rig.map(HIGH_IDT, IDT, { flags: USER_PAGE });
       function* program(cpu: X86Cpu): Guest {
         yield cpu.load32(HIGH_IDT);
@@ -254,9 +256,9 @@ for (const backend of BACKENDS) {
     });
   });
 
-  describe(`LIDT (${backend})`, () => {
+  describe(`LIDT (${backend}, ${host} host)`, () => {
     it("reads its operand through the tables, and faults where the tables do", () => {
-      const rig = rigOf(backend).fixups();
+      const rig = rigOf(backend, host).fixups();
       rig.map(0x5000_0000, DATA);
       rig.map(0x5000_2000, DATA, { flags: PTE_P });
       rig.finish(function* (cpu) {
@@ -276,7 +278,7 @@ for (const backend of BACKENDS) {
 
     it("of a base that is not canonical raises #GP, and the IDT stays what it was", () => {
       for (const paging of [false, true]) {
-        const rig = rigOf(backend).fixups();
+        const rig = rigOf(backend, host).fixups();
         rig.finish(function* (cpu) {
           if (paging) yield* pagingOn(cpu, rig.tables);
           yield cpu.store16(POINTER, 0xfff);
@@ -291,7 +293,7 @@ for (const backend of BACKENDS) {
     });
 
     it("of an IDT at an odd address is refused, in guest terms, once a gate of it is wanted", () => {
-      const rig = rigOf(backend).fixups();
+      const rig = rigOf(backend, host).fixups();
       rig.start(function* odd(cpu) {
         yield* pagingOn(cpu, rig.tables);
         yield* loadIdt(cpu, HIGH_IDT + 2);

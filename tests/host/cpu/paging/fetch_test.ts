@@ -5,6 +5,9 @@ import {
   EFER_NX,
   EFER_SCE,
   type Gva,
+  LEVEL_PD,
+  LEVEL_PDPT,
+  LEVEL_PML4,
   PF_VECTOR,
   PFERR_FETCH,
   PFERR_PRESENT,
@@ -12,12 +15,15 @@ import {
   PFERR_USER,
   PTE_A,
   PTE_D,
+  PTE_NX_HIGH,
   PTE_P,
   X2APIC_SELF_IPI,
 } from "../../../../abi/mod.ts";
-import { type BackendName, BACKENDS, GuestError } from "../../../../host/mod.ts";
+import { type BackendName, GuestError } from "../../../../host/mod.ts";
 import { DATA, enableX2apic } from "../../../support/guests.ts";
 import {
+  HOSTS,
+  type HostState,
   KERNEL_PAGE,
   pagingOn,
   PagingRig,
@@ -45,9 +51,9 @@ interface Fetch {
 }
 
 /** Has the callee's page mapped as told, and calls it: the error codes of its page faults, until the handler mends it. */
-function call(backend: BackendName, fetch: Fetch): { codes: number[]; ran: number } {
+function call(backend: BackendName, host: HostState, fetch: Fetch): { codes: number[]; ran: number } {
   const { efer = 0, cr4 = 0, flags = KERNEL_PAGE, noExecute = false, high = 0, user = false } = fetch;
-  const rig = new PagingRig({ vm: { backend } });
+  const rig = new PagingRig({ vm: { backend } }, host);
   rig.map(CALLEE, CALLEE, { flags, noExecute });
   const at = rig.entry(CALLEE);
   if (high !== 0) rig.vm.memory.setWord(at + 4, high);
@@ -83,10 +89,10 @@ function call(backend: BackendName, fetch: Fetch): { codes: number[]; ran: numbe
   return { codes, ran };
 }
 
-for (const backend of BACKENDS) {
-  describe(`instruction fetches (${backend})`, () => {
+for (const { backend, host } of HOSTS) {
+  describe(`instruction fetches (${backend}, ${host} host)`, () => {
     const calls = (name: string, fetch: Fetch, codes: number[]) => {
-      it(name, () => assertEquals(call(backend, fetch), { codes, ran: 1 }));
+      it(name, () => assertEquals(call(backend, host, fetch), { codes, ran: 1 }));
     };
 
     calls("need no more than a present page", { flags: PTE_P }, []);
@@ -117,7 +123,7 @@ for (const backend of BACKENDS) {
     );
 
     it("mind SMEP where a read of the supervisor's has cached the page, and U/S where its own fetch has", () => {
-      const rig = new PagingRig({ vm: { backend } });
+      const rig = new PagingRig({ vm: { backend } }, host);
       rig.map(CALLEE, CALLEE, { flags: USER_PAGE });
       const codes: number[] = [];
       const pages: number[] = [];
@@ -151,8 +157,41 @@ for (const backend of BACKENDS) {
       assertEquals([codes, pages], [[P | I, P | U | I], [CALLEE, 0x10_0000]]);
     });
 
+    it("mind XD in any entry on the way", () => {
+      for (const level of [LEVEL_PML4, LEVEL_PDPT, LEVEL_PD]) {
+        const rig = new PagingRig({ vm: { backend } }, host);
+        // The callee's page is under entries of its own: text at 1 GiB, in a slot there.
+        const far = 2 ** 30;
+        rig.vm.memory.addSlot({ base: far, size: 4096 });
+        rig.map(far, far);
+        const at = rig.entry(far, level) + 4;
+        const codes: number[] = [];
+        rig.on(PF_VECTOR, function* (cpu) {
+          codes.push(cpu.errorCode);
+          yield cpu.store32(at, 0);
+        });
+        rig.text.addAt(far as Gva, function* callee(cpu) {
+          yield cpu.pause();
+        });
+        rig.gate(0x50, far);
+        const shared = rig.entry(0, level) + 4 === at;
+        rig.finish(function* (cpu) {
+          yield* setEfer(cpu);
+          yield* pagingOn(cpu, rig.tables);
+          yield* enableX2apic(cpu);
+          yield cpu.load32(far);
+          if (!shared) yield cpu.store32(at, PTE_NX_HIGH);
+          yield cpu.invlpg(far);
+          yield cpu.sti();
+          yield cpu.wrmsr(X2APIC_SELF_IPI, 0x50);
+          yield cpu.work(10_000);
+        });
+        assertEquals(codes, shared ? [] : [P | I], `level ${level}`);
+      }
+    });
+
     it("set the accessed flag, not the dirty one", () => {
-      const rig = new PagingRig({ vm: { backend } });
+      const rig = new PagingRig({ vm: { backend } }, host);
       rig.finish(function* (cpu) {
         yield* pagingOn(cpu, rig.tables);
         yield cpu.pause();
@@ -161,7 +200,7 @@ for (const backend of BACKENDS) {
     });
 
     it("go on from the TLB when the page of text is gone, until INVLPG", () => {
-      const rig = new PagingRig({ vm: { backend } });
+      const rig = new PagingRig({ vm: { backend } }, host);
       const codes: number[] = [];
       let at = 0;
       const seen: number[] = [];
@@ -189,7 +228,7 @@ for (const backend of BACKENDS) {
     });
 
     it("fault between instructions: a handler that returns goes on with the next one, none is lost or done twice", () => {
-      const rig = new PagingRig({ vm: { backend } });
+      const rig = new PagingRig({ vm: { backend } }, host);
       let faults = 0;
       const at = rig.entry(0x10_0000);
       rig.text.addAt(0x18_0000 as Gva, function* handler(cpu) {
@@ -210,7 +249,7 @@ for (const backend of BACKENDS) {
     });
 
     it("of a handler whose own text is absent fault behind its delivery: again and again, which is no double fault", () => {
-      const rig = new PagingRig({ vm: { backend } }).fixups();
+      const rig = new PagingRig({ vm: { backend } }, host).fixups();
       rig.map(CALLEE, CALLEE, { flags: 0 });
       rig.text.addAt(CALLEE, function* handler(cpu) {
         yield cpu.store32(DATA, 1);
@@ -221,7 +260,7 @@ for (const backend of BACKENDS) {
         yield cpu.load32(0x6000_0000);
       });
       // A real one's stack overflows some day.
-      const error = assertThrows(() => rig.vm.machine.run(1e6), GuestError);
+      const error = assertThrows(() => rig.vm.machine.run(1e9), GuestError);
       assertStringIncludes(error.message, "24 activations are nested already");
       assertEquals(rig.word(DATA), 0);
     });

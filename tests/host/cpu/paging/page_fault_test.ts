@@ -16,9 +16,10 @@ import {
   PTE_PS,
   PTE_RW,
 } from "../../../../abi/mod.ts";
-import { BACKENDS } from "../../../../host/mod.ts";
+
 import { DATA } from "../../../support/guests.ts";
 import {
+  HOSTS,
   KERNEL_PAGE,
   pagingOn,
   PagingRig,
@@ -34,10 +35,10 @@ const W = PFERR_WRITE;
 const RSVD = PFERR_RSVD;
 const pf = (code: number) => `#PF(${code})`;
 
-for (const backend of BACKENDS) {
-  const rigOf = () => new PagingRig({ vm: { backend } }).fixups();
+for (const { backend, host } of HOSTS) {
+  const rigOf = () => new PagingRig({ vm: { backend } }, host).fixups();
 
-  describe(`a page fault of the supervisor's (${backend})`, () => {
+  describe(`a page fault of the supervisor's (${backend}, ${host} host)`, () => {
     it("tells absence at every level, and a write as such", () => {
       for (const level of [LEVEL_PML4, LEVEL_PDPT, LEVEL_PD, 1]) {
         const rig = rigOf();

@@ -17,10 +17,11 @@ import {
   UD_VECTOR,
   type X86Cpu,
 } from "../../../../abi/mod.ts";
-import { BACKENDS } from "../../../../host/mod.ts";
+
 import { DATA } from "../../../support/guests.ts";
 import {
   addUser,
+  HOSTS,
   pagingOn,
   PagingRig,
   readCr2,
@@ -38,10 +39,10 @@ const U = PFERR_USER;
 const RSVD = PFERR_RSVD;
 const pf = (code: number) => `#PF(${code})`;
 
-for (const backend of BACKENDS) {
-  const rigOf = () => new PagingRig({ vm: { backend } }).fixups();
+for (const { backend, host } of HOSTS) {
+  const rigOf = () => new PagingRig({ vm: { backend } }, host).fixups();
 
-  describe(`SMAP (${backend})`, () => {
+  describe(`SMAP (${backend}, ${host} host)`, () => {
     it("keeps the supervisor off user pages but for accesses between STAC and CLAC", () => {
       const rig = rigOf();
       rig.map(PAGE, DATA, { flags: USER_PAGE }).map(PAGE + 4096, DATA, { flags: PTE_P | PTE_US });
@@ -95,7 +96,7 @@ for (const backend of BACKENDS) {
     });
   });
 
-  describe(`a user's access (${backend})`, () => {
+  describe(`a user's access (${backend}, ${host} host)`, () => {
     /** Tells what accesses of a user come to. */
     function asUser(
       rig: PagingRig,
