@@ -66,7 +66,8 @@ export function setCr3(p: Processor, value: number, upper: number): void {
   const { sys } = p;
   sys[SYS_CR3] = value;
   sys[SYS_CR3 + 1] = upper & ~CR3_NO_FLUSH_HIGH;
-  pagingWritten(p, movToCr3(upper, value, sys[SYS_CR4]));
+  const kept = (upper & CR3_NO_FLUSH_HIGH) !== 0 && (sys[SYS_CR4] & CR4_PCIDE) !== 0;
+  pagingWritten(p, kept ? undefined : movToCr3(upper, value, sys[SYS_CR4]));
 }
 
 /** A register that paging depends on was written: what that invalidates goes, with the tags that accesses had. */

@@ -23,6 +23,7 @@ const {
   FLAG_IF,
   GATE_PRESENT,
   GP_VECTOR,
+  HIGH,
   IDT_GATE32,
   IDT_GATE64,
   KERNEL32_CS,
@@ -39,6 +40,7 @@ const {
 } = abi;
 const { entryAt, linear, popFrame, pushFrame } = activations;
 
+const PAGE_MASK = 0xfff;
 const TYPE_INTERRUPT = 0xe;
 const TYPE_TRAP = 0xf;
 
@@ -175,6 +177,7 @@ function readGateSlowly(p: Processor, vector: number): boolean {
     const offset = IDT_GATE64.size * vector;
     if (offset + IDT_GATE64.size - 1 > limit) return false;
     const entry = idtBase(p) + offset;
+    if (p.translates && entry % IDT_GATE64.size === 0 && openGate(p, entry)) return true;
     gate64(gateWord(p, entry), gateWord(p, entry + 4), gateWord(p, entry + 8));
     return gateFault === DELIVERED;
   }
@@ -191,6 +194,17 @@ function readGateSlowly(p: Processor, vector: number): boolean {
   if (offset + IDT_GATE32.size - 1 > limit) return false;
   gate64(gateWord(p, idtBase(p) + offset), gateWord(p, idtBase(p) + offset + 4), 0);
   return gateFault === DELIVERED;
+}
+
+/** Reads a gate that lies in one page, whose translation is cached. */
+function openGate(p: Processor, address: number): boolean {
+  const mmu = p.mmu!;
+  const slot = mmu.hit(Math.floor(address / HIGH), address | 0, READS_SYSTEM);
+  if (slot < 0 || !mmu.open(slot, address | 0)) return false;
+  const { window } = mmu;
+  const at = (address & PAGE_MASK) >>> 2;
+  gate64(window.word(at) >>> 0, window.word(at + 1) >>> 0, window.word(at + 2) >>> 0);
+  return true;
 }
 
 /** Takes a gate apart; a 32-bit gate is a 64-bit one whose third word is 0. */

@@ -284,12 +284,12 @@ export class Mmu {
     }
     const { paging } = this;
     const walker = this.#quick;
-    const outcome = walker.walk(Math.floor(linear / HIGH), linear | 0, this.#demand(access));
+    const demand = this.#demand(access);
+    const outcome = walker.walk(Math.floor(linear / HIGH), linear | 0, demand);
     if (outcome === UNKNOWN) return this.#walk(walker.rest(paging), linear, access, bytes);
     this.#count(walker.accesses);
     if (outcome === FOUND) return this.#cpu!.fill(walker.page);
-    const cause = outcome === ABSENT ? 0 : PFERR_PRESENT;
-    return this.#pageFault(linear, access, pageFaultCode(this.#kind(access), this.state, cause));
+    return this.#pageFault(linear, access, demand.errorCode | (outcome === ABSENT ? 0 : PFERR_PRESENT));
   }
 
   #count(accesses: number): void {

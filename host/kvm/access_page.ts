@@ -8,7 +8,7 @@
  * @module
  */
 
-import { APIC_DEFAULT_BASE, APIC_PAGE_SIZE } from "../../abi/mod.ts";
+import { APIC_DEFAULT_BASE, APIC_PAGE_SIZE, instructionText } from "../../abi/mod.ts";
 import { ACCESS, emulateOperand, type Processor } from "../cpu/mod.ts";
 import { GuestMemory, type HostBlock } from "../memory/mod.ts";
 import { perVm } from "./per_vm.ts";
@@ -44,7 +44,11 @@ export function accessPageMapped({ backend, behaviour, enableApicv, apicvInhibit
 export function accessPageMemory(vm: Vm, p: Processor, offset: number): true {
   const { memory } = pageOf(vm);
   const op = p.context.pending;
-  const { bytes, reads, writes, primitive } = ACCESS[op]!;
+  const spec = ACCESS[op];
+  if (spec === undefined) {
+    throw p.error(`the operand of ${instructionText(op)} is in the APIC-access page: that is not modelled`);
+  }
+  const { bytes, reads, writes, primitive } = spec;
   const address = APIC_DEFAULT_BASE + offset;
   const operand = reads ? memory.read(address, bytes) : 0n;
   if (operand === undefined) {

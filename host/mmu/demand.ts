@@ -5,6 +5,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
+import { pageFaultCode } from "./permissions.ts";
 import * as entry from "./tlb_entry.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -38,6 +39,8 @@ export interface Demand {
   readonly needs: number;
   /** And must not have. */
   readonly forbids: number;
+  /** What a page fault's error code says of the access. */
+  readonly errorCode: number;
 }
 
 /** The registers that demands depend on. */
@@ -64,7 +67,7 @@ export function demandsOf({ cr0, cr4, efer }: DemandState): readonly Demand[] {
   const supervisorWrite = write | ((cr0 & CR0_WP) !== 0 ? TLB_WRITABLE : 0);
   const fetch = TLB_HOST_EXECUTABLE | ((efer & EFER_NX) !== 0 ? TLB_EXECUTABLE : 0);
   const read = TLB_HOST_READABLE;
-  const rows = (explicit: number): Demand[] => [
+  const rows = (explicit: number): Omit<Demand, "errorCode">[] => [
     { access: READS, needs: read, forbids: explicit },
     { access: READS, needs: read | TLB_USER, forbids: 0 },
     { access: WRITES, needs: supervisorWrite, forbids: explicit },
@@ -75,5 +78,15 @@ export function demandsOf({ cr0, cr4, efer }: DemandState): readonly Demand[] {
     { access: READS_SYSTEM, needs: read, forbids: smap },
     { access: READS_SYSTEM, needs: read, forbids: smap },
   ];
-  return [...rows(smap), ...rows(0)];
+  return [...rows(smap), ...rows(0)].map((row, index) => {
+    const { access } = row;
+    const user = (index & DEMAND_USER) !== 0;
+    const kind = {
+      write: access === WRITES,
+      fetch: access === FETCHES,
+      implicit: access === READS_SYSTEM,
+      user,
+    };
+    return { ...row, errorCode: pageFaultCode(kind, { cr4, efer }, 0) };
+  });
 }

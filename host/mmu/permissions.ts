@@ -38,7 +38,11 @@ export function serves(mapping: Mapping, access: AccessKind, state: PagingState)
 }
 
 /** The error code of a page fault: `cause` is PFERR_PRESENT, or PFERR_PRESENT and PFERR_RSVD, or neither. */
-export function pageFaultCode(access: AccessKind, state: PagingState, cause: number): number {
+export function pageFaultCode(
+  access: AccessKind,
+  state: Pick<PagingState, "cr4" | "efer">,
+  cause: number,
+): number {
   const tellsFetch = (state.cr4 & CR4_SMEP) !== 0 ||
     ((state.cr4 & CR4_PAE) !== 0 && (state.efer & EFER_NX) !== 0);
   return cause | (access.write ? PFERR_WRITE : 0) | (isUserMode(access) ? PFERR_USER : 0) |

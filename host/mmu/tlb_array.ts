@@ -38,6 +38,12 @@ const VALID = 1;
 const PCID_MASK = (1 << PCID_BITS) - 1;
 /** An id that no root has. */
 const UNKNOWN = -2;
+/** Where an entry's traits are, and how large; the memory type, at the top, is signed. */
+const FLAGS = 0xff;
+const SIZE = 31;
+const SHIFT_SHIFT = 8;
+const SPAN_SHIFT = 13;
+const TYPE_SHIFT = 18;
 /** Log2 of the smallest page's bytes. */
 const SMALL_SHIFT = 12;
 /** And of the next one's. */
@@ -69,13 +75,9 @@ export class TlbArray {
   readonly #high: Int32Array;
   /** VPID and PCID. */
   readonly #contexts: Int32Array;
-  /** The bits of the context that a lookup compares: global entries leave the PCID out. */
-  readonly #contextMasks: Int32Array;
   readonly #roots: Int32Array;
-  readonly #flags: Uint8Array;
-  readonly #spans: Uint8Array;
-  readonly #shifts: Uint8Array;
-  readonly #memoryTypes: Int8Array;
+  /** Flags, and above them shift, span and memory type: one store for all. */
+  readonly #traits: Int32Array;
   readonly #physicalHigh: Int32Array;
   readonly #physicalLow: Int32Array;
   readonly #guestPhysical: Float64Array;
@@ -96,12 +98,8 @@ export class TlbArray {
     this.#low = new Int32Array(size);
     this.#high = new Int32Array(size);
     this.#contexts = new Int32Array(size);
-    this.#contextMasks = new Int32Array(size);
     this.#roots = new Int32Array(size);
-    this.#flags = new Uint8Array(size);
-    this.#spans = new Uint8Array(size);
-    this.#shifts = new Uint8Array(size);
-    this.#memoryTypes = new Int8Array(size);
+    this.#traits = new Int32Array(size);
     this.#physicalHigh = new Int32Array(size);
     this.#physicalLow = new Int32Array(size);
     this.#guestPhysical = new Float64Array(size);
@@ -144,7 +142,7 @@ export class TlbArray {
   /** What {@linkcode lookup} would find, which is no use of it. */
   peek(high: number, low: number): number {
     const slot = this.#hints.at(low);
-    const page = low & -(1 << this.#shifts[slot]) | VALID;
+    const page = low & -(1 << this.shift(slot)) | VALID;
     if (this.#low[slot] === page && this.#high[slot] === (high & this.#addressMask) && this.#tagged(slot)) {
       return slot;
     }
@@ -196,28 +194,33 @@ export class TlbArray {
 
   /** The memory type of a slot's page; negative where none is modelled. */
   memoryType(slot: number): number {
-    return this.#memoryTypes[slot];
+    return this.#traits[slot] >> TYPE_SHIFT;
   }
 
   /** The flags of a slot: TLB_WRITABLE and so on. */
   flags(slot: number): number {
-    return this.#flags[slot];
+    return this.#traits[slot] & FLAGS;
   }
 
   /** Log2 of the bytes that a slot maps. */
   shift(slot: number): number {
-    return this.#shifts[slot];
+    return (this.#traits[slot] >>> SHIFT_SHIFT) & SIZE;
+  }
+
+  /** Log2 of the page that the guest's tables specify. */
+  #span(slot: number): number {
+    return (this.#traits[slot] >>> SPAN_SHIFT) & SIZE;
   }
 
   /** A slot of guest-physical mappings as the page that a walk had found. */
   hostPage(slot: number): HostPage {
-    const flags = this.#flags[slot];
-    const memoryType = this.#memoryTypes[slot];
+    const flags = this.flags(slot);
+    const memoryType = this.memoryType(slot);
     return {
       kind: "page",
       guest: addressOf(this.#high[slot], this.#low[slot] & ~VALID, true),
       physical: this.physical(slot),
-      shift: this.#shifts[slot] as PageShift,
+      shift: this.shift(slot) as PageShift,
       readable: (flags & TLB_HOST_READABLE) !== 0,
       writable: (flags & TLB_HOST_WRITABLE) !== 0,
       executable: (flags & TLB_HOST_EXECUTABLE) !== 0,
@@ -229,7 +232,7 @@ export class TlbArray {
 
   /** Notes that the dirty flag in memory has been set. */
   setDirty(slot: number): void {
-    this.#flags[slot] |= TLB_DIRTY;
+    this.#traits[slot] |= TLB_DIRTY;
   }
 
   /** A slot's entry, for people to look at; undefined where it is not valid. */
@@ -243,10 +246,10 @@ export class TlbArray {
       root: this.#rootIds[this.#roots[slot]],
       linear: addressOf(this.#high[slot], low & ~VALID, this.#guest),
       physical: this.physical(slot),
-      shift: this.#shifts[slot] as PageShift,
-      span: this.#spans[slot] as PageShift,
-      ...rightsOf(this.#flags[slot], { guest: this.#guestPhysical[slot], physical: this.physical(slot) }),
-      ...(this.#memoryTypes[slot] >= 0 ? { memoryType: this.#memoryTypes[slot] } : {}),
+      shift: this.shift(slot) as PageShift,
+      span: this.#span(slot) as PageShift,
+      ...rightsOf(this.flags(slot), { guest: this.#guestPhysical[slot], physical: this.physical(slot) }),
+      ...(this.memoryType(slot) >= 0 ? { memoryType: this.memoryType(slot) } : {}),
     };
   }
 
@@ -266,16 +269,12 @@ export class TlbArray {
     this.#low[slot] = linearLow & bank.pageMask | VALID;
     this.#high[slot] = linearHigh & this.#addressMask;
     this.#contexts[slot] = this.#context;
-    this.#contextMasks[slot] = (flags & TLB_GLOBAL) !== 0 ? ~PCID_MASK : -1;
     this.#roots[slot] = this.#root;
-    this.#shifts[slot] = shift;
-    this.#spans[slot] = span;
-    this.#memoryTypes[slot] = found.memoryType;
+    this.#traits[slot] = flags | shift << SHIFT_SHIFT | span << SPAN_SHIFT | found.memoryType << TYPE_SHIFT;
     this.#physicalHigh[slot] = found.physicalHigh;
     this.#physicalLow[slot] = found.physicalLow;
     this.#guestPhysical[slot] = guestHigh < 0 ? -1 : guestHigh * HIGH + (found.guestLow >>> 0);
     this.#used[slot] = ++this.#tick;
-    this.#flags[slot] = flags;
     this.#valid++;
     this.#population[number]++;
     if (span > shift) this.#fragments++;
@@ -311,7 +310,7 @@ export class TlbArray {
       const end = first + bank.ways * (all ? bank.setMask + 1 : 1);
       for (let slot = first; slot < end; slot++) {
         const inside = this.#high[slot] === high &&
-          ((this.#low[slot] ^ low) & -(1 << (piece ? this.#shifts[slot] : this.#spans[slot]))) === 0;
+          ((this.#low[slot] ^ low) & -(1 << (piece ? this.shift(slot) : this.#span(slot)))) === 0;
         if (inside && this.#covered(slot, scope, root)) this.#remove(slot);
       }
     }
@@ -332,8 +331,9 @@ export class TlbArray {
 
   /** Whether accesses with the tags set may use an entry. */
   #tagged(slot: number): boolean {
-    return this.#roots[slot] === this.#root &&
-      ((this.#contexts[slot] ^ this.#context) & this.#contextMasks[slot]) === 0;
+    if (this.#roots[slot] !== this.#root) return false;
+    const other = this.#contexts[slot] ^ this.#context;
+    return other === 0 || ((other & ~PCID_MASK) === 0 && (this.#traits[slot] & TLB_GLOBAL) !== 0);
   }
 
   /** Where an entry goes: in place of the one that answers for its page, of none, or of the one used longest ago. */
@@ -361,9 +361,9 @@ export class TlbArray {
     if ((this.#low[slot] & VALID) === 0) return;
     this.#low[slot] = 0;
     this.#valid--;
-    this.#population[bankOf(this.#shifts[slot])]--;
+    this.#population[bankOf(this.shift(slot))]--;
     if (this.#chains !== undefined) this.#chains.remove(slot, this.#contexts[slot]);
-    if (this.#spans[slot] > this.#shifts[slot]) this.#fragments--;
+    if (this.#span(slot) > this.shift(slot)) this.#fragments--;
   }
 
   #kind(slot: number): number {
@@ -377,7 +377,7 @@ export class TlbArray {
     const vpid = context >>> PCID_BITS;
     if (scope.vpid === ANY ? scope.exceptVpid0 && vpid === 0 : vpid !== scope.vpid) return false;
     if (root !== ANY && root !== this.#roots[slot]) return false;
-    const global = (this.#flags[slot] & TLB_GLOBAL) !== 0;
+    const global = (this.flags(slot) & TLB_GLOBAL) !== 0;
     if (global && scope.globals !== "dropped") return scope.globals === "any PCID";
     return scope.pcid === ANY || scope.pcid === (context & PCID_MASK);
   }

@@ -146,9 +146,10 @@ export class VirtualApic {
    * its value to the instruction.
    */
   access(p: Processor, offset: number, bytes: number, write: boolean): boolean {
-    const spec = ACCESS[p.context.pending]!;
+    // System instructions read their operands, too: those are no loads.
+    const spec = ACCESS[p.context.pending];
     const fits = (offset & 0xf) + bytes <= 4;
-    const reads = !spec.reads || this.#virtualizes(READS, offset);
+    const reads = spec?.reads === false || this.#virtualizes(READS, offset);
     if (!fits || !reads || (write && !this.#virtualizes(WRITES, offset))) {
       const type = write ? APIC_ACCESS_LINEAR_WRITE : APIC_ACCESS_LINEAR_READ;
       return p.leaveWith(EXIT_REASON_APIC_ACCESS, type | offset, 0);

@@ -20,6 +20,18 @@ const MEGABYTE = 1e6;
 const MEMORY_LIMIT = 120;
 /** How much dearer an interrupt may be among 512 vCPUs than among 80. */
 const GROWTH_LIMIT = 1.3;
+/**
+ * What translation may cost, in yields: each a quarter more than what was reached, on a machine with nothing else to do.
+ *
+ *     flatLoad         a yield, and the load without translation: what guests without tables pay, whoever else has some
+ *     tlbHit           a load, with the check that its instruction's page is the last one's, a look at one slot of the
+ *                      TLB, and a window on the page
+ *     tlbMiss          a hit, a search of 12 ways, the guest's 4 levels through guest-physical mappings that are known,
+ *                      4 levels of EPT or nested tables for the page, and an entry in place of another in both arrays
+ *     contextSwitch    MOV to CR3 that keeps what is cached, a search for the instruction's page, and a load
+ *     demandFault      7 instructions, two walks, two invalidations, a gate, and a generator for the handler
+ */
+const TRANSLATION_LIMITS = { flatLoad: 4, tlbHit: 10, tlbMiss: 75, contextSwitch: 22, demandFault: 210 };
 /** How much dearer an interrupt may be that hardware delivers than one that exits. */
 const ACCELERATED_LIMIT = 1;
 
@@ -35,6 +47,9 @@ async function measure<T>(script: string, ...args: string[]): Promise<T> {
 
 async function rowsOf(backend: string): Promise<Row[]> {
   const figures = await measure<Figure[]>("figures.ts", backend);
+  for (const name of Object.keys(TRANSLATION_LIMITS)) {
+    figures.push(...await measure<Figure[]>("figures.ts", backend, name));
+  }
   const ratio = (name: string): number => {
     const { operation, yardstick } = figures.find((figure) => figure.name === name)!;
     return operation / yardstick;
@@ -58,6 +73,11 @@ async function rowsOf(backend: string): Promise<Row[]> {
     row("clusters80", "5 clusters of 16, per IPI", 30),
     against("accelerated IPI against one that exits", ["accelerated", "ipi"], ACCELERATED_LIMIT),
     against("broadcast to 511 against 79", ["broadcast512", "broadcast80"], GROWTH_LIMIT),
+    row("flatLoad", "flat load", TRANSLATION_LIMITS.flatLoad),
+    row("tlbHit", "TLB hit", TRANSLATION_LIMITS.tlbHit),
+    row("tlbMiss", "TLB miss, two dimensions", TRANSLATION_LIMITS.tlbMiss),
+    row("contextSwitch", "switch of address spaces and a load", TRANSLATION_LIMITS.contextSwitch),
+    row("demandFault", "demand fault", TRANSLATION_LIMITS.demandFault),
   ];
 }
 

@@ -173,8 +173,9 @@ export class AvicHardware {
     const offset = within & 0xff0;
     // The manual defines bytes 3:0 of each 16 alone, and writes of 32 bits; software may decide about others.
     const defined = (within & 0xf) + bytes <= 4 && (!write || bytes === 4);
-    const spec = ACCESS[p.context.pending]!;
-    const readable = !spec.reads || accessClass(offset, false) === "allow";
+    // System instructions read their operands, too: those are no loads.
+    const reads = ACCESS[p.context.pending]?.reads ?? true;
+    const readable = !reads || accessClass(offset, false) === "allow";
     if (!defined || !readable || (write && accessClass(offset, true) === "fault")) {
       return this.#unaccelerated(p, offset, write, 0);
     }

@@ -43,7 +43,6 @@ import {
   Ept,
   type Invalidation,
   Npt,
-  pageFaultCode,
   type Paging,
   type PagingState,
   type TlbGeometry,
@@ -166,11 +165,12 @@ export class World {
     const kind = access.implicit ? READS_SYSTEM : access.fetch ? FETCHES : access.write ? WRITES : READS;
     const mode = 2 * kind + (access.user ? DEMAND_USER : 0) + (this.state.ac ? DEMAND_AC : 0);
     const { quick } = this;
-    const came = quick.walk(Math.floor(linear / 2 ** 32), linear | 0, demandsOf(this.state)[mode]);
+    const demand = demandsOf(this.state)[mode];
+    const came = quick.walk(Math.floor(linear / 2 ** 32), linear | 0, demand);
     this.outcomes.set(came, (this.outcomes.get(came) ?? 0) + 1);
     if (came === UNKNOWN) return this.walk(linear, access, quick.rest(this.#paging));
     if (came !== FOUND) {
-      const code = pageFaultCode(access, this.state, came === ABSENT ? 0 : PFERR_PRESENT);
+      const code = demand.errorCode | (came === ABSENT ? 0 : PFERR_PRESENT);
       return [`#PF(0x${code.toString(16)})`, quick.accesses];
     }
     const { linear: array } = this.cpu.tlb;
