@@ -1,7 +1,7 @@
 /**
  * What user space and the host do with a running guest's memory: take pages away, log what is written, remove a slot. Each
  * ends when no vCPU can use what was before. Call them in a {@linkcode HostTask}; while no vCPU is in guest mode, all at
- * once will do.
+ * once will do. Hardware keeps no log of its own: page-modification logging is left out.
  *
  * @module
  */

@@ -1,6 +1,7 @@
 /**
  * What KVM keeps for the memory of one virtual machine: the valid root of its page tables, which invalidations go on,
- * and how the host backs its pages (struct kvm: mmu_invalidate_seq and its like; struct kvm_arch).
+ * and how the host backs its pages (struct kvm: mmu_invalidate_seq and its like; struct kvm_arch). All of it is v6.19's,
+ * whatever the host's year.
  *
  * @module
  */
