@@ -168,7 +168,7 @@ for (const backend of BACKENDS) {
     }
 
     function found(quirks: readonly Quirk[] = []): number[] {
-      return [...Array(120).keys()].filter((seed) => {
+      return [...Array(60).keys()].filter((seed) => {
         try {
           race(seed, quirks);
           return false;
