@@ -63,7 +63,7 @@ export function* s390Hypercall<Name extends S390HypercallName>(
  * One past the highest address that memory devices may use; undefined where the host does not say (Linux'
  * diag500_storage_limit): the call interrupts the program there, or leaves the 0 that was in the register.
  */
-export function* storageLimit(cpu: S390Cpu): GuestValue<bigint | undefined> {
+export function* s390StorageLimit(cpu: S390Cpu): GuestValue<bigint | undefined> {
   try {
     const highest = yield* s390Hypercall(cpu, "DIAG500_SC_STOR_LIMIT", { preset: 0 });
     return highest === 0n ? undefined : BigInt.asUintN(64, highest) + 1n;

@@ -28,7 +28,7 @@ import {
   WAIT_PSW_MASK,
 } from "../../abi/mod.ts";
 import type { GuestValue } from "../kernel/cpumask.ts";
-import { loadField } from "./storage.ts";
+import { s390LoadField } from "./storage.ts";
 
 /** The kernel's own places in the lowcore, in the part that is software's. */
 export const S390_LC_SCRATCH = 0x280;
@@ -121,9 +121,9 @@ export class S390Kernel {
   *#externalInterrupt(cpu: S390Cpu): S390Guest {
     const { fields } = LOWCORE;
     const [mask, address] = yield* oldPsw(cpu, fields.external_old_psw.offset);
-    const code = Number(yield* loadField(cpu, 0, fields.ext_int_code));
-    const subcode = Number(yield* loadField(cpu, 0, fields.ext_cpu_addr));
-    const parameter = yield* loadField(cpu, 0, fields.ext_params2);
+    const code = Number(yield* s390LoadField(cpu, 0, fields.ext_int_code));
+    const subcode = Number(yield* s390LoadField(cpu, 0, fields.ext_cpu_addr));
+    const parameter = yield* s390LoadField(cpu, 0, fields.ext_params2);
     const handler = this.#handlers.get(code);
     if (handler !== undefined) yield* handler(cpu, { code, subcode, parameter });
     // Who waited goes on, with interruptions disabled, as Linux' idle loop does.
@@ -137,7 +137,7 @@ function* programCheck(cpu: S390Cpu): S390Guest {
   const { program_old_psw, pgm_ilc } = LOWCORE.fields;
   const [mask] = yield* oldPsw(cpu, program_old_psw.offset);
   // Without an instruction's length it is the PSW itself that was refused: its mask would be again.
-  const length = yield* loadField(cpu, 0, pgm_ilc);
+  const length = yield* s390LoadField(cpu, 0, pgm_ilc);
   yield* returnTo(cpu, length === 0n ? KERNEL_PSW_MASK : mask, cpu.fixupPad());
 }
 
@@ -168,17 +168,17 @@ export function* loadPswMask(cpu: S390Cpu, mask: bigint): S390Guest {
 }
 
 /** Goes on in the problem state, with interruptions enabled. */
-export function enterUserMode(cpu: S390Cpu): S390Guest {
+export function s390EnterUserMode(cpu: S390Cpu): S390Guest {
   return loadPswMask(cpu, USER_PSW_MASK);
 }
 
 /** Waits for an external interruption, and goes on with them disabled. */
-export function waitForInterrupt(cpu: S390Cpu): S390Guest {
+export function s390Wait(cpu: S390Cpu): S390Guest {
   return loadPswMask(cpu, WAIT_PSW_MASK);
 }
 
 /** Gives up: a disabled wait. */
-export function disabledWait(cpu: S390Cpu): S390Guest {
+export function s390DisabledWait(cpu: S390Cpu): S390Guest {
   return loadPswMask(cpu, DISABLED_WAIT_PSW_MASK);
 }
 
@@ -191,7 +191,7 @@ export function* enableServiceSignals(cpu: S390Cpu): S390Guest {
 }
 
 /** This CPU's address. */
-export function* cpuAddress(cpu: S390Cpu): GuestValue<number> {
+export function* s390CpuAddress(cpu: S390Cpu): GuestValue<number> {
   yield cpu.stap(S390_LC_SCRATCH);
   yield cpu.load16(S390_LC_SCRATCH);
   return cpu.number;

@@ -21,11 +21,11 @@ import {
 } from "../../abi/mod.ts";
 import type { GuestValue } from "../kernel/cpumask.ts";
 import { S390_LC_LPP } from "./kernel.ts";
-import { storeBytes } from "./storage.ts";
+import { s390StoreBytes } from "./storage.ts";
 
 /** Begins the handshake of this CPU: faults in the problem state, by the token in the lowcore. Whether the host took it. */
 export function* pfaultInit(cpu: S390Cpu, block: number): GuestValue<boolean> {
-  yield* storeBytes(
+  yield* s390StoreBytes(
     cpu,
     block,
     encodePfaultToken({
@@ -41,7 +41,7 @@ export function* pfaultInit(cpu: S390Cpu, block: number): GuestValue<boolean> {
 
 /** Ends it. */
 export function* pfaultFini(cpu: S390Cpu, block: number): S390Guest {
-  yield* storeBytes(cpu, block, encodePfaultCancel());
+  yield* s390StoreBytes(cpu, block, encodePfaultCancel());
   yield cpu.diag258(block);
 }
 

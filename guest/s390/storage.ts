@@ -8,7 +8,11 @@ import type { Field, S390Cpu } from "../../abi/mod.ts";
 import type { GuestValue } from "../kernel/cpumask.ts";
 
 /** Loads a scalar field of a structure at an address. */
-export function* loadField(cpu: S390Cpu, base: number, { offset, size, count }: Field): GuestValue<bigint> {
+export function* s390LoadField(
+  cpu: S390Cpu,
+  base: number,
+  { offset, size, count }: Field,
+): GuestValue<bigint> {
   const address = base + offset;
   switch (size / count) {
     case 1:
@@ -27,7 +31,11 @@ export function* loadField(cpu: S390Cpu, base: number, { offset, size, count }: 
 }
 
 /** Stores bytes, doublewords first. */
-export function* storeBytes(cpu: S390Cpu, address: number, bytes: Readonly<Uint8Array>): GuestValue<void> {
+export function* s390StoreBytes(
+  cpu: S390Cpu,
+  address: number,
+  bytes: Readonly<Uint8Array>,
+): GuestValue<void> {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   let at = 0;
   for (; at + 8 <= bytes.length; at += 8) yield cpu.store64(address + at, view.getBigUint64(at));

@@ -18,16 +18,16 @@ import {
 import type { GuestValue } from "../kernel/cpumask.ts";
 import {
   enableServiceSignals,
-  enterUserMode,
   type ExternalInterruption,
   S390_LC_CPU_NR,
   S390_LC_LPP,
+  s390EnterUserMode,
   S390Kernel,
-  waitForInterrupt,
+  s390Wait,
 } from "./kernel.ts";
 import { pfaultInit, pfaultStep, type PfaultWait } from "./pfault.ts";
 import { s390SpinLock, s390SpinUnlock } from "./spinlock.ts";
-import { loadField } from "./storage.ts";
+import { s390LoadField } from "./storage.ts";
 
 /** A task as the kernel keeps it. */
 export const S390_TASK: Layout<"pid" | "state" | "pfault_wait" | "pad"> = layout("task", {
@@ -84,7 +84,7 @@ export class S390Tasks {
     this.kernel.onExternal(EXT_IRQ_CP_SERVICE, (cpu, what) => this.#pfault(cpu, what));
     for (const [index, task] of options.tasks.entries()) {
       const entry = this.kernel.text.add(function* taskEntry(cpu) {
-        yield* enterUserMode(cpu);
+        yield* s390EnterUserMode(cpu);
         yield* task(cpu);
         yield cpu.svc(S390_SVC_EXIT);
       }, task.name || `task ${index + 1}`);
@@ -121,7 +121,7 @@ export class S390Tasks {
       const next = yield* this.#runnable(cpu);
       if (next === "none") return;
       // A second CPU may take the interruption, and sends none itself: then the idle task looks again and again.
-      if (next === "later") yield* helper === undefined ? waitForInterrupt(cpu) : timeSliceEnd(cpu);
+      if (next === "later") yield* helper === undefined ? s390Wait(cpu) : timeSliceEnd(cpu);
       else yield* this.#switchTo(cpu, next);
     }
   }
@@ -130,17 +130,17 @@ export class S390Tasks {
   *#help(cpu: S390Cpu): S390Guest {
     yield cpu.stap(S390_LC_CPU_NR);
     yield* enableServiceSignals(cpu);
-    for (;;) yield* waitForInterrupt(cpu);
+    for (;;) yield* s390Wait(cpu);
   }
 
   /** A task that can run; "later" where those that are left wait; "none" where none is left. */
   *#runnable(cpu: S390Cpu): GuestValue<number | "later" | "none"> {
     let left = false;
     const count = this.#contexts.length;
-    const last = Number(yield* loadField(cpu, this.row(0), S390_TASK.fields.pid));
+    const last = Number(yield* s390LoadField(cpu, this.row(0), S390_TASK.fields.pid));
     for (let i = 0; i < count; i++) {
       const pid = (last + i) % count + 1;
-      const state = Number(yield* loadField(cpu, this.row(pid), S390_TASK.fields.state));
+      const state = Number(yield* s390LoadField(cpu, this.row(pid), S390_TASK.fields.state));
       if (state === S390_TASK_RUNNING) return pid;
       if (state !== S390_TASK_DEAD) left = true;
     }
@@ -183,9 +183,9 @@ export class S390Tasks {
   *#take(cpu: S390Cpu, pid: number, subcode: number): GuestValue<boolean> {
     const row = this.row(pid);
     const wait = Number(
-      BigInt.asIntN(64, yield* loadField(cpu, row, S390_TASK.fields.pfault_wait)),
+      BigInt.asIntN(64, yield* s390LoadField(cpu, row, S390_TASK.fields.pfault_wait)),
     ) as PfaultWait;
-    const state = Number(yield* loadField(cpu, row, S390_TASK.fields.state));
+    const state = Number(yield* s390LoadField(cpu, row, S390_TASK.fields.state));
     const step = pfaultStep(wait, subcode, state === S390_TASK_RUNNING);
     yield* this.#setWait(cpu, pid, step.wait);
     if (step.task === "is woken") {

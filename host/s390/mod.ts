@@ -9,7 +9,7 @@ export * from "./directed_yield.ts";
 export * from "./exits.ts";
 export * from "./host_cpus.ts";
 export * from "./hosts.ts";
-export * from "./interrupts.ts";
+export { LocalInterrupts, type ProgramInterruption } from "./interrupts.ts";
 export * from "./io_bus.ts";
 export * from "./ioeventfd.ts";
 export * from "./ipl.ts";

@@ -225,9 +225,14 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements HostThreadS390, Pfaul
     if (!deliverable(this)) this.block();
   }
 
+  /** Whether it sleeps because its guest waits, and not for a page. */
+  get idle(): boolean {
+    return this.phase === "blocked" && waits(this.pswMask);
+  }
+
   /** An interruption was queued: a CPU that waits looks. */
   kick(): void {
-    if (this.phase === "blocked" && waits(this.pswMask) && deliverable(this)) this.wake();
+    if (this.idle && deliverable(this)) this.wake();
     else if (this.phase === "guest") this.engine.look();
   }
 

@@ -159,7 +159,7 @@ export class S390Vm extends ArchVm<S390Cpu> {
 
   /** A CPU that waits, else one after the other (__floating_irq_kick). Any other takes it if it is enabled first. */
   #floatingTarget(): S390Vcpu {
-    const idle = this.vcpus.find(({ phase }) => phase === "blocked");
+    const idle = this.vcpus.find(({ idle }) => idle);
     if (idle !== undefined) return idle;
     const running = this.vcpus.filter(({ phase }) => phase !== "ended");
     return running[this.#nextFloating++ % running.length] ?? this.vcpus[0];

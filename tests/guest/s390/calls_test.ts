@@ -7,11 +7,11 @@ import {
   hasDiag9c,
   s390Hypercall,
   S390Kernel,
-  storageLimit,
-  waitForInterrupt,
+  s390StorageLimit,
+  s390Wait,
 } from "../../../guest/mod.ts";
 import { NOTIFY_WAYS, virtioNotify } from "../../../guest/examples/s390_virtio_notify.ts";
-import { ArchGuestError, Machine, type S390Host, SinkQueue } from "../../../host/mod.ts";
+import { ArchGuestError, Disk, Machine, type S390Host, SinkQueue } from "../../../host/mod.ts";
 import { MEMORY, runS390 } from "../../support/s390.ts";
 
 describe("a typed call", () => {
@@ -72,7 +72,7 @@ describe("what a guest finds out by trying", () => {
   const limit = (host: S390Host) => {
     let found: bigint | undefined;
     runS390(function* main(cpu) {
-      found = yield* storageLimit(cpu);
+      found = yield* s390StorageLimit(cpu);
     }, { host });
     return found;
   };
@@ -217,7 +217,7 @@ describe("a kernel", () => {
       *main(cpu) {
         yield* enableServiceSignals(cpu);
         log.push("waits");
-        yield* waitForInterrupt(cpu);
+        yield* s390Wait(cpu);
         log.push(`goes on with mask ${cpu.pswMask.toString(16)}`);
       },
     });
@@ -268,7 +268,7 @@ describe("a kernel", () => {
       function* (cpu: S390Cpu) {
         yield* enableServiceSignals(cpu);
         if (number === 0) yield cpu.work(1_000_000);
-        else yield* waitForInterrupt(cpu);
+        else yield* s390Wait(cpu);
       };
     const kernel = new S390Kernel({ main: wait(0) });
     kernel.onExternal(EXT_IRQ_CP_SERVICE, function* (cpu) {
@@ -284,5 +284,33 @@ describe("a kernel", () => {
     vm.injectPfaultDone(5n);
     assertEquals(machine.run(1e8).end, "finished");
     assertEquals(taken, [1]);
+  });
+
+  it("takes what floats where another CPU sleeps for a page, not for an interruption", () => {
+    const machine = new Machine();
+    const vm = machine.createS390Vm({ memory: MEMORY, vcpus: 2 });
+    vm.pageTo(new Disk(machine.engine, { pages: 512, latency: 10_000_000 })).evict(0x10_0000);
+    let taken = 0;
+    const kernel = new S390Kernel({
+      *main(cpu) {
+        yield* enableServiceSignals(cpu);
+        yield cpu.load64(0x10_0000);
+      },
+    });
+    kernel.onExternal(EXT_IRQ_CP_SERVICE, function* (cpu) {
+      yield cpu.nop();
+      taken = machine.engine.now;
+    });
+    const other = kernel.cpu(0x4000, function* other(cpu) {
+      yield* enableServiceSignals(cpu);
+      yield* s390Wait(cpu);
+    });
+    vm.load(kernel.text);
+    vm.start(kernel.entry);
+    vm.vcpus[1].start(other);
+    machine.run(1_000_000);
+    vm.injectPfaultDone(5n);
+    assertEquals(machine.run(1e8).end, "finished");
+    assert(taken > 0 && taken < 5_000_000);
   });
 });

@@ -7,7 +7,7 @@ import {
   PGM_PRIVILEGED_OP,
   PGM_SPECIFICATION,
 } from "../../../abi/mod.ts";
-import { enterUserMode } from "../../../guest/mod.ts";
+import { s390EnterUserMode } from "../../../guest/mod.ts";
 import { S390_HOSTS, type S390Host, s390Host, type S390Vm } from "../../../host/mod.ts";
 import { call500, diagnose, MEMORY } from "../../support/s390.ts";
 
@@ -165,7 +165,7 @@ describe("DIAGNOSE", () => {
   it("is privileged, before its code is looked at", () => {
     for (const host of hosts) {
       for (const d2 of [0x10, 0x44, 0x9c, 0x258, 0x308, 0x500, 0x501, 0xfff]) {
-        const result = diagnose({ fields: { d2 }, gprs: { 1: 3 }, vm: { host }, before: enterUserMode });
+        const result = diagnose({ fields: { d2 }, gprs: { 1: 3 }, vm: { host }, before: s390EnterUserMode });
         assertEquals([result.pic, result.ilc], [PGM_PRIVILEGED_OP, 4], `${host}: ${d2.toString(16)}`);
         assertEquals(result.vm.userspaceExits.size, 0);
       }

@@ -18,7 +18,13 @@ import {
   s390Text,
   USER_PSW_MASK,
 } from "../../../abi/mod.ts";
-import { cpuAddress, disabledWait, enterUserMode, S390Kernel, waitForInterrupt } from "../../../guest/mod.ts";
+import {
+  s390CpuAddress,
+  s390DisabledWait,
+  s390EnterUserMode,
+  S390Kernel,
+  s390Wait,
+} from "../../../guest/mod.ts";
 import { ArchGuestError, Machine, type S390Vm } from "../../../host/mod.ts";
 import { MEMORY, runS390 } from "../../support/s390.ts";
 
@@ -87,7 +93,7 @@ describe("a program interruption", () => {
 
   it("keeps the mask that was: problem state, and condition code", () => {
     const { code, mask } = interrupted(function* (cpu) {
-      yield* enterUserMode(cpu);
+      yield* s390EnterUserMode(cpu);
       yield cpu.compareAndSwap32(0x10_0000, 1, 2);
       yield cpu.lpswe(0x10_0000);
     });
@@ -104,7 +110,7 @@ describe("a program interruption", () => {
     ];
     for (const step of steps) {
       const { code, vm } = interrupted(function* (cpu) {
-        yield* enterUserMode(cpu);
+        yield* s390EnterUserMode(cpu);
         yield step(cpu);
       });
       assertEquals([code, vm.exits()], [PGM_PRIVILEGED_OP, {}]);
@@ -122,7 +128,7 @@ describe("a program interruption", () => {
       ]
     ) {
       const { code, vm } = interrupted(function* (cpu) {
-        yield* enterUserMode(cpu);
+        yield* s390EnterUserMode(cpu);
         yield step(cpu);
       });
       assertEquals([code, vm.exits()], [PGM_PRIVILEGED_OP, { ICPT_INST: 1 }]);
@@ -206,7 +212,7 @@ describe("a program interruption", () => {
       } catch (error) {
         assert(error instanceof MachineFault);
       }
-      address = yield* cpuAddress(cpu);
+      address = yield* s390CpuAddress(cpu);
       yield cpu.stpx(0x10_0000);
     });
     vm.load(kernel.text);
@@ -239,7 +245,7 @@ describe("a guest that cannot go on", () => {
 
   it("is given up in a disabled wait, and told to user space", () => {
     const vm = new Machine().createS390Vm({ memory: MEMORY });
-    const kernel = new S390Kernel({ main: disabledWait });
+    const kernel = new S390Kernel({ main: s390DisabledWait });
     vm.load(kernel.text);
     vm.start(kernel.entry);
     assertEquals(vm.machine.run(1e8).end, "shutdown");
@@ -249,7 +255,7 @@ describe("a guest that cannot go on", () => {
 
   it("waits for ever in an enabled wait that nothing ends", () => {
     const vm = new Machine().createS390Vm({ memory: MEMORY });
-    const kernel = new S390Kernel({ main: waitForInterrupt });
+    const kernel = new S390Kernel({ main: s390Wait });
     vm.load(kernel.text);
     vm.start(kernel.entry);
     assertEquals([vm.machine.run(1e8).end, vm.exits()], ["halted", { ICPT_WAIT: 1 }]);
@@ -346,7 +352,7 @@ describe("instructions", () => {
 
   it("run in the problem state, unless they are privileged", () => {
     runS390(function* main(cpu) {
-      yield* enterUserMode(cpu);
+      yield* s390EnterUserMode(cpu);
       assert((cpu.pswMask & PSW_MASK_PSTATE) !== 0n);
       yield cpu.store64(0x10_0000, 1);
       yield cpu.work(10);

@@ -15,7 +15,7 @@ import {
   PSW_MASK_PSTATE,
   type S390Cpu,
 } from "../../../abi/mod.ts";
-import { storeBytes } from "../../../guest/mod.ts";
+import { s390StoreBytes } from "../../../guest/mod.ts";
 import { Pfault, type PfaultMemory } from "../../../host/mod.ts";
 import { diagnose, type DiagResult, MEMORY } from "../../support/s390.ts";
 
@@ -49,10 +49,10 @@ function handshake(
     gprs: { 8: at, 11: 0x77 },
     *before(cpu: S390Cpu) {
       for (const earlier of after) {
-        yield* storeBytes(cpu, BLOCK, earlier);
+        yield* s390StoreBytes(cpu, BLOCK, earlier);
         yield cpu.diag258(BLOCK);
       }
-      if (at + block.length <= MEMORY && (at & 7) === 0) yield* storeBytes(cpu, at, block);
+      if (at + block.length <= MEMORY && (at & 7) === 0) yield* s390StoreBytes(cpu, at, block);
     },
   });
 }

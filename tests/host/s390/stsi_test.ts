@@ -10,7 +10,7 @@ import {
   type S390Cpu,
   type S390Guest,
 } from "../../../abi/mod.ts";
-import { detectMachineType, enterUserMode, type S390MachineType } from "../../../guest/mod.ts";
+import { detectMachineType, s390EnterUserMode, type S390MachineType } from "../../../guest/mod.ts";
 import { type S390VmOptions, storeSystemInformation, virtualMachines } from "../../../host/mod.ts";
 import { MEMORY, runS390 } from "../../support/s390.ts";
 
@@ -89,7 +89,7 @@ describe("STSI", () => {
     assertEquals(stsi({ gpr0: 0x3000_0002, gpr1: 0x1_0002 }).pic, PGM_SPECIFICATION);
     assertEquals(stsi({ ...SELECT_322, address: PAGE + 8 }).pic, PGM_SPECIFICATION);
     assertEquals(stsi({ ...SELECT_322, address: MEMORY }).pic, PGM_ADDRESSING);
-    assertEquals(stsi(SELECT_322, enterUserMode).pic, PGM_PRIVILEGED_OP);
+    assertEquals(stsi(SELECT_322, s390EnterUserMode).pic, PGM_PRIVILEGED_OP);
     assertEquals(stsi({ gpr0: 0, gpr1: 0, address: PAGE + 8 }).pic, 0, "the level is stored nowhere");
     assertEquals(stsi({ gpr0: 0x1n << 32n, gpr1: 0x1n << 32n }).cc, 0, "only 32 bits of each count");
   });
