@@ -126,7 +126,7 @@ const TABLES: Readonly<Record<ArchName, () => ArchFeatures>> = {
     functions: [],
     features: [
       ...Object.values(KVM_FEATURES).map((spec) => kvmFeature("EAX of CPUID 0x40000001", spec)),
-      ...Object.values(KVM_HINTS).map((spec) => kvmFeature("EDX of CPUID 0x40000001: hints", spec)),
+      ...Object.values(KVM_HINTS).map((spec) => kvmFeature("EDX of CPUID 0x40000001, hints", spec)),
     ],
   }),
   s390: () => ({
@@ -185,7 +185,7 @@ const TABLES: Readonly<Record<ArchName, () => ArchFeatures>> = {
         meaning: "the page has MAS0 to SPRG7",
       },
       {
-        where: "r4 for KVM_HC_PPC_MAP_MAGIC_PAGE: flags",
+        where: "flags for KVM_HC_PPC_MAP_MAGIC_PAGE, in r4",
         bit: Math.log2(MAGIC_PAGE_FLAG_NOT_MAPPED_NX),
         name: "NOT_MAPPED_NX",
         offered: "the guest",
@@ -265,9 +265,11 @@ function facts(convention: Convention): CallingConvention {
     number: convention.number,
     arguments: convention.arguments,
     results: convention.results,
-    widths: widths.narrowMode === null
-      ? "whole registers"
-      : `whole registers; ${widths.narrowMode}: ${narrow[widths.arguments.narrow]}`,
+    widths: [
+      "whole registers",
+      ...widths.narrowMode === null ? [] : [`${widths.narrowMode}: ${narrow[widths.arguments.narrow]}`],
+      ...widths.number.wide === "u64" ? [] : ["of the number always the low half"],
+    ].join("; "),
     status: STATUS[errors.status],
     unknown: outcomeText(convention, errors.unknown),
     fromUserMode: errors.fromUserMode === null ? "served too" : outcomeText(convention, errors.fromUserMode),

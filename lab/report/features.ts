@@ -5,6 +5,8 @@
  */
 
 import {
+  type ArchFeatures,
+  ARCHITECTURES,
   type ArchName,
   type CallFacts,
   type CallingConvention,
@@ -74,4 +76,76 @@ function featureTexts(features: readonly FeatureFacts[], columns: number): strin
 /** A text behind its head, broken so that it stays behind it. */
 function entry(head: string, text: string, columns: number): string {
   return head + wrapped(text, columns - head.length).replaceAll("\n", `\n${" ".repeat(head.length)}`);
+}
+
+/** The calling conventions side by side: a column an architecture. */
+export function conventionMatrix(): { readonly head: readonly string[]; readonly rows: readonly string[][] } {
+  const all = ARCHITECTURES.map((arch) => featuresOf(arch));
+  const row = (what: string, cell: (features: ArchFeatures) => string): string[] => [what, ...all.map(cell)];
+  /** What conventions have, once where they have the same. */
+  const each = (cell: (convention: CallingConvention) => string) => (features: ArchFeatures): string =>
+    [...new Set(features.conventions.map(cell))].join(" or ");
+  const instructions = (pick: (one: CallingConvention["instructions"][number]) => string) =>
+    each(({ instructions }) => instructions.map((one) => `\`${pick(one)}\``).join(" or "));
+  return {
+    head: ["", ...all.map(({ arch }) => arch)],
+    rows: [
+      row("instruction", instructions(({ text }) => text)),
+      row("bytes", instructions(({ bytes }) => Object.values(bytes)[0])),
+      row("byte order", ({ conventions }) => byteOrder(conventions[0])),
+      row("number", each(({ number }) => number)),
+      row("arguments", each((convention) => ranges(convention.arguments))),
+      row("results", each(({ results }) => ranges(results))),
+      row("first result", each(({ status }) => status)),
+      row("unknown number", each(({ unknown }) => unknown)),
+      row("from user mode", each(({ fromUserMode }) => fromUserMode)),
+      row("widths", each(({ widths }) => widths)),
+      row("then", each(({ advance }) => advance)),
+      row(
+        "calls",
+        ({ calls, functions }) =>
+          [numbers(calls), ...functions.length === 0 ? [] : [`functions ${numbers(functions)}`]].join("; "),
+      ),
+      row("feature bits", ({ features }) => places(features)),
+      row("discovery", each(({ discovery }) => discovery)),
+    ],
+  };
+}
+
+function byteOrder({ instructions: [{ bytes }] }: CallingConvention): string {
+  const orders = Object.keys(bytes);
+  return orders.length === 1 ? orders[0] : `the guest's; shown: ${orders[0]}`;
+}
+
+function numbers(calls: readonly CallFacts[]): string {
+  return ranges(calls.map(({ number }) => number));
+}
+
+/** Names that end in numbers, or numbers: runs of three and more as their ends. */
+function ranges(names: readonly string[]): string {
+  const runs: string[][] = [];
+  for (const name of names) {
+    const run = runs.at(-1);
+    if (run !== undefined && follows(run[run.length - 1], name)) run.push(name);
+    else runs.push([name]);
+  }
+  return runs.map((run) => run.length < 3 ? run.join(", ") : `${run[0]} to ${run[run.length - 1]}`).join(
+    ", ",
+  );
+}
+
+function follows(first: string, second: string): boolean {
+  const parts = (name: string) => /^(0x)?(\D*)([0-9a-f]+)$/.exec(name);
+  const [one, other] = [parts(first), parts(second)];
+  if (one === null || other === null || one[2] !== other[2]) return false;
+  const radix = one[1] === undefined ? 10 : 16;
+  return parseInt(other[3], radix) === parseInt(one[3], radix) + 1;
+}
+
+function places(features: readonly FeatureFacts[]): string {
+  if (features.length === 0) return "none";
+  const where = Map.groupBy(features, (feature) => feature.where);
+  return [...where].map(([place, list]) => `${place}: ${ranges(list.map(({ bit }) => String(bit)))}`).join(
+    "; ",
+  );
 }

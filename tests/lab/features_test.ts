@@ -9,7 +9,7 @@ import {
   S390_HYPERCALLS,
 } from "../../abi/mod.ts";
 import { command } from "../../lab/cli.ts";
-import { type ArchFeatures, ARCHITECTURES, featuresOf } from "../../lab/mod.ts";
+import { type ArchFeatures, ARCHITECTURES, conventionMatrix, featuresOf } from "../../lab/mod.ts";
 
 /** What the command prints of architectures. */
 function shown(...args: string[]): string {
@@ -22,6 +22,18 @@ function shown(...args: string[]): string {
 function paragraph(arch: string): string {
   return shown().split("\n\n").find((text) => text.startsWith(`${arch}\n`))!;
 }
+
+describe("the README's table of hypercall conventions", () => {
+  it("says what the tables say", async () => {
+    const readme = await Deno.readTextFile(new URL("../../README.md", import.meta.url));
+    const cells = (line: string) => line.split("|").slice(1, -1).map((cell) => cell.trim());
+    const { head, rows } = conventionMatrix();
+    const lines = readme.split("\n").map(cells);
+    const start = lines.findIndex((line) => line.join() === head.join());
+    assertEquals(lines.slice(start + 2, start + 2 + rows.length), rows);
+    assertEquals(lines[start + 2 + rows.length], [], "and nothing else");
+  });
+});
 
 describe("exitless features", () => {
   it("shows every hypercall where it exists, and nowhere else", () => {
