@@ -133,9 +133,9 @@ export abstract class ArchVcpu<Cpu extends MachineContext<Cpu>> extends Thread {
 
   /** KVM_RUN comes back with a reason, and user space has its turn. */
   toUserspace(exit: KvmExit): void {
-    this.charge(this.vm.cost.userspace);
     this.vm.userspaceExits.set(exit, (this.vm.userspaceExits.get(exit) ?? 0) + 1);
     this.traceUserspaceExit(KVM_EXITS[exit]);
+    this.charge(this.vm.cost.userspace);
   }
 
   /** Emits kvm_userspace_exit, which virt/kvm has for every architecture. */
