@@ -145,7 +145,7 @@ for (const backend of BACKENDS) {
     });
 
     it("is one page, however many threads touch it at once", () => {
-      for (let seed = 0; seed < 6; seed++) {
+      for (let seed = 0; seed < 4; seed++) {
         const rig = new PagingRig({
           cpus: 4,
           sched: { timer: "off" },

@@ -353,7 +353,7 @@ describe("shootdowns, whoever is first,", () => {
   for (const backend of BACKENDS) {
     it(`leave nobody a page that has gone to somebody else: no use is a failure (${backend})`, () => {
       let stale = 0;
-      for (let seed = 0; seed < 5; seed++) {
+      for (let seed = 0; seed < 3; seed++) {
         const { staleness } = turmoil(seed, backend).vm.machine;
         stale += staleness!.legallyStale;
         assertGreater(staleness!.fresh, 0);
@@ -363,12 +363,12 @@ describe("shootdowns, whoever is first,", () => {
 
     it(`that forget a processor are found out within few schedules (${backend})`, () => {
       let found = 0;
-      for (let seed = 0; seed < 3; seed++) {
+      for (let seed = 0; seed < 2; seed++) {
         const failure = assertThrows(() => turmoil(seed, backend, { shootdownForgets: 2 }), StaleTranslation);
         assertEquals([failure.blame, failure.cpu], ["software", 2]);
         found++;
       }
-      assertEquals(found, 3);
+      assertEquals(found, 2);
     });
   }
 });

@@ -310,7 +310,7 @@ function standingStill(
 }
 
 describe("switches and shootdowns", () => {
-  const ROUNDS = 70;
+  const ROUNDS = 40;
 
   it("may meet at any instruction of the switch: it sees that it owes a flush, or is interrupted for it", () => {
     for (const from of ["another", "lazy"] as const) {
