@@ -151,7 +151,7 @@ describe("a random program of privileged and other instructions", () => {
           const text = words.map((word) => disassemblePpc(word)).join("; ");
           assertEquals(observe(options, words, seed, true), observe(options, words, seed, false), text);
         }),
-        { numRuns: 60 },
+        { numRuns: 40 },
       );
     });
   }

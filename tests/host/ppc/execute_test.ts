@@ -42,7 +42,7 @@ function run(
 }
 
 const u64 = fc.bigInt({ min: 0n, max: 2n ** 64n - 1n });
-const MANY = { numRuns: 40 };
+const MANY = { numRuns: 25 };
 
 /** Bits of a 64-bit value, the most significant one first. */
 function bits(value: bigint): number[] {
@@ -120,7 +120,7 @@ describe("integer instructions", () => {
           assertEquals(after.get(PPC_CR)! >> 28n, sum < 0n ? 8n : sum > 0n ? 4n : 2n);
         },
       ),
-      { numRuns: 60 },
+      { numRuns: 30 },
     );
   });
 

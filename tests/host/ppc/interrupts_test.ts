@@ -375,7 +375,7 @@ describe("patched code that enables interrupts", () => {
     // The timer expires on the way into the guest, at each instruction of the template, and behind it.
     const left = new Set<number>();
     const begun = new Set<number>();
-    for (let cycles = 700; cycles < 900; cycles++) {
+    for (let cycles = 790; cycles < 850; cycles++) {
       const vm = runPpc(
         { trace: 64 },
         withHypercalls(function* (cpu) {
