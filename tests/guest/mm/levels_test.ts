@@ -5,33 +5,34 @@ import type { ApicName, TimerMode } from "../../../guest/mod.ts";
 import { BACKENDS, Machine } from "../../../host/mod.ts";
 import { LEVELS, nameOf } from "../../support/levels.ts";
 
-const APICS: readonly ApicName[] = ["xapic", "x2apic-physical", "x2apic-cluster"];
-const TIMERS: readonly TimerMode[] = ["tsc-deadline", "one-shot"];
+const SETUPS: readonly (readonly [ApicName, TimerMode])[] = [
+  ["xapic", "one-shot"],
+  ["x2apic-physical", "tsc-deadline"],
+  ["x2apic-cluster", "one-shot"],
+];
 
 describe("threads whose pages come and go read what is theirs", () => {
   for (const level of LEVELS) {
     it(`whatever delivers their interrupts: ${nameOf(level)}`, () => {
-      for (const apic of APICS) {
-        for (const timer of TIMERS) {
-          let wrong = -1;
-          const machine = new Machine({ limits: { steps: 1e7, cycles: 1e12 } });
-          const vm = machine.createVm({ ...level, vcpus: 4, x2apic: apic !== "xapic" });
-          const over = (count: number): void => {
-            wrong = count;
-          };
-          const kernel = tlbShootdown({ cpus: 4, times: 3, pages: 2, apic, sched: { timer }, over });
-          vm.load(kernel.text);
-          vm.start(kernel.entry);
-          assertEquals(machine.run().end, "finished");
-          assertEquals([wrong, kernel.log], [0, []], `${apic}, ${timer}`);
-        }
+      for (const [apic, timer] of SETUPS) {
+        let wrong = -1;
+        const machine = new Machine({ limits: { steps: 1e7, cycles: 1e12 } });
+        const vm = machine.createVm({ ...level, vcpus: 4, x2apic: apic !== "xapic" });
+        const over = (count: number): void => {
+          wrong = count;
+        };
+        const kernel = tlbShootdown({ cpus: 4, times: 3, pages: 2, apic, sched: { timer }, over });
+        vm.load(kernel.text);
+        vm.start(kernel.entry);
+        assertEquals(machine.run().end, "finished");
+        assertEquals([wrong, kernel.log], [0, []], `${apic}, ${timer}`);
       }
     });
   }
 
   for (const backend of BACKENDS) {
     it(`on processors that share CPUs, and their TLBs, and move between them: ${backend}`, () => {
-      for (const pcpus of [1, 2, 3]) {
+      for (const pcpus of [1, 3]) {
         let wrong = -1;
         const machine = new Machine({ pcpus, staleness: true, limits: { steps: 1e7, cycles: 1e12 } });
         const vm = machine.createVm({ backend, vcpus: 4 });

@@ -226,7 +226,7 @@ for (const backend of BACKENDS) {
 
     it("use frames over and over, tables too: a program can map more in its life than there is memory", () => {
       const { code, rig } = ran(backend, function* (cpu) {
-        for (let round = 0; round < 12; round++) {
+        for (let round = 0; round < 7; round++) {
           const a = yield* mmap(cpu, 8 * PAGE);
           const far = yield* mmap(cpu, PAGE, PROT_READ | PROT_WRITE, 0x10_0000_0000 * (round + 1));
           assertEquals(far, 0x10_0000_0000 * (round + 1));
@@ -234,7 +234,7 @@ for (const backend of BACKENDS) {
           yield cpu.store32(far, 1);
           assertEquals([yield* munmap(cpu, a, 8 * PAGE), yield* munmap(cpu, far, PAGE)], [0, 0]);
         }
-      }, 28);
+      }, 24);
       assertEquals(code, 0);
       rig.quiet();
     });
