@@ -234,7 +234,7 @@ for (const backend of BACKENDS) {
           yield cpu.store32(far, 1);
           assertEquals([yield* munmap(cpu, a, 8 * PAGE), yield* munmap(cpu, far, PAGE)], [0, 0]);
         }
-      }, 24);
+      }, 28);
       assertEquals(code, 0);
       rig.quiet();
     });
