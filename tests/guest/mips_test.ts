@@ -96,6 +96,17 @@ describe("the paravirtual MIPS platform", () => {
     }
   });
 
+  it("of a 32-bit kernel passes pointers as they are: registers sign-extend them; a 64-bit one has to do it itself", () => {
+    const ends = ([32, 64] as const).map((bits) => {
+      const vm = runMips(function* (cpu) {
+        yield cpu.sb(mipsKseg0(0x4000), 0x21);
+        yield* mipsPutChars(cpu, 0, { address: BigInt(mipsKseg0(0x4000)), count: 1 });
+      }, { host: "imgtec", bits });
+      return [vm.userspace.text(), vm.ending];
+    });
+    assertEquals(ends, [["!", undefined], ["", "hypercall_write_cons unmapped physaddr 80004000"]]);
+  });
+
   it("halts by a hypercall, and comes back where nobody knows it", () => {
     const back = MIPS_KVMS.map((host) => {
       let cameBack = false;
