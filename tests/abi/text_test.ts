@@ -126,6 +126,21 @@ describe("text", () => {
     );
   });
 
+  it("loads what paging maps at another address than the one at which it runs, where it is found", () => {
+    const text = new Text();
+    const place = { address: 0x400_0000 as Gva, load: 0x70_0000 };
+    assertEquals([text.add(idle), text.addMapped(place, idle, "program")], [TEXT_BASE, place.address]);
+    assertEquals(text.blockAt(place.address)?.name, "program");
+    assertEquals(text.blockAt(place.load), undefined);
+    const written: number[] = [];
+    text.load((address, bytes) => {
+      assertEquals(bytes.length, BLOCK);
+      written.push(address);
+    });
+    assertEquals(written, [TEXT_BASE, place.load]);
+    assertThrows(() => text.addMapped(place, idle), RangeError, "program is there");
+  });
+
   it("refuses addresses that are not aligned, out of reach, or taken, naming who is there", () => {
     const text = new Text();
     for (const address of [1, 0x80, -BLOCK, 32768.5, NaN, TEXT_LIMIT]) {
