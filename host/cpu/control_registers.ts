@@ -73,7 +73,10 @@ export function setCr3(p: Processor, value: number, upper: number): void {
 /** A register that paging depends on was written: what that invalidates goes, with the tags that accesses had. */
 function pagingWritten(p: Processor, dropped: Invalidation | undefined): void {
   if (dropped !== undefined) p.mmu?.invalidate(dropped);
+  const before = p.paged;
   p.pagingChanged();
+  // Tables and none know nothing of each other's translations, global ones either: as where CR0.PG is cleared.
+  if (p.paged !== before) p.mmu!.invalidate({ operation: "MOV to CR0 that clears PG" });
 }
 
 /** MOV from a control register. */

@@ -1,7 +1,17 @@
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
-import { CR0_WP, GP_VECTOR, type Guest, PF_VECTOR, type X86Cpu, X86Fault } from "../../../../abi/mod.ts";
+import {
+  CR0_WP,
+  CR4_PCIDE,
+  CR4_PGE,
+  GP_VECTOR,
+  type Guest,
+  PF_VECTOR,
+  PTE_G,
+  type X86Cpu,
+  X86Fault,
+} from "../../../../abi/mod.ts";
 import {
   BACKENDS,
   GuestError,
@@ -10,7 +20,7 @@ import {
   type VmOptions,
 } from "../../../../host/mod.ts";
 import { DATA, Rig } from "../../../support/guests.ts";
-import { readCr2 } from "../../../support/paging.ts";
+import { KERNEL_PAGE, pagingOn, PagingRig, readCr2, setCr4 } from "../../../support/paging.ts";
 
 const READ_ONLY = 0x40_0000;
 const LOCKED = 0x50_0000;
@@ -122,6 +132,40 @@ for (const backend of BACKENDS) {
         }),
         { numRuns: 80 },
       );
+    });
+  });
+}
+
+for (const backend of BACKENDS) {
+  describe(`a guest that leaves its tables again (${backend})`, () => {
+    it("finds memory where it is, whatever its tables' translations were, tracked or not", () => {
+      for (const tracked of [false, true]) {
+        const rig = new PagingRig({ vm: { backend, ...(tracked && { disk: { pages: 64, latency: 10 } }) } });
+        const alias = 0x5000_0000;
+        rig.map(alias, DATA, { flags: KERNEL_PAGE | PTE_G }).map(LOCKED, DATA);
+        const seen: number[] = [];
+        rig.finish(function* (cpu) {
+          yield cpu.store32(DATA, 5);
+          yield* setCr4(cpu, CR4_PGE | CR4_PCIDE);
+          yield cpu.load32(LOCKED);
+          seen.push(cpu.eax);
+          yield* pagingOn(cpu, rig.tables, 0, true);
+          for (const page of [alias, LOCKED]) {
+            yield cpu.load32(page);
+            seen.push(cpu.eax);
+          }
+          yield cpu.movToCr3(0, 0x8000_0000);
+          for (const page of [alias, LOCKED]) {
+            yield cpu.load32(page);
+            seen.push(cpu.eax);
+          }
+          yield* pagingOn(cpu, rig.tables, 0, true);
+          yield cpu.load32(LOCKED);
+          seen.push(cpu.eax);
+        });
+        // Without tables nothing is at these addresses: devices that nobody has, which read as 0.
+        assertEquals(seen, [0, 5, 5, 0, 0, 5], `tracked: ${tracked}`);
+      }
     });
   });
 }
