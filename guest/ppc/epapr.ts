@@ -18,6 +18,7 @@ import {
 } from "../../abi/mod.ts";
 import type { GuestValue } from "../kernel/cpumask.ts";
 import { type FlatNode, FlatTree } from "./flat_tree.ts";
+import { idleRoutine } from "./idle.ts";
 
 /** What a guest found. */
 export interface EpaprParavirt {
@@ -35,6 +36,8 @@ export interface EpaprOptions {
   readonly fdt: number;
   /** Where the stub is to be: five words. */
   readonly stub: number;
+  /** Where the routine that waits is to be, if anywhere. */
+  readonly idle?: number;
   /** The byte order that the guest runs in. */
   readonly order: ByteOrder;
 }
@@ -48,14 +51,21 @@ export function* patchInstruction(cpu: PpcCpu, address: number, word: number): M
   yield cpu.isync();
 }
 
-/** Writes the stub as the linker would: every call through it answers -1. */
-export function* writeHypercallStub(cpu: PpcCpu, stub: number): MachineGuest {
-  for (const [index, word] of HCALL_STUB.entries()) yield* patchInstruction(cpu, stub + 4 * index, word);
+/** Writes words of code. */
+export function* patchInstructions(cpu: PpcCpu, address: number, words: readonly number[]): MachineGuest {
+  for (const [index, word] of words.entries()) yield* patchInstruction(cpu, address + 4 * index, word);
 }
 
-/** Writes the stub, and patches the device tree's words into it where it has some. */
-export function* epaprInit(cpu: PpcCpu, { fdt, stub, order }: EpaprOptions): GuestValue<EpaprParavirt> {
-  yield* writeHypercallStub(cpu, stub);
+/** Writes the stub and the routine, and patches the device tree's words into them where it has some. */
+export function* epaprInit(cpu: PpcCpu, options: EpaprOptions): GuestValue<EpaprParavirt> {
+  const { fdt, stub, idle, order } = options;
+  yield* patchInstructions(cpu, stub, HCALL_STUB);
+  const patched = [stub];
+  if (idle !== undefined) {
+    const { words, hypercall } = idleRoutine(cpu.core);
+    yield* patchInstructions(cpu, idle, words);
+    patched.push(idle + 4 * hypercall);
+  }
   const tree = new FlatTree(cpu, fdt, order);
   if (!(yield* tree.open())) return { enabled: false, hasIdle: false, kvm: false };
   let enabled = false;
@@ -65,7 +75,8 @@ export function* epaprInit(cpu: PpcCpu, { fdt, stub, order }: EpaprOptions): Gue
     if (words === undefined) return false;
     if (words.length % 4 === 0 && words.length <= 4 * HCALL_WORDS_MAX) {
       for (let at = 0; at < words.length; at += 4) {
-        yield* patchInstruction(cpu, stub + at, yield* tree.cell(words.address + at));
+        const word = yield* tree.cell(words.address + at);
+        for (const address of patched) yield* patchInstruction(cpu, address + at, word);
       }
       hasIdle = (yield* tree.property(node, HAS_IDLE)) !== undefined;
       enabled = true;
