@@ -50,8 +50,8 @@ describe("notifying a virtio-ccw queue", () => {
     for (const ioeventfd of [true, false]) {
       const notified: unknown[] = [];
       const dirty = 0xffff_ffff_0000_0000n | BigInt(WORD);
-      const { gprs } = call500(3, [dirty, 0, 0], { prepare: device(notified, { ioeventfd }) });
-      assertEquals([gprs[2], notified], [0n, [0]]);
+      const { gprs, vm } = call500(3, [dirty, 0, 0], { prepare: device(notified, { ioeventfd }) });
+      assertEquals([gprs[2], notified, vm.userspaceExits.size], [0n, [0], ioeventfd ? 0 : 1]);
     }
   });
 
@@ -179,6 +179,12 @@ describe("DIAGNOSE", () => {
     assertEquals([good.pic, good.gprs[2]], [0, 0n]);
     const tcg = diagnose({ fields, gprs: { 1: 3, 2: WORD, 5: 0x400 }, prepare, vm: { host: "tcg-7.2" } });
     assertEquals([tcg.pic, tcg.gprs[2]], [PGM_SPECIFICATION, BigInt(WORD)]);
+    // Nor where the base is 0: the emulator takes both fields together for the code, 0x5500.
+    const zero = { fields: { b2: 5, d2: 0x500 }, gprs: { 1: 3, 2: WORD }, prepare };
+    assertEquals([diagnose(zero).pic, diagnose({ ...zero, vm: { host: "tcg-7.2" } }).pic], [
+      0,
+      PGM_SPECIFICATION,
+    ]);
   });
 
   it("does not look at R1 and R3 of KVM's own calls", () => {

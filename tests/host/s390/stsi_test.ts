@@ -134,6 +134,8 @@ describe("nested levels", () => {
         virtualMachines({ cpus: level, name: `level${level}`, outer: block, hardware: () => undefined }),
       );
       assertEquals(block[31], Math.min(level, 8));
+      const behind = block.subarray(32 + 64 * block[31], 2048);
+      assertEquals(behind.some((byte) => byte !== 0), false, "nothing behind the last level");
       const names = Array.from(
         { length: block[31] },
         (_, i) => fromEbcdic(bytes(block, 32 + 64 * i + 12, 8)).trim(),
