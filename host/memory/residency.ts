@@ -121,6 +121,20 @@ export class Residency {
   }
 
   /**
+   * Nobody wants what an address's page held: where it is absent, it is present from now on without having been read.
+   * Whether that was so; a page that is on its way comes. Throws `RangeError` where no slot backs the address.
+   */
+  forget(address: number): boolean {
+    const slot = this.#must("forget", address);
+    const pages = this.#slots.get(slot);
+    const page = pageIn(slot, address);
+    if (pages === undefined || pages.reading.has(page) || !pages.away.has(page)) return false;
+    pages.away.clear(page);
+    this.away--;
+    return true;
+  }
+
+  /**
    * Brings an address's page in, or waits for it where it is on its way already: `arrived` is called once. Answers with
    * the state that the page was in; where it is present, `arrived` is not called. Throws `RangeError` where no slot backs
    * the address, and whatever the store throws: the page is absent as before then.

@@ -8,7 +8,7 @@ import { KVM_S390_INTERRUPTS, type S390Cpu } from "../../abi/mod.ts";
 import { type ArchShape, ArchVm, type ArchVmOptions } from "../arch/mod.ts";
 import { type CostProfile, SKYLAKE_VMX } from "../cost/mod.ts";
 import type { Machine } from "../machine.ts";
-import { type PageStore, Residency } from "../memory/mod.ts";
+import { PAGE_SIZE, type PageStore, Residency } from "../memory/mod.ts";
 import { type CcwDevice, ChannelSubsystem, type LegacyTransport, NO_LEGACY_DEVICES } from "./css.ts";
 import { subchannelOf } from "./css.ts";
 import { ForwardingBudget, S390_HZ } from "./directed_yield.ts";
@@ -144,7 +144,9 @@ export class S390Vm extends ArchVm<S390Cpu> {
       if (first >= last) continue;
       slot.u8.fill(0, first - slot.base, last - slot.base);
       this.memory.stored(first, last - first);
-      this.discardedPages += (last - first) / 4096;
+      this.discardedPages += (last - first) / PAGE_SIZE;
+      if ((this.residency?.away ?? 0) === 0) continue;
+      for (let at = first; at < last; at += PAGE_SIZE) this.residency!.forget(at);
     }
   }
 

@@ -165,6 +165,20 @@ describe("a task that touches a page which the host has to bring in", () => {
     assert(vm.counters().kvm_s390_inject_vm >= 64);
   });
 
+  it("is told of any number of pages, one after the other", () => {
+    const count = 100;
+    const touches = function* (cpu: S390Cpu) {
+      for (let i = 0; i < count; i++) yield cpu.load8(PAGES + 4096 * i);
+    };
+    const absent = Array.from({ length: count }, (_, i) => PAGES + 4096 * i);
+    const { end, vm } = run({ tasks: [touches], absent, disk: { latency: 1000 } });
+    assertEquals([end, vm.vcpus[0].stats.pfault_sync, vm.counters().kvm_s390_inject_vm], [
+      "finished",
+      0,
+      count,
+    ]);
+  });
+
   it("ends the virtual machine where the page cannot be read and the vCPU waits for it", () => {
     const { end, vm } = run({ tasks: pair([]), absent: [PAGES], pfault: false, disk: { fails: () => true } });
     assertEquals([end, vm.ending], [

@@ -49,6 +49,18 @@ describe("residency", () => {
     assertEquals([residency.away, residency.state(at(7))], [2, "present"]);
   });
 
+  it("has a page that nobody wants any more without reading it, unless it is on its way", () => {
+    const { residency, asked, wait, story } = rig();
+    residency.evictRange(at(1), at(2));
+    assertEquals([residency.forget(at(1) + 9), residency.state(at(1)), residency.away], [true, "present", 1]);
+    assertEquals([residency.forget(at(1)), residency.forget(at(5))], [false, false]);
+    wait("a", at(2));
+    assertEquals([residency.forget(at(2)), residency.state(at(2))], [false, "reading"]);
+    asked[0].done(true);
+    assertEquals([residency.away, story, asked.length], [0, ["a: there"], 1]);
+    assertThrows(() => residency.forget(2 ** 30), RangeError, "Cannot forget");
+  });
+
   it("counts a generation for each eviction, and for nothing else", () => {
     const { residency, asked, wait } = rig();
     residency.evict(at(1));

@@ -2,8 +2,8 @@ import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import { PGM_SPECIFICATION } from "../../../abi/mod.ts";
-import { realToAbsolute, releasedRanges, type S390Vm } from "../../../host/mod.ts";
-import { diagnose, type DiagResult } from "../../support/s390.ts";
+import { Disk, realToAbsolute, releasedRanges, type S390Vm } from "../../../host/mod.ts";
+import { diagnose, type DiagResult, runS390 } from "../../support/s390.ts";
 
 const PAGE = 4096n;
 
@@ -66,6 +66,27 @@ describe("releasing pages", () => {
     const { pic, vm } = release(0x1f_f000, 0xffff_ffff_ffff_e000n);
     assertEquals(pic, 0);
     assertEquals([zeroPages(vm, 0x2_0000, 0x20_0000), vm.discardedPages], [[0x1f_f000], 1]);
+  });
+
+  it("spares the host the reading of a page that it had taken out", () => {
+    const read: number[] = [];
+    const vm = runS390(
+      function* main(cpu) {
+        yield cpu.diag10(0x10_0000, 0x10_0000);
+        yield cpu.load64(0x10_0000);
+        assertEquals(cpu.value, 0n);
+        yield cpu.load64(0x10_1000);
+        assertEquals(cpu.value, 2n);
+      },
+      {},
+      (vm) => {
+        vm.words.write(0x10_0000, 8, 1);
+        vm.words.write(0x10_1000, 8, 2);
+        const latency = (_n: number, page: number) => (read.push(page), 1000);
+        vm.pageTo(new Disk(vm.engine, { pages: 512, latency })).evictRange(0x10_0000, 0x2000);
+      },
+    );
+    assertEquals([read, vm.residency!.away], [[0x101], 0]);
   });
 
   it("spares the absolute pages at the prefix, and releases those that the guest sees there: absolute 0 and 1", () => {
