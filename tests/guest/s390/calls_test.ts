@@ -233,6 +233,27 @@ describe("a kernel", () => {
     assertEquals(log, ["waits", "takes 680 for 5", "goes on with mask 180000000"]);
   });
 
+  it("does not wait for what is there already", () => {
+    const machine = new Machine();
+    const vm = machine.createS390Vm({ memory: MEMORY });
+    let taken = 0;
+    const kernel = new S390Kernel({
+      *main(cpu) {
+        yield* enableServiceSignals(cpu);
+        yield* s390Wait(cpu);
+      },
+    });
+    kernel.onExternal(EXT_IRQ_CP_SERVICE, function* (cpu) {
+      yield cpu.nop();
+      taken++;
+    });
+    vm.load(kernel.text);
+    vm.start(kernel.entry);
+    vm.injectPfaultDone(5n);
+    assertEquals([machine.run(1e7).end, taken], ["finished", 1]);
+    assertEquals(vm.exits(), { ICPT_WAIT: 1 });
+  });
+
   it("takes none while it is disabled, or its control register says so", () => {
     for (const enabled of [false, true]) {
       const machine = new Machine();
