@@ -87,7 +87,7 @@ const BC1 = 0x08;
 
 /**
  * The branch on the floating-point condition that `word` is, where the condition is false: there are no instructions here
- * that set one. Processors have such branches, and KVM follows none.
+ * that set one. Processors have such branches, and mainline's KVM follows none.
  */
 export function floatingPointBranchOf(word: number, pc: number): Branch | undefined {
   if (word >>> 26 !== COP1 || ((word >>> 21) & 0x1f) !== BC1) return undefined;

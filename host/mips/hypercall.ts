@@ -34,6 +34,11 @@ export type MipsCallHandler = (context: MipsCallContext) => CallOutcome;
 export interface MipsHostBehaviour {
   /** Whether it looks at HYPCALL's code. What is not KVM's is a failure of emulation then. */
   readonly looksAtCode: boolean;
+  /**
+   * Whether it follows a branch on a floating-point condition to whose delay slot HYPCALL belongs: Cavium's does, and takes
+   * every condition for false (mipsvz_get_fcr31).
+   */
+  readonly followsConditions: boolean;
   /** Its calls. */
   readonly calls: Readonly<Partial<Record<HypercallName, MipsCallHandler>>>;
   /** What other numbers get. */
@@ -48,6 +53,7 @@ export interface MipsHostBehaviour {
 export const MIPS_HOSTS: Readonly<Record<MipsHost, MipsHostBehaviour>> = {
   mainline: {
     looksAtCode: true,
+    followsConditions: false,
     calls: {},
     unknown: returns(BigInt(-KVM_ENOSYS)),
     userspaceArguments: 0,
@@ -55,6 +61,7 @@ export const MIPS_HOSTS: Readonly<Record<MipsHost, MipsHostBehaviour>> = {
   },
   imgtec: {
     looksAtCode: true,
+    followsConditions: false,
     calls: {
       KVM_HC_MIPS_GET_CLOCK_FREQ: ({ countHz }) => returns(BigInt.asIntN(32, BigInt(countHz))),
       KVM_HC_MIPS_EXIT_VM: () => exitsWith("KVM_EXIT_SYSTEM_EVENT"),
@@ -66,6 +73,7 @@ export const MIPS_HOSTS: Readonly<Record<MipsHost, MipsHostBehaviour>> = {
   },
   cavium: {
     looksAtCode: false,
+    followsConditions: true,
     calls: {
       // An unsigned int becomes an unsigned long: not sign-extended.
       KVM_HC_MIPS_GET_CLOCK_FREQ: ({ countHz }) => returns(BigInt(countHz)),
@@ -78,6 +86,7 @@ export const MIPS_HOSTS: Readonly<Record<MipsHost, MipsHostBehaviour>> = {
   },
   none: {
     looksAtCode: false,
+    followsConditions: false,
     calls: {},
     unknown: raises("RI", 10),
     userspaceArguments: 0,

@@ -28,7 +28,7 @@ import {
 } from "../../abi/mod.ts";
 import { ArchVcpu } from "../arch/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
-import { branchOf, type BranchRegisters } from "./branches.ts";
+import { branchOf, type BranchRegisters, floatingPointBranchOf } from "./branches.ts";
 import { executeMips } from "./execute.ts";
 import { MIPS_HOSTS, mipsHypercallOutcome } from "./hypercall.ts";
 import {
@@ -188,7 +188,10 @@ export class MipsVcpu extends ArchVcpu<MipsCpu> {
 
   /** The program counter behind the exiting instruction (update_pc); undefined where KVM cannot tell. */
   #updatedPc({ epc, bd, badInstrP }: Exit): number | undefined {
-    return bd ? branchOf(badInstrP, epc, this.registers)?.target : epc + 4;
+    if (!bd) return epc + 4;
+    const branch = branchOf(badInstrP, epc, this.registers);
+    if (branch !== undefined || !MIPS_HOSTS[this.vm.host].followsConditions) return branch?.target;
+    return floatingPointBranchOf(badInstrP, epc)?.target;
   }
 
   /** kvm_trap_vz_handle_hc, and what follows where the code is KVM's. */

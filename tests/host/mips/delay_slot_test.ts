@@ -173,7 +173,7 @@ describe("HYPCALL in a branch delay slot", () => {
     assertEquals(found, [1n, 1n, BigInt.asUintN(64, BigInt((STUB + 8) | 0))]);
   });
 
-  it("of a branch that KVM does not follow is fatal: a floating-point condition's, which hardware knows", () => {
+  it("of a floating-point condition's branch, which hardware knows, is fatal: but Cavium's host takes it for false", () => {
     const bc1f = 0x4500_0000 | TO_16; // The condition is false.
     const ends = MIPS_KVMS.map((host) => {
       const rig = new MipsRig({ host });
@@ -185,10 +185,8 @@ describe("HYPCALL in a branch delay slot", () => {
       });
       return [rig.vm.ending, rig.vm.vcpus[0].context.pc === STUB];
     });
-    assertEquals(
-      ends,
-      MIPS_KVMS.map(() => ["KVM_EXIT_INTERNAL_ERROR: HYPCALL in the delay slot of 45000003", true]),
-    );
+    const fatal = ["KVM_EXIT_INTERNAL_ERROR: HYPCALL in the delay slot of 45000003", true];
+    assertEquals(ends, [fatal, fatal, [undefined, false]]);
   });
 
   it("in front of a word that is no branch KVM could not tell: it never asks then", () => {
