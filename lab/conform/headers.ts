@@ -26,6 +26,8 @@ export interface SetRecord {
   readonly target: string;
   /** Integer constants by header and name, as 64-bit hexadecimal numbers. */
   readonly constants: Readonly<Record<string, Readonly<Record<string, string>>>>;
+  /** Macros whose names are like those of constants, but that are none: text, or something with braces. */
+  readonly otherMacros: Readonly<Record<string, readonly string[]>>;
   /** Structures by name. */
   readonly structs: Readonly<Record<string, StructRecord>>;
   /** Lists of numbers and names, by the name of their macro. */
@@ -77,6 +79,11 @@ async function genericArgs(set: HeaderSet, found: Package): Promise<string[]> {
   return args;
 }
 
+/** The macros that a text defines, but for those with arguments. */
+function macrosOf(text: string): string[] {
+  return [...text.matchAll(/^#define (\w+)(?!\w|\()/gm)].map(([, name]) => name);
+}
+
 /** Asks a set of headers. Throws {@linkcode Missing} where they, or the compiler, are not here. */
 export async function recordSet(set: HeaderSet, all: Packages): Promise<SetRecord> {
   const { packages, folders } = await foundIn(set, all);
@@ -110,15 +117,18 @@ export async function recordSet(set: HeaderSet, all: Packages): Promise<SetRecor
     if (found.length === 0) throw new Error(`Cannot find constants like ${set.headers[header]} in ${header}`);
     return [header, Object.fromEntries(found)] as const;
   }));
+  const otherMacros = asked.map(([header, names]) => {
+    const defined = new Set(macrosOf(textOf(text, header)));
+    return [header, names.filter((name) => defined.has(name) && !values.has(name))] as const;
+  });
   const lists: Record<string, Record<string, string>> = {};
   for (const macro of set.lists ?? []) lists[macro] = await rowsOf(compiler, macro);
-  const whole = (set.whole ?? []).map((header) =>
-    [header, [...textOf(text, header).matchAll(/^#define (\w+)/gm)].map(([, name]) => name)] as const
-  );
+  const whole = (set.whole ?? []).map((header) => [header, macrosOf(textOf(text, header))] as const);
   return {
     packages: Object.fromEntries(packages.map(({ name, version }) => [name, version])),
     target: set.target,
     constants,
+    otherMacros: Object.fromEntries(otherMacros.filter(([, names]) => names.length > 0)),
     structs: await structsOf(compiler, set.structs ?? {}),
     lists,
     whole: Object.fromEntries(whole),
