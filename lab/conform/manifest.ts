@@ -239,8 +239,8 @@ const PPC_KERNEL: HeaderSet = {
   target: "powerpc64-linux-gnu",
   ...foreignKernel("powerpc", "-DCONFIG_PPC64", "-DCONFIG_PPC_BOOK3S_64"),
   headers: {
-    "asm/reg.h": /^(MSR_|SPRN_)/,
-    "asm/reg_booke.h": /^(MSR_|SPRN_|ESR_)/,
+    "asm/reg.h": /^(MSR|SPRN|SRR1|DSISR)_/,
+    "asm/reg_booke.h": /^(MSR|SPRN|ESR)_/,
     "asm/kvm_asm.h": /^(BOOK3S|BOOKE)_/,
     "asm/ppc-opcode.h": /^PPC_INST_/,
   },

@@ -10,12 +10,20 @@ import {
   type ByteOrder,
   disassemblePpc,
   encodePpc,
+  HCALL_STUB,
   type InstructionFieldName,
   type InstructionFormat,
   MIPS_BLOCK,
   MIPS_CONVENTION,
   MIPS_HYPCALL,
+  PPC_BCTRL,
+  PPC_BLR,
+  PPC_BOOKE_HV_CONVENTION,
   PPC_INSTRUCTIONS,
+  PPC_NOP,
+  PPC_PR_CONVENTION,
+  PPC_SC,
+  PPC_SC1,
   type PpcMnemonic,
   S390_BLOCK,
   S390_DIAG,
@@ -43,7 +51,11 @@ function formats(list: readonly InstructionFormat[], order: ByteOrder): Sample[]
 }
 
 /** What guests yield. A sequence is one sample an instruction: there its units are words. */
-function sites(forms: readonly SiteForm[], unitBytes: 2 | 4, order: ByteOrder): Sample[] {
+function sites(
+  forms: readonly Pick<SiteForm, "text" | "units">[],
+  unitBytes: 2 | 4,
+  order: ByteOrder,
+): Sample[] {
   return forms.flatMap(({ text, units }) => {
     const lines = text.split("; ");
     return lines.map((line, index) => ({
@@ -90,7 +102,21 @@ const PPC_VALUES: Readonly<Record<InstructionFieldName, readonly number[]>> = {
 /** Where the sampled branches stand: a disassembler prints targets, and assemblers are given distances. */
 const SITE = 0x1000_0000;
 
+/** Words that have names of their own, and those of the device tree's sequences. */
+const PPC_WORDS: readonly Pick<SiteForm, "text" | "units">[] = [
+  ...PPC_PR_CONVENTION.instructions,
+  ...PPC_BOOKE_HV_CONVENTION.instructions,
+  ...[PPC_NOP, PPC_BLR, PPC_BCTRL, PPC_SC, PPC_SC1, ...HCALL_STUB].map((word) => ({
+    text: disassemblePpc(word),
+    units: [word],
+  })),
+];
+
 function ppc(order: ByteOrder): Sample[] {
+  return [...sites(PPC_WORDS, 4, order), ...ppcInstructions(order)];
+}
+
+function ppcInstructions(order: ByteOrder): Sample[] {
   return (Object.keys(PPC_INSTRUCTIONS) as PpcMnemonic[]).flatMap((name) => {
     const fields = PPC_INSTRUCTIONS[name].fields.split(" ").filter((field) => field !== "");
     const rounds = fields.length === 0 ? [0] : [0, 1];

@@ -27,6 +27,7 @@ import {
   ppcHypercallToken,
   PROGRAM_INTERRUPTIONS,
   programInterruptionName,
+  S390_ERRNO,
   S390_HYPERCALLS,
   SPRS,
   SVM_EXIT_REASONS,
@@ -113,6 +114,8 @@ describe("the constants of the tables are the headers' own:", () => {
     ["x86", /^APICBASE_X2APIC_ENABLE$/, "X2APIC_ENABLE"],
     ["x86", /^(KERNEL32|KERNEL|USER32|USER)_CS$/, "__$1_CS"],
     ["x86", /^PFERR_(\w+)$/, "PFERR_$1_MASK"],
+    ["x86", /^(CR3_P(?:WT|CD))$/, "X86_$1"],
+    ["x86", /^X2APIC_MSR_BASE$/, "APIC_BASE_MSR"],
     ["x86", /^APIC_RRD$/, "APIC_RRR"],
     ["x86", /^APIC_DEFAULT_BASE$/, "APIC_DEFAULT_PHYS_BASE"],
     ["x86", /^IOAPIC_DEFAULT_BASE$/, "IO_APIC_DEFAULT_PHYS_BASE"],
@@ -172,9 +175,9 @@ describe("the constants of the tables are the headers' own:", () => {
 
   for (
     const [arch, exported, least] of [
-      ["x86", x86, 340],
+      ["x86", x86, 350],
       ["s390", s390, 18],
-      ["ppc", ppc, 22],
+      ["ppc", ppc, 27],
       ["mips", mips, 11],
     ] as const
   ) {
@@ -285,6 +288,26 @@ describe("x86's tables against the headers", () => {
     }
   });
 
+  it("have the bits of page-table entries where the kernel has them", () => {
+    const { PTE_P, PTE_RW, PTE_US, PTE_PWT, PTE_PCD, PTE_A, PTE_D, PTE_PS, PTE_PAT, PTE_G, PTE_PAT_LARGE } =
+      x86;
+    const bits = {
+      PRESENT: PTE_P,
+      RW: PTE_RW,
+      USER: PTE_US,
+      PWT: PTE_PWT,
+      PCD: PTE_PCD,
+      ACCESSED: PTE_A,
+      DIRTY: PTE_D,
+      PSE: PTE_PS,
+      PAT: PTE_PAT,
+      GLOBAL: PTE_G,
+      PAT_LARGE: PTE_PAT_LARGE,
+    };
+    for (const [name, mask] of Object.entries(bits)) assertValue("x86", `_PAGE_BIT_${name}`, Math.log2(mask));
+    assertValue("x86", "_PAGE_BIT_NX", 32 + Math.log2(x86.PTE_NX_HIGH));
+  });
+
   it("lay descriptors out as the kernel does", () => {
     const gate: Readonly<Record<string, string | undefined>> = {
       offsetLow: "offset_low",
@@ -336,6 +359,10 @@ describe("s390's tables against the headers", () => {
     for (const [name, type] of Object.entries(KVM_S390_INTERRUPTS)) assertValue("s390", name, type);
     for (const [name, flag] of Object.entries(KVM_S390_RESETS)) assertValue("s390", name, flag);
     assertEquals(namesLike("s390", /^KVM_S390_RESET_/).size, Object.keys(KVM_S390_RESETS).length);
+  });
+
+  it("know errno's numbers", () => {
+    for (const [name, number] of Object.entries(S390_ERRNO)) assertValue("s390", name, number);
   });
 
   it("lay the lowcore and block 3.2.2 out as the kernel does", () => {
