@@ -8,7 +8,7 @@
 import type { Engine, Thread } from "../core/mod.ts";
 
 /** A vCPU as its host schedules it. */
-export interface HostThreadS390 extends Thread {
+export interface S390HostThread extends Thread {
   /** The CPU that it runs on; undefined while it waits, or sleeps. */
   hostCpu: HostCpu | undefined;
   /** When its turn ends, in cycles. */
@@ -20,7 +20,7 @@ export class HostCpu {
   /** Its number. */
   readonly id: number;
   /** Who runs on it. */
-  current: HostThreadS390 | undefined = undefined;
+  current: S390HostThread | undefined = undefined;
   /** The hypervisor below has taken it away. */
   preempted = false;
   readonly #engine: Engine;
@@ -46,7 +46,7 @@ export class HostCpu {
   }
 
   /** Lets somebody run from `clock` on. */
-  run(thread: HostThreadS390, clock: number): void {
+  run(thread: S390HostThread, clock: number): void {
     this.current = thread;
     thread.hostCpu = this;
     if (!this.preempted) this.#engine.wake(thread, Math.max(clock, thread.clock));
@@ -61,7 +61,7 @@ export class HostCpus {
   readonly #engine: Engine;
   readonly #turn: number;
   /** Who can run and has no CPU, and since when. */
-  readonly #waiting: { readonly thread: HostThreadS390; readonly since: number }[] = [];
+  readonly #waiting: { readonly thread: S390HostThread; readonly since: number }[] = [];
 
   /** Idle CPUs, on which a turn is so many cycles where somebody waits. Throws `RangeError` for a number that cannot be. */
   constructor(engine: Engine, cpus: number, turn: number) {
@@ -79,14 +79,14 @@ export class HostCpus {
   }
 
   /** A vCPU can run from `clock` on. */
-  ready(thread: HostThreadS390, clock: number): void {
+  ready(thread: S390HostThread, clock: number): void {
     const idle = this.cpus.find(({ current }) => current === undefined);
     if (idle === undefined) this.#waiting.push({ thread, since: clock });
     else this.#run(idle, thread, clock);
   }
 
   /** A vCPU gives up its CPU, or its place in the line. */
-  release(thread: HostThreadS390): void {
+  release(thread: S390HostThread): void {
     const place = this.#waiting.findIndex((waiting) => waiting.thread === thread);
     if (place >= 0) this.#waiting.splice(place, 1);
     const cpu = thread.hostCpu;
@@ -98,7 +98,7 @@ export class HostCpus {
   }
 
   /** A vCPU's turn is over, or it gives up the rest: it waits behind the others. Nothing where nobody waits. */
-  yield(thread: HostThreadS390): void {
+  yield(thread: S390HostThread): void {
     if (!this.contended) {
       thread.turnEnd = thread.clock + this.#turn;
       return;
@@ -112,7 +112,7 @@ export class HostCpus {
   }
 
   /** A vCPU gives the rest of its turn to one that waits. Whether that one did. */
-  yieldTo(from: HostThreadS390, to: HostThreadS390): boolean {
+  yieldTo(from: S390HostThread, to: S390HostThread): boolean {
     const place = this.#waiting.findIndex(({ thread }) => thread === to);
     if (place < 0) return false;
     this.#waiting.unshift(...this.#waiting.splice(place, 1));
@@ -120,7 +120,7 @@ export class HostCpus {
     return true;
   }
 
-  #run(cpu: HostCpu, thread: HostThreadS390, clock: number): void {
+  #run(cpu: HostCpu, thread: S390HostThread, clock: number): void {
     thread.turnEnd = clock + this.#turn;
     cpu.run(thread, clock);
   }

@@ -5,6 +5,7 @@
  */
 
 import {
+  CR0_SERVICE_SIGNAL_SUBMASK,
   EXT_IRQ_CP_SERVICE,
   isValidPsw,
   KVM_S390_INTERRUPTS,
@@ -15,8 +16,9 @@ import {
   programInterruptionName,
   type Psw,
   PSW_MASK_EXT,
+  PSW_MASK_WAIT,
+  S390_SYS_CR0,
 } from "../../abi/mod.ts";
-import { CR0_SERVICE_SIGNAL_SUBMASK, PSW_MASK_WAIT, S390_SYS_CR0 } from "../../abi/mod.ts";
 import { S390_TP } from "./tracepoints.ts";
 import type { S390Vcpu } from "./vcpu.ts";
 

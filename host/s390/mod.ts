@@ -1,6 +1,10 @@
 /**
  * s390 hosts: KVM with its user space, or an emulator.
  *
+ * What is not there says so, or is told by whoever builds the virtual machine: dynamic address translation (an error),
+ * SIGP (vCPUs are started from outside), channel programs (devices are added with their rings), I/O interruptions, and what
+ * follows a reset (the virtual machine ends).
+ *
  * @module
  */
 

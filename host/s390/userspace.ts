@@ -38,7 +38,7 @@ export function userSpaceDiag(vcpu: S390Vcpu, diag: Diag): CallOutcome {
     case DIAGNOSES.KVM_VIRTIO_FUNCTIONS.code:
       return virtioFunctions(vcpu);
     case DIAGNOSES.KVM_BREAKPOINT.code:
-      return vcpu.vm.breakpoint(vcpu) ? returns() : interrupts(strayBreakpoint);
+      return vcpu.vm.onBreakpoint(vcpu) ? returns() : interrupts(strayBreakpoint);
     default:
       return interrupts(PGM_SPECIFICATION);
   }

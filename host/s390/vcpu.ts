@@ -34,7 +34,7 @@ import {
   S390_EXIT_WAIT,
 } from "./exits.ts";
 import { handleFault } from "./fault.ts";
-import type { HostCpu, HostThreadS390 } from "./host_cpus.ts";
+import type { HostCpu, S390HostThread } from "./host_cpus.ts";
 import { deliverable, deliverPending, LocalInterrupts } from "./interrupts.ts";
 import { Pfault, type PfaultMemory } from "./pfault.ts";
 import { carryOut } from "./privileged.ts";
@@ -52,7 +52,7 @@ const CR0_INITIAL = 0xe0n;
 const CR14_INITIAL = 0xc200_0000n;
 
 /** A vCPU. */
-export class S390Vcpu extends ArchVcpu<S390Cpu> implements HostThreadS390, PfaultMemory {
+export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, PfaultMemory {
   /** Its virtual machine. */
   declare readonly vm: S390Vm;
   /** Its storage. */

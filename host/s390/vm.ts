@@ -9,8 +9,13 @@ import { type ArchShape, ArchVm, type ArchVmOptions } from "../arch/mod.ts";
 import { type CostProfile, SKYLAKE_VMX } from "../cost/mod.ts";
 import type { Machine } from "../machine.ts";
 import { PAGE_SIZE, type PageStore, Residency } from "../memory/mod.ts";
-import { type CcwDevice, ChannelSubsystem, type LegacyTransport, NO_LEGACY_DEVICES } from "./css.ts";
-import { subchannelOf } from "./css.ts";
+import {
+  type CcwDevice,
+  ChannelSubsystem,
+  type LegacyTransport,
+  NO_LEGACY_DEVICES,
+  subchannelOf,
+} from "./css.ts";
 import { ForwardingBudget, S390_HZ } from "./directed_yield.ts";
 import { S390_EXITS } from "./exits.ts";
 import { HostCpus } from "./host_cpus.ts";
@@ -93,7 +98,7 @@ export class S390Vm extends ArchVm<S390Cpu> {
   readonly outerSystem: Readonly<Uint8Array> | undefined;
   /** Pages that the guest has released. */
   discardedPages = 0;
-  /** Answers a breakpoint: whether a debugger planted it. */
+  /** The debugger: whether it planted the breakpoint that a vCPU has come to. There is none at first. */
   onBreakpoint: (vcpu: S390Vcpu) => boolean = () => false;
   #nextFloating = 0;
 
@@ -165,11 +170,6 @@ export class S390Vm extends ArchVm<S390Cpu> {
     if (idle !== undefined) return idle;
     const running = this.vcpus.filter(({ phase }) => phase !== "ended");
     return running[this.#nextFloating++ % running.length] ?? this.vcpus[0];
-  }
-
-  /** Asks the debugger, if there is one, for a breakpoint. */
-  breakpoint(vcpu: S390Vcpu): boolean {
-    return this.onBreakpoint(vcpu);
   }
 
   /** The guest has asked for a reset: its image is gone, and the virtual machine ends here. */
