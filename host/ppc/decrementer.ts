@@ -71,7 +71,7 @@ export class Decrementer {
     } else {
       this.#vcpu.interrupts.queue("DECREMENTER");
     }
-    this.#vcpu.kick();
+    this.#vcpu.kick("DECREMENTER");
   }
 
   #update(): void {

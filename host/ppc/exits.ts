@@ -31,6 +31,7 @@ export const PPC_EXITS = [
   "PROGRAM",
   "SYSCALL",
   "EXTERNAL",
+  "DECREMENTER",
   "DATA_STORAGE",
   "INST_STORAGE",
   "DTLB_MISS",
@@ -89,6 +90,10 @@ export function handleExit(vcpu: PpcVcpu, exit: PpcExit): void {
     case "EXTERNAL":
       // The host merely wanted the CPU; what is pending is delivered at the entry.
       vcpu.stats.ext_intr_exits++;
+      return;
+    case "DECREMENTER":
+      // So did its timer, which may have been the guest's.
+      vcpu.stats.dec_exits++;
       return;
     case "GUEST_DBELL":
       vcpu.stats.gdbell_exits++;

@@ -14,6 +14,8 @@ export interface PpcStats {
   syscall_exits: number;
   /** The host wanted the CPU. */
   ext_intr_exits: number;
+  /** The host's timer expired. */
+  dec_exits: number;
   /** A guest doorbell: an interrupt is pending that the guest has just allowed. */
   gdbell_exits: number;
   /** Accesses to memory without a translation. */
@@ -29,6 +31,7 @@ export function noPpcStats(): PpcStats {
     emulated_inst_exits: 0,
     syscall_exits: 0,
     ext_intr_exits: 0,
+    dec_exits: 0,
     gdbell_exits: 0,
     pf_storage: 0,
     pf_instruc: 0,

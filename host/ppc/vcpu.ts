@@ -80,7 +80,7 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   programCause: ProgramCause = "illegal";
   /** KVM_HC_PPC_MAP_MAGIC_PAGE came without the flag: no page of the guest's kernel is no-execute any more. */
   disableKernelNx = false;
-  #kicked = false;
+  #kicked: PpcExit | undefined = undefined;
   /** Whether KVM_RUN is under way. */
   #inKvmRun = false;
 
@@ -113,10 +113,10 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     const value = BigInt.asUintN(this.processor.bits, msr);
     shared.set("msr", value);
     this.processor.takeMode(value);
-    if ((value & BigInt(MSR_POW)) !== 0n && !this.interrupts.pending) {
-      shared.set("msr", value & ~BigInt(MSR_POW));
-      this.halt();
-    }
+    if ((value & BigInt(MSR_POW)) === 0n) return;
+    // Book3S keeps the bit where something is pending already.
+    if (this.host.family === "booke" || !this.interrupts.pending) shared.set("msr", value & ~BigInt(MSR_POW));
+    this.halt();
   }
 
   /** Maps the magic page (kvmppc_kvm_pv). */
@@ -137,13 +137,16 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     this.block();
   }
 
-  /** Has it look at its pending interrupts: wakes it, or makes it leave guest mode (kvm_vcpu_kick). */
-  kick(): void {
+  /**
+   * Has it look at its pending interrupts: wakes it, or makes it leave guest mode (kvm_vcpu_kick), for an interrupt of the
+   * host by which it was told.
+   */
+  kick(exit: "EXTERNAL" | "DECREMENTER" = "EXTERNAL"): void {
     if (this.phase === "blocked") {
       this.wake();
       return;
     }
-    this.#kicked = true;
+    this.#kicked = exit;
     const { now } = this.engine;
     if (this === this.engine.running || !this.guestMode.takeBack(now)) return;
     this.engine.wake(this, now);
@@ -193,9 +196,9 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
 
   /** A kick leaves guest mode; what hardware held back begins. */
   protected override boundary(): boolean {
-    if (this.#kicked) {
-      this.#kicked = false;
-      this.leave("EXTERNAL");
+    if (this.#kicked !== undefined) {
+      this.leave(this.#kicked);
+      this.#kicked = undefined;
       return true;
     }
     if (this.host.problemState || !this.interrupts.deliverable) return false;
@@ -212,7 +215,7 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
 
   /** Interrupts begin; registers that problem state reads are loaded. */
   protected override beforeEntry(): boolean {
-    this.#kicked = false;
+    this.#kicked = undefined;
     this.interrupts.deliver();
     const { readable, shared } = this.processor;
     for (const [spr, field] of READABLE[this.host.family]) readable.set(spr, shared.get(field));

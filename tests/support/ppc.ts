@@ -30,11 +30,13 @@ export const PR_HOSTS: readonly PpcVmOptions[] = [
   { host: "book3s-64-pr", order: "little", hostOrder: "little" },
   { host: "book3s-32-pr" },
   { host: "e500v2" },
+  { host: "book3s-64-pr", hostOrder: "little" },
 ];
 
 /** The name of a way, for a test's. */
-export function nameOf({ host, order, hostOrder }: PpcVmOptions): string {
-  return `${host}${order === "little" ? `, little-endian on a ${hostOrder ?? "big"}-endian host` : ""}`;
+export function nameOf({ host, order = "big", hostOrder = "big" }: PpcVmOptions): string {
+  const plain = order === "big" && hostOrder === "big";
+  return plain ? host! : `${host}, ${order}-endian on a ${hostOrder}-endian host`;
 }
 
 /** What a guest of a test has besides its program. */

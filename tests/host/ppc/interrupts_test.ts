@@ -397,7 +397,7 @@ describe("patched code that enables interrupts", () => {
         },
       );
       for (const { event, args } of vm.tracer.records()) {
-        if (event === PPC_TP.kvm_exit && PPC_EXITS[args[0]] === "EXTERNAL") left.add(args[1]);
+        if (event === PPC_TP.kvm_exit && PPC_EXITS[args[0]] === "DECREMENTER") left.add(args[1]);
       }
     }
     const inTemplate = (pc: number) => pc >= SPACE.from && pc < SPACE.to;
