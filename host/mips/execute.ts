@@ -17,6 +17,7 @@ import {
   mipsRegisterAddress,
   mipsUnmapped,
 } from "../../abi/mod.ts";
+import { NotModelled } from "../cpu/errors.ts";
 import { branchOf, floatingPointBranchOf } from "./branches.ts";
 import { deliverException } from "./exceptions.ts";
 import type { MipsVcpu } from "./vcpu.ts";
@@ -67,6 +68,8 @@ export function executeMips(vcpu: MipsVcpu): void {
     if (word >>> 26 === COP1 && (context.sys[2 * MIPS_CP0.status] & MIPS_STATUS_CU1) === 0) {
       return deliverException(vcpu, "CpU", { coprocessor: 1 });
     }
+    // Of the branches only jumps to registers have this opcode.
+    if (word >>> 26 === 0) must32(registers.get((word >>> 21) & 0x1f));
     if (slot !== undefined) throw vcpu.error("a branch stands in the delay slot of another: UNPREDICTABLE");
     if (branch.target === pc && countsDown(vcpu, word)) return;
     vcpu.previousWord = word;
@@ -236,7 +239,9 @@ function operation(vcpu: MipsVcpu, word: number): boolean {
   if ((word & 0x01ff_ffff) === ERET) {
     const erl = (context.sys[2 * MIPS_CP0.status] & MIPS_STATUS_ERL) !== 0;
     context.sys[2 * MIPS_CP0.status] &= ~(erl ? MIPS_STATUS_ERL : MIPS_STATUS_EXL);
-    context.pc = context.sys[2 * (erl ? MIPS_CP0.errorEpc : MIPS_CP0.epc)];
+    const epc = erl ? MIPS_CP0.errorEpc : MIPS_CP0.epc;
+    must32(context.system(epc));
+    context.pc = context.sys[2 * epc];
     vcpu.endHandler();
     return false;
   }
@@ -275,6 +280,15 @@ function must(vcpu: MipsVcpu, number: number): void {
 function reserved(vcpu: MipsVcpu): false {
   deliverException(vcpu, "RI");
   return false;
+}
+
+/** Code is in the 32-bit segments: elsewhere it is not modelled, and that is said aloud. */
+function must32(address: bigint): void {
+  if (BigInt.asUintN(64, word32(address)) === address) return;
+  throw new NotModelled(
+    `MIPS code at ${hex(address)}`,
+    "MIPS64 Architecture, volume III: xuseg, xkphys, xkseg",
+  );
 }
 
 /** A 32-bit result as 64-bit registers hold it. */

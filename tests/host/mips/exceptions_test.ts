@@ -265,6 +265,37 @@ describe("a MIPS guest's access to where no memory is", () => {
   });
 });
 
+describe("MIPS code outside the 32-bit segments", () => {
+  it("is not modelled, and a jump or a return there says so", () => {
+    const xkphys = 0x9800_0000_0000_6000n;
+    assertThrows(
+      () => {
+        const rig = new MipsRig();
+        rig.text.addWords(STUB, [0x0080_0008, /* jr a0 */ 0]);
+        rig.run(function* (cpu) {
+          cpu.setRegister(4, xkphys);
+          yield cpu.call(STUB);
+        });
+      },
+      NotModelled,
+      "MIPS code at 0x9800000000006000",
+    );
+    const rig = new MipsRig({
+      *handler(cpu) {
+        yield cpu.dmtc0Epc(xkphys);
+      },
+    });
+    assertThrows(
+      () =>
+        rig.run(function* (cpu) {
+          yield cpu.syscall();
+        }),
+      NotModelled,
+      "MIPS code at 0x9800000000006000",
+    );
+  });
+});
+
 describe("Count", () => {
   it("runs at its frequency beside the host's clock, in 32 bits, and can be set", () => {
     const countHz = 50_000_000;
