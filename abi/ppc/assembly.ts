@@ -1,6 +1,6 @@
 /**
- * PowerPC assembly: a disassembler that speaks the usual extended mnemonics, and an assembler for short sequences with
- * labels.
+ * PowerPC assembly: a disassembler that speaks the usual extended mnemonics, and an assembler for short sequences
+ * with labels.
  *
  * @module
  */

@@ -1,6 +1,6 @@
 /**
- * PowerPC's hypercall conventions: ePAPR's registers, and one of two sequences of words that the guest takes from the device
- * tree (ePAPR 1.1; Documentation/virt/kvm/ppc-pv.rst; arch/powerpc/kvm/powerpc.c, kvmppc_kvm_pv).
+ * PowerPC's hypercall conventions: ePAPR's registers, and one of two sequences of words that the guest takes from the
+ * device tree (ePAPR 1.1; Documentation/virt/kvm/ppc-pv.rst; arch/powerpc/kvm/powerpc.c, kvmppc_kvm_pv).
  *
  * @module
  */
@@ -54,7 +54,10 @@ const EPAPR = {
 /** A result that is no call: EV_UNIMPLEMENTED, and 0 in r4. */
 const UNKNOWN = returns(BigInt(EV_STATUS.EV_UNIMPLEMENTED), 0n);
 
-/** The convention of hosts that run guests in problem state. In user mode the same words are a system call to the guest. */
+/**
+ * The convention of hosts that run guests in problem state. In user mode the same words are a system call to the
+ * guest.
+ */
 export const PPC_PR_CONVENTION: Convention<PpcCallRegister> = {
   ...EPAPR,
   instructions: [PPC_HCALL_PR],

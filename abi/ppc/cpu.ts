@@ -26,7 +26,10 @@ export const PPC_CR = 35;
 /** Registers in a context. */
 export const PPC_REGISTERS = 36;
 
-/** An execution context of a PowerPC processor, and the instructions that it can be given. See the module's description. */
+/**
+ * An execution context of a PowerPC processor, and the instructions that it can be given. See the module's
+ * description.
+ */
 export class PpcCpu extends MachineContext<PpcCpu> {
   /** The core that its text is for. */
   readonly core: PpcCore;
@@ -52,8 +55,8 @@ export class PpcCpu extends MachineContext<PpcCpu> {
   }
 
   /**
-   * Loads a hypercall's registers. `mode` is narrow where the MSR says 32-bit mode. Those of arguments that are left out keep
-   * what they hold.
+   * Loads a hypercall's registers. `mode` is narrow where the MSR says 32-bit mode. Those of arguments that are left
+   * out keep what they hold.
    */
   loadHypercall(call: Call, mode: WidthMode = this.bits === 64 ? "wide" : "narrow"): this {
     for (const [name, value] of Object.entries(encodeCall(PPC_PR_CONVENTION, call, mode))) {

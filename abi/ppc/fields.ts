@@ -1,6 +1,6 @@
 /**
- * The fields of PowerPC instruction words (Power ISA 3.0B, I 1.6): where each stands, and how its value is read. Bit 0 is
- * the most significant bit of the word.
+ * The fields of PowerPC instruction words (Power ISA 3.0B, I 1.6): where each stands, and how its value is read. Bit
+ * 0 is the most significant bit of the word.
  *
  * @module
  */

@@ -62,7 +62,9 @@ export const KVM_FEATURE_MAGIC_PAGE = 1;
 export const KVM_MAGIC_FEAT_SR = 1;
 /** The same: it has mas0 to sprg7. */
 export const KVM_MAGIC_FEAT_MAS0_TO_SPRG7 = 2;
-/** KVM_HC_PPC_MAP_MAGIC_PAGE's flag, in its second argument: the guest takes care that its trampolines are executable. */
+/**
+ * KVM_HC_PPC_MAP_MAGIC_PAGE's flag, in its second argument: the guest takes care that its trampolines are executable.
+ */
 export const MAGIC_PAGE_FLAG_NOT_MAPPED_NX = 1;
 /** What r0 holds where a plain `sc` is a hypercall: "KVM!". */
 export const KVM_SC_MAGIC_R0 = 0x4b56_4d21;

@@ -1,8 +1,8 @@
 /**
- * The PowerPC instructions that this project's processor decodes and executes: those that the magic page's patches read,
- * write and jump to, those that hypercalls use, and what programs need around them (Power ISA 3.0B; BookE's from the
- * e500 Core Family Reference Manual). One row an instruction: its word with every field 0, and its fields. Encoder,
- * decoder and disassembler derive from it.
+ * The PowerPC instructions that this project's processor decodes and executes: those that the magic page's patches
+ * read, write and jump to, those that hypercalls use, and what programs need around them (Power ISA 3.0B; BookE's
+ * from the e500 Core Family Reference Manual). One row an instruction: its word with every field 0, and its fields.
+ * Encoder, decoder and disassembler derive from it.
  *
  * @module
  */

@@ -61,8 +61,8 @@ export type PpcInterrupt =
   | "SYSCALL";
 
 /**
- * The offset of an interrupt's vector from where the guest keeps its vectors. On BookE the guest chooses it, in a register
- * for each interrupt: this project's guests choose blocks of text in the order of the registers.
+ * The offset of an interrupt's vector from where the guest keeps its vectors. On BookE the guest chooses it, in a
+ * register for each interrupt: this project's guests choose blocks of text in the order of the registers.
  */
 export function ppcVector(family: PpcFamily, interrupt: PpcInterrupt): number {
   return family === "book3s" ? BOOK3S_INTERRUPTS[interrupt] : 0x200 * BOOKE_INTERRUPTS[interrupt];

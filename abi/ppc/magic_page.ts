@@ -1,7 +1,7 @@
 /**
  * The magic page: the supervisor registers that a PowerPC guest and KVM share
- * (arch/powerpc/include/uapi/asm/kvm_para.h, struct kvm_vcpu_arch_shared). The page has the byte order of the guest, and
- * the host takes it over when the page is mapped.
+ * (arch/powerpc/include/uapi/asm/kvm_para.h, struct kvm_vcpu_arch_shared). The page has the byte order of the guest,
+ * and the host takes it over when the page is mapped.
  *
  * @module
  */
@@ -84,7 +84,10 @@ export const KVM_VCPU_ARCH_SHARED_LE: Layout<MagicField> = layout("kvm_vcpu_arch
   align: 8,
 });
 
-/** The fields that a host of Book3S exchanges the bytes of when it finds the guest in the other byte order (kvmppc_swab_shared). */
+/**
+ * The fields that a host of Book3S exchanges the bytes of when it finds the guest in the other byte order
+ * (kvmppc_swab_shared).
+ */
 export const SWABBED_FIELDS: readonly MagicField[] = [
   "sprg0",
   "sprg1",
@@ -105,8 +108,8 @@ export function magicOffset(field: MagicField): number {
 }
 
 /**
- * The displacement from register 0 with which an instruction reaches a field: 64 bits of a u64 field where the guest has 64
- * bits, else its low word, which stands behind the high one in a big-endian guest.
+ * The displacement from register 0 with which an instruction reaches a field: 64 bits of a u64 field where the guest
+ * has 64 bits, else its low word, which stands behind the high one in a big-endian guest.
  */
 export function magicDisplacement(field: MagicField, bits: 32 | 64): number {
   const { offset, type } = KVM_VCPU_ARCH_SHARED.fields[field];

@@ -1,5 +1,6 @@
 /**
- * The PowerPC side of the contract: registers, instructions, interrupts, hypercalls of ePAPR and KVM, and the magic page.
+ * The PowerPC side of the contract: registers, instructions, interrupts, hypercalls of ePAPR and KVM, and the magic
+ * page.
  *
  * @module
  */

@@ -1,6 +1,7 @@
 /**
- * How a guest calls its host: the words that KVM_PPC_GET_PVINFO gives user space, which writes them into the device tree,
- * from where the guest patches them into its stub (arch/powerpc/kvm/powerpc.c, arch/powerpc/kernel/epapr_hcalls.S).
+ * How a guest calls its host: the words that KVM_PPC_GET_PVINFO gives user space, which writes them into the device
+ * tree, from where the guest patches them into its stub (arch/powerpc/kvm/powerpc.c,
+ * arch/powerpc/kernel/epapr_hcalls.S).
  *
  * @module
  */
@@ -33,8 +34,9 @@ export const HCALL_WORDS_PR: readonly number[] = [
 export const HCALL_WORDS_BOOKE_HV: readonly number[] = [PPC_SC1, PPC_NOP, PPC_NOP, PPC_NOP];
 
 /**
- * What QEMU writes where the host has no call: r3 becomes -1 in either byte order. Read one way round, the words are a trap
- * that never traps, `li r3,-1` and a branch over the last; read the other way, a branch over the second, and the same two.
+ * What QEMU writes where the host has no call: r3 becomes -1 in either byte order. Read one way round, the words are
+ * a trap that never traps, `li r3,-1` and a branch over the last; read the other way, a branch over the second, and
+ * the same two.
  */
 export const HCALL_WORDS_FAIL: readonly number[] = [0x0800_0048, ppcAsm.li(3, -1), 0x4800_0008, 0xffff_6038];
 

@@ -1,6 +1,7 @@
 /**
  * PowerPC registers: how a context keeps them, MSR and syndrome bits, special-purpose registers by number. Bits are
- * written as values; the Power ISA's own numbering (bit 0 is the most significant one) is used for instruction fields alone.
+ * written as values; the Power ISA's own numbering (bit 0 is the most significant one) is used for instruction fields
+ * alone.
  *
  * @module
  */

@@ -1,6 +1,7 @@
 /**
- * The instructions that PowerPC guest functions yield, and the blocks of text in which they stand. Operands are in fixed
- * registers: data and results in r3, addresses in r4, the targets of calls and the length of computations in CTR.
+ * The instructions that PowerPC guest functions yield, and the blocks of text in which they stand. Operands are in
+ * fixed registers: data and results in r3, addresses in r4, the targets of calls and the length of computations in
+ * CTR.
  *
  * @module
  */

@@ -1,13 +1,13 @@
 /**
- * A PowerPC kernel that reads and writes privileged registers, before and after it has rewritten its own text to use the magic
- * page. Under a host that runs it in problem state, each such instruction leaves guest mode at first; afterwards almost none
- * does, while the same functions run.
+ * A PowerPC kernel that reads and writes privileged registers, before and after it has rewritten its own text to use
+ * the magic page. Under a host that runs it in problem state, each such instruction leaves guest mode at first;
+ * afterwards almost none does, while the same functions run.
  *
  *     deno run guest/examples/ppc_magic_page.ts
  *
- * It takes its hypercall from the device tree, has its magic page mapped, and patches. Meanwhile its decrementer ticks. What
- * still leaves guest mode is what no page can stand for: the return from an interrupt, the decrementer itself, and enabling
- * interrupts where one is due.
+ * It takes its hypercall from the device tree, has its magic page mapped, and patches. Meanwhile its decrementer
+ * ticks. What still leaves guest mode is what no page can stand for: the return from an interrupt, the decrementer
+ * itself, and enabling interrupts where one is due.
  *
  * @module
  */

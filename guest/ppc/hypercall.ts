@@ -1,6 +1,6 @@
 /**
- * PowerPC guests' hypercalls (arch/powerpc/include/asm/epapr_hcalls.h): a call of the stub into which the guest has patched
- * the words of the device tree.
+ * PowerPC guests' hypercalls (arch/powerpc/include/asm/epapr_hcalls.h): a call of the stub into which the guest has
+ * patched the words of the device tree.
  *
  * @module
  */

@@ -2,8 +2,8 @@
  * Waiting in the host: a routine that enables interrupts and calls EV_IDLE until one has been taken
  * (arch/powerpc/kernel/epapr_hcalls.S, epapr_ev_idle).
  *
- * An interrupt between the look for work and the call would be lost to a loop that looks and calls. So nobody looks: the CPU
- * says that it naps, and the handler of whatever interrupt sends it behind its call of the routine.
+ * An interrupt between the look for work and the call would be lost to a loop that looks and calls. So nobody looks:
+ * the CPU says that it naps, and the handler of whatever interrupt sends it behind its call of the routine.
  *
  * @module
  */

@@ -22,9 +22,9 @@ import {
 export type PpcHandlers = Partial<Record<PpcInterrupt, MachineFunction<PpcCpu>>>;
 
 /**
- * A handler that throws what happened into the function that it interrupts, as an exception table does. It takes the cause out
- * of SRR1: processors ignore it when a handler returns, but KVM-PR moves all of SRR1 to the MSR, where the bit of a privileged
- * instruction is MSR[POW], and waits (arch/powerpc/kvm/book3s_pr.c, kvmppc_set_msr_pr).
+ * A handler that throws what happened into the function that it interrupts, as an exception table does. It takes the
+ * cause out of SRR1: processors ignore it when a handler returns, but KVM-PR moves all of SRR1 to the MSR, where the
+ * bit of a privileged instruction is MSR[POW], and waits (arch/powerpc/kvm/book3s_pr.c, kvmppc_set_msr_pr).
  */
 export function* ppcFixup(cpu: PpcCpu): MachineGuest {
   if (ppcFamily(cpu.core) === "book3s") {

@@ -1,6 +1,6 @@
 /**
- * The decrementer: a timer of the host behind a register of the guest (arch/powerpc/kvm/emulate.c, kvmppc_emulate_dec;
- * booke.c, kvmppc_decrementer_func). The time base counts the machine's cycles.
+ * The decrementer: a timer of the host behind a register of the guest (arch/powerpc/kvm/emulate.c,
+ * kvmppc_emulate_dec; booke.c, kvmppc_decrementer_func). The time base counts the machine's cycles.
  *
  * @module
  */

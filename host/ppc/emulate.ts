@@ -1,7 +1,7 @@
 /**
  * How KVM emulates a privileged instruction that left guest mode (arch/powerpc/kvm/emulate.c, book3s_emulate.c,
- * booke_emulate.c, e500_emulate.c). Hosts whose guests have a privileged state of their own execute the same instructions in
- * hardware, with the same effect.
+ * booke_emulate.c, e500_emulate.c). Hosts whose guests have a privileged state of their own execute the same
+ * instructions in hardware, with the same effect.
  *
  * @module
  */
@@ -205,8 +205,8 @@ function writeSpr(vcpu: PpcVcpu, spr: number, value: bigint): Emulated {
 }
 
 /**
- * A register that KVM does not know on Book3S. The guest's kernel reads 0 from it and writes nothing; its user programs, and
- * kernels too for some numbers, get a program interrupt.
+ * A register that KVM does not know on Book3S. The guest's kernel reads 0 from it and writes nothing; its user
+ * programs, and kernels too for some numbers, get a program interrupt.
  */
 function unknownSpr(vcpu: PpcVcpu, spr: number, illegal: readonly number[]): "again" | undefined {
   const user = vcpu.userMode;

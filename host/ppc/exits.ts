@@ -132,7 +132,8 @@ function emulateInstruction(vcpu: PpcVcpu, cause: number): Emulated {
     return "done";
   }
   if (isReversedSystemCall(vcpu, word)) {
-    // An early little-endian Linux that wrote the stub without exchanging its bytes: its calls always fail. The emulation
+    // An early little-endian Linux that wrote the stub without exchanging its bytes: its calls always fail. The
+    // emulation
     // leaves the instruction behind, and its caller does so once more: the word that follows is skipped.
     p.setGpr(3, BigInt(EV_STATUS.EV_UNIMPLEMENTED));
     p.advance(8);

@@ -1,5 +1,6 @@
 /**
- * Guest mode: a vCPU fetches words from guest memory, decodes them and executes them, up to one that its host must see.
+ * Guest mode: a vCPU fetches words from guest memory, decodes them and executes them, up to one that its host must
+ * see.
  *
  * @module
  */

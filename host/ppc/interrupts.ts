@@ -1,6 +1,6 @@
 /**
- * A vCPU's interrupts: which are pending, and how one begins (arch/powerpc/kvm/book3s.c, kvmppc_book3s_irqprio_deliver;
- * book3s_pr.c, kvmppc_inject_interrupt_pr; booke.c, kvmppc_booke_irqprio_deliver).
+ * A vCPU's interrupts: which are pending, and how one begins (arch/powerpc/kvm/book3s.c,
+ * kvmppc_book3s_irqprio_deliver; book3s_pr.c, kvmppc_inject_interrupt_pr; booke.c, kvmppc_booke_irqprio_deliver).
  *
  * @module
  */
@@ -45,7 +45,9 @@ export class PpcInterrupts {
   hior = 0;
   /** How often one was queued. */
   queued = 0;
-  /** Whether the external interrupt goes away when it is delivered (KVM_INTERRUPT_SET), or when its device says so. */
+  /**
+   * Whether the external interrupt goes away when it is delivered (KVM_INTERRUPT_SET), or when its device says so.
+   */
   externalOnce = false;
   readonly #vcpu: PpcVcpu;
   readonly #pending = new Set<PpcInterrupt>();
@@ -120,7 +122,9 @@ export class PpcInterrupts {
     }
   }
 
-  /** KVM enters: the pending interrupt of the highest priority that may begin begins, and the guest hears of the rest. */
+  /**
+   * KVM enters: the pending interrupt of the highest priority that may begin begins, and the guest hears of the rest.
+   */
   deliver(): void {
     const before = this.pending;
     for (const interrupt of PRIORITIES) {
@@ -161,8 +165,8 @@ export class PpcInterrupts {
   }
 
   /**
-   * Whether the guest is in a critical section: `critical` equals r1, in the mode's width, and it is not in user mode. Hosts
-   * whose guests have a privileged state of their own never look, unless they are of BookE.
+   * Whether the guest is in a critical section: `critical` equals r1, in the mode's width, and it is not in user
+   * mode. Hosts whose guests have a privileged state of their own never look, unless they are of BookE.
    */
   get critical(): boolean {
     const { processor: p, host } = this.#vcpu;

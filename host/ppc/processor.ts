@@ -1,9 +1,9 @@
 /**
  * What a PowerPC processor has while it runs a guest: registers, the mode that it runs in, and addresses.
  *
- * The guest's own translation is not modelled. With translation on, an effective address means the real address that is
- * left without its top four bits, where memory is; other addresses have no translation. So it is as though the guest's
- * tables mapped all memory where it is, and in the linear mapping at 0xc000000000000000 again.
+ * The guest's own translation is not modelled. With translation on, an effective address means the real address that
+ * is left without its top four bits, where memory is; other addresses have no translation. So it is as though the
+ * guest's tables mapped all memory where it is, and in the linear mapping at 0xc000000000000000 again.
  *
  * @module
  */
@@ -79,8 +79,8 @@ export class PpcProcessor {
   /** Whether the processor has a translation for the magic page: KVM makes it at the first access. */
   magicMapped = false;
   /**
-   * By number: registers that problem state may read, as they were at the last entry. KVM loads them from the shared page
-   * then (booke_interrupts.S), and no access of the guest's meets KVM.
+   * By number: registers that problem state may read, as they were at the last entry. KVM loads them from the shared
+   * page then (booke_interrupts.S), and no access of the guest's meets KVM.
    */
   readonly readable: Map<number, bigint> = new Map();
   /** Why the last access failed. */

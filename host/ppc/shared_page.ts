@@ -1,6 +1,6 @@
 /**
- * The page that KVM keeps a vCPU's supervisor registers in, and that a guest may map (vcpu->arch.shared). What stands in it
- * is what holds: instructions that trap act on the same fields.
+ * The page that KVM keeps a vCPU's supervisor registers in, and that a guest may map (vcpu->arch.shared). What stands
+ * in it is what holds: instructions that trap act on the same fields.
  *
  * @module
  */
@@ -45,8 +45,8 @@ export class SharedPage {
   }
 
   /**
-   * The guest turns out to have a byte order: from now on the host uses it. Where that is a change, the bytes of some fields
-   * are exchanged, as kvmppc_swab_shared does; the others keep theirs, and read differently afterwards.
+   * The guest turns out to have a byte order: from now on the host uses it. Where that is a change, the bytes of some
+   * fields are exchanged, as kvmppc_swab_shared does; the others keep theirs, and read differently afterwards.
    */
   takeOver(order: ByteOrder): void {
     if (order === this.order) return;

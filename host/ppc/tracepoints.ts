@@ -1,5 +1,6 @@
 /**
- * KVM's tracepoints on PowerPC (arch/powerpc/kvm/{trace,trace_pr,trace_booke}.h), and virt/kvm's that this host emits.
+ * KVM's tracepoints on PowerPC (arch/powerpc/kvm/{trace,trace_pr,trace_booke}.h), and virt/kvm's that this host
+ * emits.
  *
  * @module
  */

@@ -138,8 +138,8 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   }
 
   /**
-   * Has it look at its pending interrupts: wakes it, or makes it leave guest mode (kvm_vcpu_kick), for an interrupt of the
-   * host by which it was told.
+   * Has it look at its pending interrupts: wakes it, or makes it leave guest mode (kvm_vcpu_kick), for an interrupt
+   * of the host by which it was told.
    */
   kick(exit: "EXTERNAL" | "DECREMENTER" = "EXTERNAL"): void {
     if (this.phase === "blocked") {

@@ -2,9 +2,7 @@ import { Machine, type MachineOptions, type PpcVm, type PpcVmOptions } from "../
 import {
   type ByteOrder,
   type MachineFunction,
-  PPC_BLOCKS,
   PPC_BLR,
-  PPC_TEXT_BASE,
   type PpcCpu,
   ppcText,
   unitsToBytes,
@@ -96,11 +94,6 @@ export function withHypercalls(
 /** Writes words of code. */
 export function loadWords(vm: PpcVm, address: number, words: readonly number[]): void {
   vm.memory.load(address, unitsToBytes(words, 4, vm.order));
-}
-
-/** Text of the first functions: the program and those behind it. */
-export function firstFunctions(vm: PpcVm, count: number = 1): TextRange {
-  return { from: PPC_TEXT_BASE, to: PPC_TEXT_BASE + count * PPC_BLOCKS[vm.host.core].size };
 }
 
 /** Words that return to their caller. */

@@ -39,7 +39,9 @@ export interface MagicPageOptions {
   readonly text: readonly TextRange[];
   /** Where copies of templates go. It is not searched. */
   readonly space: TextRange;
-  /** Below this address nothing becomes a branch: vectors of a relocatable kernel run elsewhere than they are linked. */
+  /**
+   * Below this address nothing becomes a branch: vectors of a relocatable kernel run elsewhere than they are linked.
+   */
   readonly endOfVectors?: number;
 }
 

@@ -1,7 +1,7 @@
 /**
- * Which words a guest rewrites once it has the magic page, and into what (arch/powerpc/kernel/kvm.c, kvm_check_ins). Most
- * become one load or store at a negative displacement from nothing: `ld r3,-4008(0)`. Those that must look at more than one
- * field become branches to a template.
+ * Which words a guest rewrites once it has the magic page, and into what (arch/powerpc/kernel/kvm.c, kvm_check_ins).
+ * Most become one load or store at a negative displacement from nothing: `ld r3,-4008(0)`. Those that must look at
+ * more than one field become branches to a template.
  *
  * @module
  */

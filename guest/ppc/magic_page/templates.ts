@@ -1,10 +1,10 @@
 /**
- * What privileged instructions become that a single load or store cannot stand for. Each runs in a critical section, in which
- * the host holds interrupts back: `critical` equals r1. Two registers and the condition register are kept in the page
- * meanwhile, so that none of the guest's changes.
+ * What privileged instructions become that a single load or store cannot stand for. Each runs in a critical section,
+ * in which the host holds interrupts back: `critical` equals r1. Two registers and the condition register are kept in
+ * the page meanwhile, so that none of the guest's changes.
  *
- * Where an interrupt is pending that the guest has just allowed, the original instruction is executed after all: it leaves
- * guest mode, and the host delivers.
+ * Where an interrupt is pending that the guest has just allowed, the original instruction is executed after all: it
+ * leaves guest mode, and the host delivers.
  *
  * @module
  */

@@ -28,7 +28,10 @@ import {
 /** A register that programs use: all but r1, the stack, and r2, the current task. */
 const register = fc.constantFrom(0, ...Array.from({ length: 29 }, (_, i) => i + 3));
 
-/** The registers that mean the same before and after, by core. On Book3S KVM knows neither SPRG4 to 7 nor the page's PIR. */
+/**
+ * The registers that mean the same before and after, by core. On Book3S KVM knows neither SPRG4 to 7 nor the page's
+ * PIR.
+ */
 const WRITTEN: Readonly<Record<PpcCore, readonly SprName[]>> = {
   "book3s-64": ["SPRG0", "SPRG1", "SPRG2", "SPRG3", "SRR0", "SRR1", "DAR", "DSISR"],
   "book3s-32": ["SPRG0", "SPRG1", "SPRG2", "SPRG3", "SRR0", "SRR1", "DAR", "DSISR"],

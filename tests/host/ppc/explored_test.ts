@@ -56,7 +56,10 @@ describe("PowerPC vCPUs in explored runs", () => {
     });
   }
 
-  /** A kernel that enables interrupts by patched code while its decrementer expires; how often that was taken, once or more. */
+  /**
+   * A kernel that enables interrupts by patched code while its decrementer expires; how often that was taken, once or
+   * more.
+   */
   function ticks(options: PpcVmOptions, seed: number): number {
     const booke = options.host === "e500v2";
     const vm = ppcGuest(
@@ -91,7 +94,8 @@ describe("PowerPC vCPUs in explored runs", () => {
         },
       },
     );
-    // The run ends where nothing is left to do; a lost interrupt would have the guest wait for it to the limit of steps.
+    // The run ends where nothing is left to do; a lost interrupt would have the guest wait for it to the limit of
+    // steps.
     assertEquals(vm.machine.run().end, "finished");
     return vm.words.read(DATA, 4)!;
   }

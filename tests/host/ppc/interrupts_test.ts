@@ -183,7 +183,10 @@ describe("an interrupt", () => {
 });
 
 describe("a critical section", () => {
-  /** A program in which the decrementer expires while `critical` equals r1, and how often it was taken at three points. */
+  /**
+   * A program in which the decrementer expires while `critical` equals r1, and how often it was taken at three
+   * points.
+   */
   function story(options: PpcVmOptions): { seen: number[]; vm: PpcVm } {
     const seen: number[] = [];
     const half = PPC_HOSTS[options.host!].core === "book3s-64" ? 0 : 4;
@@ -401,7 +404,8 @@ describe("patched code that enables interrupts", () => {
       }
     }
     const inTemplate = (pc: number) => pc >= SPACE.from && pc < SPACE.to;
-    // The host wanted the CPU at more than twenty addresses of the template. Interrupts begin in it where the critical
+    // The host wanted the CPU at more than twenty addresses of the template. Interrupts begin in it where the
+    // critical
     // section has not begun, or has ended: at its first word, its last, and at the instruction itself.
     assertEquals([...left].filter(inTemplate).length > 20, true);
     assertEquals([...begun].filter(inTemplate).length <= 4, true);
