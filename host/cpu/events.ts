@@ -177,7 +177,7 @@ function readGateSlowly(p: Processor, vector: number): boolean {
     const offset = IDT_GATE64.size * vector;
     if (offset + IDT_GATE64.size - 1 > limit) return false;
     const entry = idtBase(p) + offset;
-    if (p.translates && entry % IDT_GATE64.size === 0 && openGate(p, entry)) return true;
+    if (p.translates && entry % IDT_GATE64.size === 0) return openGate(p, entry);
     gate64(gateWord(p, entry), gateWord(p, entry + 4), gateWord(p, entry + 8));
     return gateFault === DELIVERED;
   }
@@ -196,15 +196,27 @@ function readGateSlowly(p: Processor, vector: number): boolean {
   return gateFault === DELIVERED;
 }
 
-/** Reads a gate that lies in one page, whose translation is cached. */
+/** Reads a gate that lies in one page: one translation serves for all of it. false where that has faulted. */
 function openGate(p: Processor, address: number): boolean {
+  const slot = gateSlot(p, address);
+  if (slot < 0) return false;
   const mmu = p.mmu!;
-  const slot = mmu.hit(Math.floor(address / HIGH), address | 0, READS_SYSTEM);
-  if (slot < 0 || !mmu.open(slot, address | 0)) return false;
+  if (!mmu.open(slot, address | 0)) throw p.error(`its IDT is at ${hex(address)}, which no memory backs`);
   const { window } = mmu;
   const at = (address & PAGE_MASK) >>> 2;
   gate64(window.word(at) >>> 0, window.word(at + 1) >>> 0, window.word(at + 2) >>> 0);
   return true;
+}
+
+/** The TLB's slot for a gate's address; negative where there is none, which is then noted. */
+function gateSlot(p: Processor, address: number): number {
+  const mmu = p.mmu!;
+  let slot = mmu.hit(Math.floor(address / HIGH), address | 0, READS_SYSTEM);
+  if (slot < 0) slot = mmu.miss(address, READS_SYSTEM, 4);
+  if (slot !== FAULTED) return slot;
+  const fault = mmu.takeSystemFault();
+  gateFault = fault === undefined ? EXITED : (fault.vector << 16) | fault.errorCode;
+  return slot;
 }
 
 /** Takes a gate apart; a 32-bit gate is a 64-bit one whose third word is 0. */
@@ -232,12 +244,8 @@ function gateWord(p: Processor, address: number): number {
   if ((address & 3) !== 0) {
     throw new NotModelled("an IDT that is not aligned to 4 bytes, translated", "SDM 3A 6.10");
   }
-  const mmu = p.mmu!;
-  const physical = mmu.translate(address, READS_SYSTEM, 4);
-  if (physical !== FAULTED) return mmu.physical.word(physical);
-  const fault = mmu.takeSystemFault();
-  gateFault = fault === undefined ? EXITED : (fault.vector << 16) | fault.errorCode;
-  return 0;
+  const slot = gateSlot(p, address);
+  return slot < 0 ? 0 : p.mmu!.physical.word(p.mmu!.place(slot, address | 0));
 }
 
 /**

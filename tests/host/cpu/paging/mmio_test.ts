@@ -1,4 +1,4 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
   APIC_DEFAULT_BASE,
@@ -9,7 +9,15 @@ import {
   PTE_P,
   PTE_PCD,
 } from "../../../../abi/mod.ts";
-import { type BackendName, BACKENDS, IoEventFd, type UserspaceDevice } from "../../../../host/mod.ts";
+import {
+  type BackendName,
+  BACKENDS,
+  GuestError,
+  IoEventFd,
+  LimitExceeded,
+  NotModelled,
+  type UserspaceDevice,
+} from "../../../../host/mod.ts";
 import { DATA } from "../../../support/guests.ts";
 import { IOAPIC } from "../../../support/ioapic.ts";
 import {
@@ -254,6 +262,23 @@ for (const backend of BACKENDS) {
         });
         assertEquals(seen, [0x41, 0x51]);
         assertEquals(rig.faults, []);
+      });
+
+      it(`hold no operand of a system instruction, which ends in guest terms (${acceleration})`, () => {
+        const rig = new PagingRig({
+          machine: { limits: { steps: 5_000, exits: 1_000 } },
+          vm: { backend, acceleration },
+        }).map(APIC, APIC_DEFAULT_BASE, { flags: UNCACHED });
+        let beyond = false;
+        rig.start(function* (cpu) {
+          yield* pagingOn(cpu, rig.tables);
+          yield cpu.store32(APIC + 0xf0, 0x1ff);
+          yield cpu.invpcid(2, APIC + 0x20);
+          beyond = true;
+        });
+        const error = assertThrows(() => rig.vm.machine.run(1e9), Error) as Error;
+        assert(error instanceof GuestError || error instanceof NotModelled || error instanceof LimitExceeded);
+        assertEquals(beyond, false);
       });
     }
   });
