@@ -64,6 +64,7 @@ export class QuickSecond {
   accesses = 0;
   readonly #windows: readonly PageWindow[];
   readonly #cpu: CpuTlb;
+  readonly #tables: Ept | Npt;
   readonly #ept: boolean;
   readonly #format: TableFormat;
   readonly #rootHigh: number;
@@ -77,6 +78,7 @@ export class QuickSecond {
     const root = tableRoot(ept ? tables.eptp : tables.ncr3);
     this.#windows = Array.from({ length: LEVEL_PML4 + 1 }, () => new PageWindow(space));
     this.#cpu = cpu;
+    this.#tables = tables;
     this.#ept = ept;
     this.#tableWrites = tables.tableAccessWrites;
     this.#format = ept
@@ -84,6 +86,14 @@ export class QuickSecond {
       : ordinaryFormat(tables.features, tables.nx);
     this.#rootHigh = high(root);
     this.#rootLow = low(root) | 0;
+  }
+
+  /** Whether it does what other tables would do, over what a CPU knows of them. */
+  does(tables: Ept | Npt, cpu: CpuTlb): boolean {
+    const own = this.#tables;
+    if (cpu !== this.#cpu || tables.features !== own.features) return false;
+    if ("eptp" in tables) return "eptp" in own && tables.eptp === own.eptp;
+    return "ncr3" in own && tables.ncr3 === own.ncr3 && tables.nx === own.nx;
   }
 
   /** Finds the page of a guest-physical address, given by its halves, for an access. false where others must. */

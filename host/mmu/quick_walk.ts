@@ -85,6 +85,8 @@ export class QuickWalk {
   readonly #windows: readonly PageWindow[];
   readonly #steps: TableSteps;
   #second: QuickSecond | undefined = undefined;
+  /** A processor mostly comes back to the tables and the CPU that it has left. */
+  #lastSecond: QuickSecond | undefined = undefined;
   #features: PagingFeatures | undefined = undefined;
   #format: TableFormat | undefined = undefined;
   #nx = false;
@@ -103,8 +105,13 @@ export class QuickWalk {
 
   /** Takes up what `cpu` knows, and tables of the second dimension. `features` are those of the guest's tables. */
   attach(cpu: CpuTlb, tables: SecondDimension, features: PagingFeatures): void {
-    const known = tables instanceof Ept || tables instanceof Npt;
-    this.#second = known ? new QuickSecond(this.#space, cpu, tables) : undefined;
+    this.#second = undefined;
+    if (tables instanceof Ept || tables instanceof Npt) {
+      const last = this.#lastSecond;
+      this.#second = last?.does(tables, cpu) ? last : new QuickSecond(this.#space, cpu, tables);
+      this.#lastSecond = this.#second;
+    }
+    if (features === this.#features) return;
     this.#features = features;
     this.#format = ordinaryFormat(features, this.#nx);
   }

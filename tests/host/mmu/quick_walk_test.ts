@@ -290,3 +290,29 @@ describe("an accessed flag in a table that EPT lets be read alone", () => {
     assertEquals([quick.memory.word(0), quick.memory.word(0x1000)], [0x1027, 0x2007]);
   });
 });
+
+describe("a quick walker that is told of other tables", () => {
+  it("walks those from then on, and the first ones when it is back at them", () => {
+    const registers = { cr0: CR0_PG | CR0_PE, cr3: 0, cr4: CR4_PAE, efer: EFER_LMA, ac: false };
+    const pages = [[0x1007n], [0x2007n], [0x3007n], [0x5067n]];
+    for (const vendor of ["vmx", "svm"] as const) {
+      const shift = PAGE_SHIFT_4K;
+      const options = { vendor, accessedDirty: true, shift, geometry: undefined, pages } as const;
+      const [world, other] = [0, 1].map(() => new World(options, registers));
+      const read = { write: false, fetch: false, user: false };
+      const found = world.walkQuickly(0x123, read);
+      assertEquals(found[1], 4 * 5 + 4);
+      world.quick.detach();
+      assertEquals(world.walkQuickly(0x123, read)[0], found[0]);
+      assertEquals(world.outcomes.get(UNKNOWN), 1);
+      // Another CPU knows nothing of the same tables.
+      world.attachTo(other.cpu);
+      other.cpu.tlb.setTags(world.cpu.tlb.tags);
+      assertEquals(world.quick.walk(0, 0x123, demandsOf(registers)[0]), FOUND);
+      assertEquals([world.quick.accesses, other.cpu.tlb.guestPhysical.valid], [4 * 5 + 4, 5]);
+      world.attachTo(world.cpu);
+      assertEquals(world.quick.walk(0, 0x123, demandsOf(registers)[0]), FOUND);
+      assertEquals(world.quick.accesses, 4);
+    }
+  });
+});

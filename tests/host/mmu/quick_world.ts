@@ -76,6 +76,8 @@ export class World {
   readonly cpu: CpuTlb;
   readonly blocks: Uint32Array[] = [];
   readonly quick: QuickWalk;
+  /** Has the walker go on with what a CPU knows. */
+  readonly attachTo: (cpu: CpuTlb) => void;
   /** Stores that were told to somebody who waits for one to the first table's first entry. */
   told = 0;
   /** What quick walks came to. */
@@ -116,7 +118,8 @@ export class World {
     const features = ept ? FEATURES : { ...FEATURES, amd: true };
     this.#paging = { memory: space, state, features, second: new CachedSecond(second, this.cpu) };
     this.quick = new QuickWalk(space);
-    this.quick.attach(this.cpu, second, features);
+    this.attachTo = (cpu) => this.quick.attach(cpu, second, features);
+    this.attachTo(this.cpu);
     this.cpu.tlb.setTags({ vpid: 1, pcid: 0, root: tables.root });
     this.become(state);
   }
