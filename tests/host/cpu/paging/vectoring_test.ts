@@ -8,7 +8,7 @@ import {
   X2APIC_ICR,
   X2APIC_SELF_IPI,
 } from "../../../../abi/mod.ts";
-import { type Acceleration, BACKENDS, type VmOptions } from "../../../../host/mod.ts";
+import { type Acceleration, BACKENDS, TP, type VmOptions } from "../../../../host/mod.ts";
 import { DATA, enableX2apic, IDT } from "../../../support/guests.ts";
 import { pagingOn, PagingRig, tells } from "../../../support/paging.ts";
 
@@ -23,7 +23,7 @@ function first(
   event: "interrupt" | "NMI" | "#UD" | "#PF",
   vm: VmOptions,
 ): { seen: (number | string)[]; rig: PagingRig } {
-  const rig = new PagingRig({ vm });
+  const rig = new PagingRig({ vm: { ...vm, trace: 10_000 } });
   const seen: (number | string)[] = [];
   rig.fixups([PF_VECTOR, UD_VECTOR]);
   rig.on(NMI_VECTOR, function* nmi(cpu) {
@@ -60,6 +60,10 @@ function first(
   const { memory } = rig.vm;
   for (let at = 0; at < 4096; at += 4) memory.setWord(FRAME + at, memory.word(IDT + at));
   assertEquals(rig.vm.machine.run(1e9).end, "finished");
+  const faults = [...rig.vm.tracer.records()].filter(({ event, args }) =>
+    event === TP.kvm_page_fault && args[0] >= FRAME && args[0] < FRAME + 4096
+  );
+  assertEquals(faults.length, 1, "the delivery has exited once");
   return { seen, rig };
 }
 
