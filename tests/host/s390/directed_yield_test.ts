@@ -163,6 +163,39 @@ describe("a lock whose holder has no host CPU", () => {
   });
 });
 
+describe("who runs next where several wait", () => {
+  /** Four CPUs on one; the first yields as it is told, and each says when it runs. */
+  function order(step: (cpu: S390Cpu) => number): number[] {
+    const vm = new Machine().createS390Vm({ memory: 2 ** 21, vcpus: 4, hostCpus: 1, turn: 1e6 });
+    const ran: number[] = [];
+    const kernel = new S390Kernel({
+      *main(cpu: S390Cpu): S390Guest {
+        yield step(cpu);
+        ran.push(0);
+        yield cpu.nop();
+      },
+    });
+    const entries = [1, 2, 3].map((number) =>
+      kernel.cpu(0x2000 * (number + 1), function* other(cpu: S390Cpu): S390Guest {
+        ran.push(number);
+        yield cpu.nop();
+      })
+    );
+    vm.load(kernel.text);
+    vm.start(kernel.entry);
+    for (const [i, entry] of entries.entries()) vm.vcpus[i + 1].start(entry);
+    assertEquals(vm.machine.run(1e8).end, "finished");
+    return ran;
+  }
+
+  it("is whom a directed yield names, and then those that have waited longest", () => {
+    assertEquals(order((cpu) => cpu.diag9c(3)), [3, 1, 2, 0]);
+    assertEquals(order((cpu) => cpu.diag9c(1)), [1, 2, 3, 0]);
+    assertEquals(order((cpu) => cpu.diag44()), [1, 2, 3, 0]);
+    assertEquals(order((cpu) => cpu.diag9c(0)), [0, 1, 2, 3]);
+  });
+});
+
 describe("an undirected yield", () => {
   it("lets others run where some wait, and is nothing where none does", () => {
     const alone = runS390(function* main(cpu) {
