@@ -9,6 +9,7 @@ import {
   type CallOutcome,
   diagCode,
   DIAGNOSES,
+  PGM_OPERATION,
   PGM_PRIVILEGED_OP,
   PGM_SPECIFICATION,
   PSW_MASK_PSTATE,
@@ -31,14 +32,13 @@ const {
 
 /** Serves a DIAGNOSE that KVM left to user space. */
 export function userSpaceDiag(vcpu: S390Vcpu, diag: Diag): CallOutcome {
-  const { strayBreakpoint } = vcpu.vm.behaviour;
   switch (diagCode(diag, (register) => vcpu.context.register(register))) {
     case DIAGNOSES.IPL_FUNCTIONS.code:
       return iplFunctions(vcpu, diag);
     case DIAGNOSES.KVM_VIRTIO_FUNCTIONS.code:
       return virtioFunctions(vcpu);
     case DIAGNOSES.KVM_BREAKPOINT.code:
-      return vcpu.vm.onBreakpoint(vcpu) ? returns() : interrupts(strayBreakpoint);
+      return vcpu.vm.onBreakpoint(vcpu) ? returns() : interrupts(PGM_OPERATION); // A handler that fails.
     default:
       return interrupts(PGM_SPECIFICATION);
   }

@@ -254,6 +254,36 @@ describe("a kernel", () => {
     assertEquals(vm.exits(), { ICPT_WAIT: 1 });
   });
 
+  it("sees its fault behind an interruption that came on the way to it", () => {
+    const log: string[] = [];
+    const machine = new Machine();
+    const vm = machine.createS390Vm({ memory: MEMORY });
+    const kernel = new S390Kernel({
+      *main(cpu) {
+        yield* enableServiceSignals(cpu);
+        yield cpu.stosm(0x280);
+        try {
+          yield cpu.diag501();
+        } catch (error) {
+          log.push((error as MachineFault).exception);
+        }
+      },
+    });
+    kernel.onExternal(EXT_IRQ_CP_SERVICE, function* (cpu) {
+      yield cpu.nop();
+      log.push("external interruption");
+    });
+    // Both are due at once: the program's comes first, and disables the other until its handler returns.
+    vm.onBreakpoint = () => {
+      vm.injectPfaultDone(5n);
+      return false;
+    };
+    vm.load(kernel.text);
+    vm.start(kernel.entry);
+    assertEquals(machine.run(1e7).end, "finished");
+    assertEquals(log, ["external interruption", "operation exception"]);
+  });
+
   it("takes none while it is disabled, or its control register says so", () => {
     for (const enabled of [false, true]) {
       const machine = new Machine();

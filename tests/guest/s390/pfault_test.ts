@@ -150,6 +150,19 @@ describe("a task that touches a page which the host has to bring in", () => {
     assertEquals([end, log], ["finished", ["turn 0", "turn 1", "turn 2", "page"]]);
   });
 
+  it("does not run twice while another one can run", () => {
+    const order: number[] = [];
+    const tasks = [1, 2, 3].map((number) =>
+      function* (cpu: S390Cpu) {
+        for (let i = 0; i < 3; i++) {
+          order.push(number);
+          yield cpu.svc(S390_SVC_YIELD);
+        }
+      }
+    );
+    assertEquals([run({ tasks, absent: [] }).end, order], ["finished", [1, 2, 3, 1, 2, 3, 1, 2, 3]]);
+  });
+
   it("is told of up to 64 pages at a time; for one more the vCPU waits", () => {
     const tasks = Array.from({ length: 66 }, (_, number) =>
       function* (cpu: S390Cpu) {
