@@ -1,6 +1,6 @@
 /**
- * MIPS' registers (MIPS Architecture for Programmers, volumes I and III): general ones by their o32 and n64 names as far
- * as these agree, and those of coprocessor 0, numbered `8 * register + select`.
+ * MIPS' registers (MIPS Architecture for Programmers, volumes I and III): general ones by their o32 names (n64
+ * calls 8 to 11 a4 to a7, and 12 to 15 t0 to t3), and those of coprocessor 0, numbered `8 * register + select`.
  *
  * @module
  */

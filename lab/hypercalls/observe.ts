@@ -127,6 +127,7 @@ export class Observer<Cpu extends MachineContext<Cpu>, Register extends string> 
   #start: Counted = { counters: {}, exits: {}, userspace: {}, clock: 0 };
   #end: Counted | undefined;
   #fault: MachineFault | undefined;
+  #instead: string | undefined;
 
   /** An observer of one call. */
   constructor(scene: Scene<Cpu, Register>, planned: PlannedCall<Cpu>) {
@@ -155,9 +156,14 @@ export class Observer<Cpu extends MachineContext<Cpu>, Register extends string> 
     this.#after = shown(registers, (register) => read(cpu, register));
   }
 
-  /** The call is over, or an interrupt handler of the guest's own begins: what exits from here on is not the call's. */
-  interrupted(): void {
-    if (this.#site !== undefined) this.#end ??= counted(this.#scene.vm);
+  /**
+   * The call is over, or a handler of the guest's own begins: what exits from here on is not the call's. `instead` says what
+   * became of it, if that is the handler.
+   */
+  interrupted(instead?: string): void {
+    if (this.#site === undefined) return;
+    this.#end ??= counted(this.#scene.vm);
+    this.#instead ??= instead;
   }
 
   #memory(): string {
@@ -201,6 +207,7 @@ export class Observer<Cpu extends MachineContext<Cpu>, Register extends string> 
       return vm.dead ? `${text}; the virtual machine has ended` : text;
     }
     if (this.#fault !== undefined) return `${this.#fault.exception} (${hex(this.#fault.code)})`;
+    if (this.#instead !== undefined) return this.#instead;
     if (this.#after === null) return "the guest does not go on";
     return `nobody is called; ${status} = ${BigInt.asIntN(64, BigInt(this.#after[status]))}`;
   }

@@ -10,6 +10,7 @@ import {
   EV_VENDORS,
   evHcallToken,
   MSR_EE,
+  MSR_PR,
   PPC_HYPERCALLS,
   PPC_PR_CONVENTION,
   type PpcCallRegister,
@@ -49,6 +50,7 @@ function plan(): PlannedCall<PpcCpu>[] {
       planned(name, ppcHypercallToken(name))
     ),
     planned(`unknown token 0x${UNKNOWN.toString(16)}`, UNKNOWN),
+    fromUserMode(planned("KVM_HC_FEATURES", ppcHypercallToken("KVM_HC_FEATURES"))),
   ];
 }
 
@@ -71,6 +73,19 @@ function planned(name: string, token: number): PlannedCall<PpcCpu> {
   };
 }
 
+/** The same in problem state. */
+function fromUserMode(call: PlannedCall<PpcCpu>): PlannedCall<PpcCpu> {
+  return {
+    ...call,
+    name: `${call.name}, from user mode`,
+    *prepare(cpu) {
+      yield cpu.mfmsr();
+      yield cpu.mtmsr(cpu.r3 | BigInt(MSR_PR));
+      yield* call.prepare(cpu);
+    },
+  };
+}
+
 /** Makes every call, each on a machine of its own. */
 export function ppcCalls(options: PpcCallOptions): Map<string, CountedCall> {
   return new Map(plan().map((call) => [call.name, made(options, call)]));
@@ -90,6 +105,10 @@ function made({ host, order }: PpcCallOptions, call: PlannedCall<PpcCpu>): Count
     *DECREMENTER(cpu) {
       observer.interrupted();
       yield cpu.mtspr("DEC", 0x7fff_ffff);
+    },
+    // deno-lint-ignore require-yield
+    *SYSCALL() {
+      observer.interrupted("SYSCALL: a system call to the guest itself");
     },
   });
   const entry = text.add(function* main(cpu) {

@@ -18,7 +18,7 @@ import {
   type S390HypercallSpec,
   s390RegisterNumber,
 } from "../../abi/mod.ts";
-import { S390Kernel } from "../../guest/mod.ts";
+import { s390EnterUserMode, S390Kernel } from "../../guest/mod.ts";
 import { Machine, type S390Host } from "../../host/mod.ts";
 import { conventionRegisters, type CountedCall, Observer, type PlannedCall } from "./observe.ts";
 
@@ -42,6 +42,7 @@ function plan(subchannel: number): PlannedCall<S390Cpu>[] {
   return [
     ...table.map(([name, { nr, args }]) => planned(name, nr, argumentsInOrder(args, values))),
     planned(`unknown subcode ${UNKNOWN}`, UNKNOWN, []),
+    fromUserMode(planned("KVM_S390_VIRTIO_CCW_NOTIFY", S390_HYPERCALLS.KVM_S390_VIRTIO_CCW_NOTIFY.nr, [])),
     ...Object.entries(FUNCTIONS).map(([name, issue]) => ({
       name: `DIAG 0x${DIAGNOSES[name as DiagName].code.toString(16)} ${name}`,
       results: [RESULTS[DIAGNOSES[name as DiagName].result]],
@@ -49,6 +50,18 @@ function plan(subchannel: number): PlannedCall<S390Cpu>[] {
       issue,
     })),
   ];
+}
+
+/** The same in the problem state. */
+function fromUserMode(call: PlannedCall<S390Cpu>): PlannedCall<S390Cpu> {
+  return {
+    ...call,
+    name: `${call.name}, from user mode`,
+    *prepare(cpu) {
+      yield* s390EnterUserMode(cpu);
+      yield* call.prepare(cpu);
+    },
+  };
 }
 
 function planned(name: string, nr: number, values: readonly bigint[]): PlannedCall<S390Cpu> {

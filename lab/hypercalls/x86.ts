@@ -5,9 +5,11 @@
  */
 
 import {
+  EFER_SCE,
   type Guest,
   HYPERCALLS,
   type HypercallSpec,
+  IA32_EFER,
   KVM_ERRORS,
   LENGTH,
   OP_VMCALL,
@@ -74,9 +76,11 @@ interface Planned {
   readonly nr: number;
   readonly values: readonly number[];
   readonly opcode: CallOpcode;
+  /** Whether a program makes it, at CPL 3. */
+  readonly user?: boolean;
 }
 
-function plan(backend: BackendName): Planned[] {
+function plan(backend: BackendName, bits: 64 | 32): Planned[] {
   const [native, foreign] = [NATIVE[backend], FOREIGN[backend]];
   const table: [string, HypercallSpec][] = Object.entries(HYPERCALLS);
   const known = table.filter(([, { arch }]) => arch.includes("x86")).map(([name, { nr, args }]) => ({
@@ -89,12 +93,14 @@ function plan(backend: BackendName): Planned[] {
     ...known,
     { name: `unknown number ${UNKNOWN}`, nr: UNKNOWN, values: [], opcode: native },
     { ...known[0], name: `${known[0].name}, by the other vendor's instruction`, opcode: foreign },
+    // SYSRET leads there; not every processor has it outside 64-bit mode.
+    ...bits === 64 ? [{ ...known[0], name: `${known[0].name}, from user mode`, user: true }] : [],
   ];
 }
 
 /** Makes every call, each on a machine of its own. */
 export function x86Calls(options: X86CallOptions): Map<string, CountedCall> {
-  return new Map(plan(options.backend).map((call) => [call.name, made(options, call)]));
+  return new Map(plan(options.backend, options.bits).map((call) => [call.name, made(options, call)]));
 }
 
 function made(options: X86CallOptions, planned: Planned): CountedCall {
@@ -120,21 +126,31 @@ function made(options: X86CallOptions, planned: Planned): CountedCall {
     bits,
     *main(cpu: X86Cpu): Guest {
       yield cpu.work(SETTLE);
-      const [a0 = 0, a1 = 0, a2 = 0, a3 = 0] = planned.values;
-      cpu.loadHypercall(planned.nr, a0, a1, a2, a3);
-      const opcode = planned.opcode === OP_VMCALL ? cpu.vmcall() : cpu.vmmcall();
-      site = cpu.top.block!.address + SITE[opcode];
-      instruction = bytes(site);
-      before = read(cpu);
-      exits = exitsOf(vm);
-      stopwatch.restart();
-      yield opcode;
-      lap = stopwatch.lap();
-      exits = more(exitsOf(vm), exits);
-      after = read(cpu);
-      result = resultText(cpu.register("rax"), bits);
+      if (!planned.user) {
+        yield* call(cpu);
+        return;
+      }
+      yield cpu.rdmsr(IA32_EFER);
+      yield cpu.wrmsr(IA32_EFER, cpu.eax | EFER_SCE, cpu.edx);
+      yield cpu.sysret(program);
     },
   });
+  const call = function* (cpu: X86Cpu): Guest {
+    const [a0 = 0, a1 = 0, a2 = 0, a3 = 0] = planned.values;
+    cpu.loadHypercall(planned.nr, a0, a1, a2, a3);
+    const opcode = planned.opcode === OP_VMCALL ? cpu.vmcall() : cpu.vmmcall();
+    site = cpu.top.block!.address + SITE[opcode];
+    instruction = bytes(site);
+    before = read(cpu);
+    exits = exitsOf(vm);
+    stopwatch.restart();
+    yield opcode;
+    lap = stopwatch.lap();
+    exits = more(exitsOf(vm), exits);
+    after = read(cpu);
+    result = resultText(cpu.register("rax"), bits);
+  };
+  const program = kernel.text.add(call, "program");
   kernel.irq(VECTOR, function* interrupted(cpu: X86Cpu) {
     yield cpu.work(100);
   });
@@ -150,7 +166,7 @@ function made(options: X86CallOptions, planned: Planned): CountedCall {
   }
   done(planned.name, vm);
   const rewritten = bytes(site);
-  const call: ObservedCall = {
+  const observed: ObservedCall = {
     instruction: TEXT[planned.opcode],
     bytes: instruction,
     rewritten: rewritten === instruction ? null : rewritten,
@@ -160,7 +176,7 @@ function made(options: X86CallOptions, planned: Planned): CountedCall {
     userspace: [],
     outcome: result,
   };
-  return { call, counters: lap.counters, exits: lap.exits, cycles: lap.cycles };
+  return { call: observed, counters: lap.counters, exits: lap.exits, cycles: lap.cycles };
 }
 
 /** The exits of the vCPU that calls. */

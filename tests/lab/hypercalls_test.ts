@@ -80,6 +80,15 @@ describe("run hypercalls: x86", () => {
     });
   }
 
+  it("refuses user mode with an error, not with a fault; there is no SYSRET into it from 32 bits", () => {
+    for (const backend of ["vmx", "svm"]) {
+      const call = calls("--backend", backend)["KVM_HC_VAPIC_POLL_IRQ, from user mode"];
+      assertChanged(call, { rax: "0xffffffffffffffff" });
+      assertEquals([call.outcome, call.exits.length], ["rax = -1 (-KVM_EPERM)", 1]);
+      assert(!("KVM_HC_VAPIC_POLL_IRQ, from user mode" in calls("--backend", backend, "--bits", "32")));
+    }
+  });
+
   it("says which call is not modelled, and that older hosts do not have it", () => {
     const { after, outcome } = calls().KVM_HC_CLOCK_PAIRING;
     assertEquals(after, null);
@@ -117,6 +126,14 @@ describe("run hypercalls: s390", () => {
     for (const name of ["KVM_S390_VIRTIO_RESET", "KVM_S390_VIRTIO_SET_STATUS", "unknown subcode 5"]) {
       assertEquals(found[name].outcome, "specification exception (0x6)");
       assertChanged(found[name], {});
+    }
+  });
+
+  it("refuses the problem state with a privileged-operation exception", () => {
+    for (const host of ["kvm", "kvm+qemu-7.2", "kvm+qemu-2.5", "tcg-7.2"]) {
+      const call = calls("--arch", "s390", "--host", host)["KVM_S390_VIRTIO_CCW_NOTIFY, from user mode"];
+      assertEquals(call.outcome, "privileged-operation exception (0x2)");
+      assertChanged(call, {});
     }
   });
 
@@ -177,10 +194,22 @@ describe("run hypercalls: PowerPC", () => {
   });
 
   it("calls nobody where the device tree has no words: the stub answers -1", () => {
-    for (const call of Object.values(calls("--arch", "ppc", "--host", "book3s-64-hv"))) {
+    const found = calls("--arch", "ppc", "--host", "book3s-64-hv");
+    assert(Object.keys(found).length > 17);
+    for (const call of Object.values(found)) {
       assertEquals([call.exits, call.outcome], [[], "nobody is called; r3 = -1"]);
       assertStringIncludes(call.instruction, "li r3,-1");
     }
+  });
+
+  it("is a system call to the guest itself in user mode, or a privileged instruction", () => {
+    const call = (host: string) => calls("--arch", "ppc", "--host", host)["KVM_HC_FEATURES, from user mode"];
+    for (const host of ["book3s-64-pr", "book3s-32-pr", "e500v2"]) {
+      assertEquals(call(host).outcome, "SYSCALL: a system call to the guest itself");
+      assertChanged(call(host), { r0: "0x4b564d21" });
+    }
+    assertEquals(call("e500mc").outcome, "PROGRAM (0x6)");
+    assertChanged(call("e500mc"), {});
   });
 
   it("has the words in the guest's byte order", () => {
