@@ -55,6 +55,7 @@ export function deviceTree({ host, memory, vcpus, timebase }: DeviceTreeOptions)
   };
 }
 
+/** What KVM_PPC_GET_PVINFO says; it has KVM_PPC_PVINFO_FLAGS_EV_IDLE on every host. */
 function hypervisor(words: readonly number[]): FdtNode {
   return node({
     compatible: fdtStrings(KVM_COMPATIBLE),

@@ -4,6 +4,7 @@
  * The guest's own translation is not modelled. With translation on, an effective address means the real address that
  * is left without its top four bits, where memory is; other addresses have no translation. So it is as though the
  * guest's tables mapped all memory where it is, and in the linear mapping at 0xc000000000000000 again.
+ * KVM's shadow translations are taken to be there, but for that of the magic page, which the first access makes.
  *
  * @module
  */

@@ -105,7 +105,10 @@ const BODIES: Readonly<Record<TemplateName, (t: Template) => Piece[]>> = {
     t.store(31, "msr"),
     ...t.done(),
   ],
-  /** In real mode nobody uses segments, and the page's are enough; with translation on the host must hear of it. */
+  /**
+   * In real mode nobody uses segments, and the page's are enough; with translation on the host must hear of it. Linux'
+   * own template does not provide for r30 and r31 as operands; this one does.
+   */
   mtsrin: (t) => [
     ...t.save(),
     t.load(31, "msr"),
