@@ -40,6 +40,7 @@ export class PpcGuestMode {
 
   /** Executes the word at the program counter. */
   instruction(): void {
+    this.#ahead = 0;
     const { processor: p, interrupts } = this.#vcpu;
     const word = p.fetch();
     if (word === undefined) {
@@ -80,7 +81,6 @@ export class PpcGuestMode {
 
   /** `bdnz .` is computation: all rounds but the last are done at once. */
   #compute(i: PpcInstruction): boolean {
-    this.#ahead = 0;
     if (i.name !== "bc" || i.BO !== BO_COUNT || i.BD !== 0 || i.AA === 1 || i.LK === 1) return false;
     const { processor: p, engine } = this.#vcpu;
     const count = p.gpr(PPC_CTR);
