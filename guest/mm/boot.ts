@@ -57,8 +57,9 @@ const READ_WRITE = READ | PTE_RW;
 /** What of paging the processors have. */
 export function* detect(cpu: X86Cpu, mm: MemoryManager): Guest {
   yield cpu.cpuid(1);
-  mm.pcid = (cpu.ecx & CPUID_1_ECX_PCID) !== 0 && mm.allowsPcid;
   mm.pge = (cpu.edx & CPUID_1_EDX_PGE) !== 0;
+  // PCIDs without global pages would have to be flushed one by one (setup_pcid).
+  mm.pcid = (cpu.ecx & CPUID_1_ECX_PCID) !== 0 && mm.pge && mm.allowsPcid;
   yield cpu.cpuid(7, 0);
   mm.smep = (cpu.ebx & CPUID_7_EBX_SMEP) !== 0;
   mm.smap = (cpu.ebx & CPUID_7_EBX_SMAP) !== 0;

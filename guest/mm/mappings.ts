@@ -300,7 +300,7 @@ function* changeProtection(
     mm.witness.changed({ address, bytes: PAGE_BYTES });
     const old = yield* clearEntry(cpu, entry); // ptep_modify_prot_start: A and D are in the answer.
     yield storeEntry(cpu, entry, withProt(old, prot));
-    if (!lost(old, wanted)) return;
+    if (!needsFlush(old, wanted)) return;
     first = Math.min(first, address);
     last = address;
   });
@@ -319,10 +319,13 @@ function withProt(entry: Entry, prot: number): Entry {
   };
 }
 
-/** Whether a right is lost: only then must others forget the old entry (pte_needs_flush). */
-function lost(old: Entry, now: Entry): boolean {
-  return (old.low & ~now.low & (PTE_P | PTE_RW)) !== 0 ||
-    ((old.low & PTE_P) !== 0 && (now.high & ~old.high & PTE_NX_HIGH) !== 0);
+/**
+ * Whether others must forget the old entry, which they have where it was present: for a right that is lost, and for NX that
+ * is cleared too (pte_needs_flush).
+ */
+function needsFlush(old: Entry, now: Entry): boolean {
+  if ((old.low & PTE_P) === 0) return false;
+  return (old.low & ~now.low & (PTE_P | PTE_RW)) !== 0 || ((old.high ^ now.high) & PTE_NX_HIGH) !== 0;
 }
 
 /** Unmaps everything, and gives the tables back (exit_mmap). Nobody runs in the address space any more. */

@@ -99,15 +99,13 @@ export function* flushTlbFunction(cpu: X86Cpu, mm: MemoryManager, info: number):
   const area = cpu.gsBase;
   yield cpu.load64(area + LOADED);
   const loaded = cpu.eax;
-  if (info !== area + INFO) {
-    yield* count(cpu, "remoteFlushes");
-    yield cpu.load64(info + at("infoMm"));
-    const space = cpu.eax;
-    if (space !== loaded) { // It is in the mask, but has gone on to something else.
-      yield cpu.load32(area);
-      yield cpu.lockBtr(mmField(space, "cpumask"), cpu.eax);
-      return;
-    }
+  if (info !== area + INFO) yield* count(cpu, "remoteFlushes");
+  yield cpu.load64(info + at("infoMm"));
+  const space = cpu.eax;
+  if (space !== loaded) { // It is in the mask, but has gone on to something else.
+    yield cpu.load32(area);
+    yield cpu.lockBtr(mmField(space, "cpumask"), cpu.eax);
+    return;
   }
   if (loaded === mm.init) return;
   yield cpu.load32(area + tlbOffset("isLazy"));
@@ -117,12 +115,12 @@ export function* flushTlbFunction(cpu: X86Cpu, mm: MemoryManager, info: number):
   }
   yield cpu.load32(area + tlbOffset("loadedAsid"));
   const caughtUp = area + contextOffset(cpu.eax).tlbGen;
-  yield cpu.load32(mmField(loaded, "tlbGen"));
-  const generation = cpu.eax;
   yield cpu.load32(caughtUp);
   const local = cpu.eax;
-  if (local === generation) return; // Another one's flush has taken this one along.
   const wanted = yield* loadU64(cpu, 64, info + at("infoGen"));
+  if (wanted <= local) return; // Another one's flush has taken this one along.
+  yield cpu.load32(mmField(loaded, "tlbGen"));
+  const generation = cpu.eax;
   const end = yield* loadU64(cpu, 64, info + at("infoEnd"));
   if (end !== TLB_FLUSH_ALL && wanted === local + 1 && wanted === generation) {
     const start = yield* loadU64(cpu, 64, info + at("infoStart"));
@@ -145,10 +143,15 @@ const INVPCID_ALL_WITH_GLOBALS = 2;
 /** CR4.PGE. */
 const PGE = 1 << 7;
 
-/** Flushes all that this processor has cached (__flush_tlb_all): by INVPCID, or by turning global pages off and on. */
+/**
+ * Flushes all that this processor has cached (__flush_tlb_all): by INVPCID, or by turning global pages off and on. Without
+ * global pages there are no PCIDs either, and every flush is total.
+ */
 export function* flushTlbAllLocal(cpu: X86Cpu, mm: MemoryManager): Guest {
   const enabled = yield* localIrqSave(cpu);
-  if (mm.invpcid) {
+  if (!mm.pge) {
+    yield* flushTlbLocal(cpu);
+  } else if (mm.invpcid) {
     const descriptor = cpu.gsBase + tlbOffset("descriptor");
     yield cpu.store64(descriptor, 0);
     yield cpu.store64(descriptor + 8, 0);

@@ -75,6 +75,8 @@ export interface Backend {
   loadMmuPgd(root: number): void;
   /** Before the next entry: takes an ASID of the CPU's present generation. */
   renewAsid(): void;
+  /** The vCPU's ASID, and the CPU whose it is; undefined where it has none, or none that a CPU knows any more. */
+  asidTag(): { readonly cpu: number; readonly vpid: number } | undefined;
   /** Flushes what this CPU remembers of any root or guest (flush_tlb_all). */
   flushTlbAll(): void;
   /** Flushes what it remembers of the root that is loaded (flush_tlb_current). */

@@ -105,7 +105,7 @@ function* runs(slot: Slot, { first, mask }: LoggedPages): Generator<[start: numb
   }
 }
 
-/** kvm_mmu_recover_huge_pages: tables whose pages one huge page could map go, and the next fault maps that one. */
+/** kvm_mmu_recover_huge_pages: one huge page takes the place of a table whose pages it can map. */
 function* recoverHugePages(vm: Vm, slot: Slot): Steps {
   const { mmu } = vm;
   const { tables } = mmu;

@@ -40,6 +40,8 @@ export interface TranslationRange {
   readonly pcid?: number;
   /** Address of the EPT root. */
   readonly root?: number;
+  /** The processor that has cached them: an ASID is one processor's own. */
+  readonly cpu?: number;
 }
 
 /** Software's word that nobody uses the old translations of a range any more. */
@@ -155,6 +157,7 @@ export class StalenessOracle {
 
   #each(range: TranslationRange, visit: (life: Life) => void): void {
     for (let cpu = 0; cpu < this.#processors.length; cpu++) {
+      if (range.cpu !== undefined && range.cpu !== cpu) continue;
       for (const life of this.#lives(cpu)) {
         if (inRange(range, life.entry)) visit(life);
       }

@@ -68,6 +68,13 @@ export class Asid {
     this.#vmcb = vmcb;
   }
 
+  /** The ASID with the CPU that gave it; undefined where there is none, or that CPU gives it anew in another generation. */
+  get tag(): { readonly cpu: number; readonly vpid: number } | undefined {
+    const cpu = this.#cpu;
+    if (cpu === undefined || cpu.generation !== this.generation) return undefined;
+    return { cpu: cpu.pcpu.id, vpid: this.#vmcb.asid };
+  }
+
   /** init_vmcb: the next run needs one. */
   reset(): void {
     this.generation = 0;

@@ -192,6 +192,11 @@ export class Svm implements Backend {
     this.#once = true;
   }
 
+  /** See {@linkcode Asid.tag}. */
+  asidTag(): { readonly cpu: number; readonly vpid: number } | undefined {
+    return this.asid.tag;
+  }
+
   /** SVM knows no narrower flush than that of the ASID. */
   flushTlbAll(): void {
     this.asid.flush();

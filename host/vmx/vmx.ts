@@ -213,6 +213,9 @@ export class Vmx implements Backend {
   /** A VPID is for life. */
   renewAsid(): void {}
 
+  /** There are none. */
+  asidTag(): undefined {}
+
   /** INVEPT of all roots. */
   flushTlbAll(): void {
     tlb.flushTlbAll(this);

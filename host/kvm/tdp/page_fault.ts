@@ -16,6 +16,7 @@
  */
 
 import {
+  EPT_RWX,
   EPT_VIOLATION_FETCH,
   EPT_VIOLATION_LINEAR,
   EPT_VIOLATION_READ,
@@ -63,7 +64,7 @@ export function violationErrorCode(qualification: number): number {
   const has = (mask: number): boolean => (qualification & mask) !== 0;
   const code = (has(EPT_VIOLATION_READ) ? PFERR_USER : 0) | (has(EPT_VIOLATION_WRITE) ? PFERR_WRITE : 0) |
     (has(EPT_VIOLATION_FETCH) ? PFERR_FETCH : 0) |
-    (has(0xf << EPT_VIOLATION_RIGHTS_SHIFT) ? PFERR_PRESENT : 0);
+    (has(EPT_RWX << EPT_VIOLATION_RIGHTS_SHIFT) ? PFERR_PRESENT : 0);
   if (!has(EPT_VIOLATION_LINEAR)) return code;
   return code + (has(EPT_VIOLATION_TRANSLATED) ? PFERR_GUEST_FINAL : PFERR_GUEST_PAGE);
 }

@@ -26,6 +26,7 @@ import {
   LEVEL_PT,
   low,
   mapsPage,
+  PAGE_SHIFT_2M,
   PAGE_SHIFT_4K,
   PTE_A,
   PTE_D,
@@ -121,6 +122,11 @@ export function makeSmallSpte(huge: Spte, index: number): Spte {
   const physical = spteAddress(huge, LEVEL_PT + 1) + index * 4096;
   const flags = huge.low & 0xfff & ~PTE_PS;
   return { low: (low(physical) | flags) >>> 0, high: (high(physical) | (huge.high & ~0xf_ffff)) >>> 0 };
+}
+
+/** make_huge_spte: the entry for the huge page around one of its small ones, all rights kept. */
+export function makeHugeSpte({ low, high }: Spte): Spte {
+  return { low: ((low & (-(1 << PAGE_SHIFT_2M) | 0xfff)) | PTE_PS) >>> 0, high };
 }
 
 /** is_shadow_present_pte: it maps a page or leads to a table. */

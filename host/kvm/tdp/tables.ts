@@ -10,6 +10,7 @@ import type { HostBlock, HostMemory } from "../../memory/mod.ts";
 import {
   isLeaf,
   isPresent,
+  makeHugeSpte,
   makeSmallSpte,
   makeTableSpte,
   type Spte,
@@ -146,8 +147,9 @@ export class TdpTables {
   }
 
   /**
-   * Empties the entries of tables all of whose pages one huge page could map, which `level` knows. They are to be unlinked
-   * when nobody remembers their pages any more.
+   * Puts huge pages in the place of tables all of whose pages one could map, which `level` knows, with the rights of the
+   * first page that is mapped there (tdp_mmu_make_huge_spte). The tables are to be unlinked when nobody remembers their pages
+   * any more.
    */
   collapse(start: number, end: number, level: (gpa: number) => number): TdpEntry[] {
     const size = 2 ** shiftOf(LEVEL_PD);
@@ -156,7 +158,9 @@ export class TdpTables {
       const entry = this.find(gpa, LEVEL_PD);
       if (entry.level !== LEVEL_PD || !isPresent(entry) || isLeaf(entry, LEVEL_PD)) continue;
       if (level(gpa) !== LEVEL_PD) continue;
-      this.set(entry, { low: 0, high: 0 });
+      const { value: first } = this.leaves(gpa, gpa + size).next();
+      if (first === undefined) continue;
+      this.set(entry, makeHugeSpte(first));
       gone.push(entry);
     }
     return gone;

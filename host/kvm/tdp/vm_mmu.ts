@@ -96,7 +96,8 @@ export class VmMmu {
     const { backend, vcpus } = this.#vm;
     const range = { space: "guest-physical", address: start, bytes: end - start } as const;
     if (backend === "vmx") return [{ ...range, root: tables.root.address }];
-    return vcpus.map((vcpu) => ({ ...range, vpid: vcpu.processor.virtualization.tlbTags().vpid }));
+    const tags = vcpus.map((vcpu) => vcpu.backend.asidTag()).filter((tag) => tag !== undefined);
+    return tags.map((tag) => ({ ...range, ...tag }));
   }
 
   /** mmu_invalidate_retry_gfn: whether a fault that began at `seq` must begin anew. */

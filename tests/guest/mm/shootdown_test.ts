@@ -11,6 +11,7 @@ import {
   mmap,
   mprotect,
   munmap,
+  PROT_EXEC,
   PROT_READ,
   PROT_WRITE,
   SIGSEGV,
@@ -132,6 +133,9 @@ for (const backend of BACKENDS) {
         },
         function* (cpu, memory) {
           yield* mprotect(cpu, memory, PAGE, 0);
+        },
+        function* (cpu, memory) {
+          yield* mprotect(cpu, memory, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC); // NX goes: pte_flags_need_flush.
         },
         function* (cpu, memory) {
           yield* mmap(cpu, PAGE, PROT_READ, memory); // In the place of what is there.

@@ -277,12 +277,18 @@ for (const backend of BACKENDS) {
         yield cpu.out8(0x80, 1);
       });
       const huge = { level: LEVEL_PD, writable: true };
+      const collected = { level: LEVEL_PD, writable: false }; // In the small pages' place, with the rights of the first.
       assertEquals(states, [
         [huge, undefined],
         [{ level: LEVEL_PT, writable: false }, undefined],
-        [undefined, undefined],
-        [huge, undefined],
+        [collected, collected],
+        [huge, collected],
       ]);
+      assertEquals(
+        vm.bootstrap.stats.pf_fast,
+        2,
+        "W alone was missing: once in a small page, once in the huge one",
+      );
     });
   });
 

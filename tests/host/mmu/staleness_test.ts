@@ -126,6 +126,16 @@ describe("a shootdown", () => {
     assertEquals(machine.use(0), "legally stale");
   });
 
+  it("says nothing of other processors where it is about one: an ASID is another vCPU's there", () => {
+    const machine = new Machine();
+    machine.fill(0);
+    machine.fill(1);
+    machine.change(PAGE, { physical: 0x9_9000 });
+    machine.oracle.gone({ ...FREED, cpu: 0 });
+    assertEquals(machine.use(1), "legally stale");
+    assertThrows(() => machine.use(0), StaleTranslation);
+  });
+
   it("says nothing of other pages, PCIDs and VPIDs", () => {
     for (const other of [{ address: PAGE + 4096 }, { pcid: 4 }, { vpid: 2 }, { root: 0x2000 }]) {
       const machine = new Machine();

@@ -33,7 +33,7 @@ function flushes(vm: Vm): [pcpu: number, operation: string, vpid: number | undef
 function crowd(
   vms: number,
   options: MachineOptions,
-): { asids: number[][]; seen: ReturnType<typeof flushes> } {
+): { machine: Machine; asids: number[][]; seen: ReturnType<typeof flushes> } {
   const machine = new Machine({ pcpus: 1, timeSlice: 20_000, staleness: true, ...options });
   const asids: number[][] = [];
   for (let n = 0; n < vms; n++) {
@@ -55,7 +55,7 @@ function crowd(
   }
   const seen = flushes(machine.vms[0]);
   assertEquals(machine.run(1e9).end, "finished");
-  return { asids, seen };
+  return { machine, asids, seen };
 }
 
 // arch/x86/kvm/svm/svm.c: new_asid, pre_svm_run, svm_flush_tlb_asid.
@@ -77,6 +77,14 @@ describe("ASIDs", () => {
     const all = seen.filter(([, operation]) => operation === "TLB_CONTROL 1");
     assertEquals(all.every(([, , vpid]) => vpid === 1), true, "by the first of a generation");
     assertEquals(all.length > 3, true);
+  });
+
+  it("that were given anew are no longer those of who had them: nobody is taken for another", () => {
+    const { machine } = crowd(3, { asids: 3 });
+    const tags = machine.vms.map((vm) => vm.bootstrap.backend.asidTag()).filter((tag) => tag !== undefined);
+    const known = tags.map(({ cpu, vpid }) => `${cpu}: ${vpid}`);
+    assertEquals(new Set(known).size, known.length);
+    assertEquals(known.length === 1 || known.length === 2, true);
   });
 
   it("are kept by a vCPU that alone uses its CPU, however often it sleeps", () => {

@@ -12,6 +12,7 @@ import {
   ORDINARY_SPTE,
   type Spte,
 } from "../../../../host/mod.ts";
+import { makeHugeSpte, SPTE_WRITABLE } from "../../../../host/kvm/tdp/spte.ts";
 import { EPT_FEATURES, FEATURES } from "../../mmu/tables.ts";
 
 const hex = ({ low, high }: Spte): string => u64(low, high).toString(16);
@@ -83,6 +84,20 @@ describe("KVM's entries", () => {
         const large = makeSpte(format, { physical, level: LEVEL_PD, hostWritable });
         const small = makeSpte(format, { physical: physical + index * 4096, level: LEVEL_PT, hostWritable });
         assertEquals(hex(makeSmallSpte(large, index)), hex(small));
+      }
+    }));
+  });
+
+  // arch/x86/kvm/mmu/spte.c, make_huge_spte.
+  it("of small pages that one huge page takes the place of are that page's, with the same rights", () => {
+    const number = fc.integer({ min: 0, max: 511 });
+    fc.assert(fc.property(huge, number, fc.boolean(), (physical, index, hostWritable) => {
+      for (const format of FORMATS) {
+        const small = makeSpte(format, { physical: physical + index * 4096, level: LEVEL_PT, hostWritable });
+        const large = makeSpte(format, { physical, level: LEVEL_PD, hostWritable });
+        assertEquals(hex(makeHugeSpte(small)), hex(large));
+        const readOnly = { low: small.low & ~SPTE_WRITABLE, high: small.high };
+        assertEquals(makeHugeSpte(readOnly).low & SPTE_WRITABLE, 0);
       }
     }));
   });
