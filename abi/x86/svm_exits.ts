@@ -141,6 +141,8 @@ export const SVM_EXIT_SHUTDOWN = 0x07f;
 export const SVM_EXIT_VMMCALL = 0x081;
 /** WBINVD. */
 export const SVM_EXIT_WBINVD = 0x089;
+/** INVPCID. */
+export const SVM_EXIT_INVPCID = 0x0a2;
 /** Nested page fault. */
 export const SVM_EXIT_NPF = 0x400;
 /** AVIC could not complete an IPI; behind the instruction (APM 2 15.29.9.1). */

@@ -39,6 +39,7 @@ const {
   SVM_EXIT_EXCP_BASE,
   SVM_EXIT_HLT,
   SVM_EXIT_INVD,
+  SVM_EXIT_INVPCID,
   SVM_EXIT_IOIO,
   SVM_EXIT_IRET,
   SVM_EXIT_MSR,
@@ -97,6 +98,8 @@ export function handleSvmExit(vcpu: Vcpu, svm: Svm): void {
     case SVM_EXIT_INVD:
     case SVM_EXIT_WBINVD:
       return vcpu.backend.skipInstruction();
+    case SVM_EXIT_INVPCID: // It exits only where the guest is to have none.
+      return vcpu.queueException(UD_VECTOR, -1);
     case SVM_EXIT_EXCP_BASE + UD_VECTOR:
       return emulateInvalidOpcode(vcpu);
     case SVM_EXIT_EXCP_BASE + DB_VECTOR:

@@ -27,8 +27,10 @@ const {
   CR0_NW,
   DB_VECTOR,
   FLAG_IF,
+  HIGH,
   NMI_VECTOR,
   RAX,
+  RDI,
   RFLAGS,
   SVM_EXIT_CPUID,
   SVM_EXIT_CR0_SEL_WRITE,
@@ -36,6 +38,7 @@ const {
   SVM_EXIT_HLT,
   SVM_EXIT_INTR,
   SVM_EXIT_INVD,
+  SVM_EXIT_INVPCID,
   SVM_EXIT_IOIO,
   SVM_EXIT_IRET,
   SVM_EXIT_MSR,
@@ -285,9 +288,10 @@ export class SvmHardware implements Virtualization {
     return false;
   }
 
-  /** Nor does INVPCID where the guest has it. */
-  invpcid(_p: Processor, _type: number): boolean {
-    return false;
+  /** Nor does INVPCID, but where CPUID keeps it from the guest (svm_recalc_instruction_intercepts). */
+  invpcid(p: Processor, type: number): boolean {
+    if (this.vcpu.cpuid.invpcid) return false;
+    return p.leaveWith(SVM_EXIT_INVPCID, p.regs[RDI + 1] * HIGH + p.regs[RDI], type);
   }
 
   /** CR8 is V_TPR. */

@@ -1,6 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
+  CPUID_7_EBX_INVPCID,
   CR4_PCIDE,
   CR4_PGE,
   type Guest,
@@ -10,7 +11,7 @@ import {
   UD_VECTOR,
   type X86Cpu,
 } from "../../../../abi/mod.ts";
-import { type BackendName, BACKENDS } from "../../../../host/mod.ts";
+import { type BackendName, BACKENDS, type CpuidEntry } from "../../../../host/mod.ts";
 import { DATA } from "../../../support/guests.ts";
 import { KERNEL_PAGE, pagingOn, PagingRig, setCr4, storeEntry, tells } from "../../../support/paging.ts";
 
@@ -27,8 +28,8 @@ const frameOf = (process: number, changed: boolean) => DATA + 0x1000 * (2 * proc
 class Processes extends PagingRig {
   readonly all: PageTables[];
 
-  constructor(backend: BackendName, count = 2) {
-    super({ vm: { backend, ...(backend === "vmx" && { acceleration: "apicv" }) } });
+  constructor(backend: BackendName, count = 2, cpuid: readonly CpuidEntry[] = []) {
+    super({ vm: { backend, cpuid, ...(backend === "vmx" && { acceleration: "apicv" }) } });
     this.fixups();
     this.all = [this.tables];
     while (this.all.length < count) this.all.push(this.hierarchy());
@@ -293,6 +294,23 @@ for (const backend of BACKENDS) {
     });
   });
 }
+
+// vmx_adjust_secondary_exec_control's INVPCID; svm_recalc_instruction_intercepts.
+describe("INVPCID that CPUID keeps from a guest", () => {
+  for (const backend of BACKENDS) {
+    it(`is an invalid opcode, though the processor has it, and drops nothing (${backend})`, () => {
+      const model = new Processes(backend).vm.bootstrap.cpuid.find(7, 0)!;
+      const registers = [model[0], model[1] & ~CPUID_7_EBX_INVPCID, model[2], model[3]] as const;
+      const rig = new Processes(backend, 2, [{ leaf: 7, subleaf: 0, registers }]);
+      rig.finish(function* (cpu) {
+        yield* rig.warm(cpu);
+        yield* rig.change(cpu);
+        assertEquals(yield* tells(() => cpu.invpcid(2, DESCRIPTOR)), `${UD_VECTOR}(0)`);
+        assertEquals(yield* rig.changed(cpu), [NOTHING, NOTHING]);
+      });
+    });
+  }
+});
 
 describe("INVPCID on the plainest processor (vmx)", () => {
   it("is an invalid opcode where CPUID does not offer it", () => {
