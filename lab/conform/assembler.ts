@@ -32,7 +32,13 @@ function numbered(line: string): string {
 
 /** The targets. */
 export const ASSEMBLY_TARGETS: Readonly<Record<string, AssemblyTarget>> = {
-  x86: { llvm: ["--triple=x86_64"], gnu: "x86_64-linux-gnu-as", gnuPackage: "binutils", gnuArgs: ["--64"] },
+  x86: {
+    llvm: ["--triple=x86_64"],
+    gnu: "x86_64-linux-gnu-as",
+    gnuPackage: "binutils",
+    gnuArgs: ["--64", "--listing-lhs-width=2"],
+    directives: [".intel_syntax noprefix"],
+  },
   s390: {
     llvm: ["--triple=systemz", "--mcpu=z14"],
     gnu: "s390x-linux-gnu-as",
@@ -103,8 +109,10 @@ const llvm: Assembler = async (target, lines) => {
     (stdin) => runTool("llvm-mc", [...target.llvm, "-show-encoding"], { stdin, packages: LLVM_PACKAGES }),
     function* (out) {
       for (const [, label, rest] of out.matchAll(/^at_(\d+):([^]*?)(?=^at_|(?![^]))/gm)) {
-        const bytes = /encoding: \[(0x[0-9a-f]{2}(?:,0x[0-9a-f]{2})*)\]/.exec(rest)?.[1];
-        if (bytes !== undefined) yield [Number(label), bytes.replaceAll(/0x|,/g, "")];
+        const bytes = [...rest.matchAll(/encoding: \[([^\]]*)\]/g)].map(([, list]) => list.split(",")).flat();
+        if (bytes.length > 0 && bytes.every((byte) => /^0x[0-9a-f]{2}$/.test(byte))) {
+          yield [Number(label), bytes.map((byte) => byte.slice(2)).join("")];
+        }
       }
     },
   );

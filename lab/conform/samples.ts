@@ -13,6 +13,7 @@ import {
   HCALL_STUB,
   type InstructionFieldName,
   type InstructionFormat,
+  INSTRUCTIONS,
   MIPS_BLOCK,
   MIPS_CONVENTION,
   MIPS_HYPCALL,
@@ -196,7 +197,10 @@ function s390(): Sample[] {
 
 /** The samples of each of the assemblers' targets. */
 export const SAMPLES: Readonly<Record<string, readonly Sample[]>> = {
-  x86: formats(X86_CONVENTION.instructions, "little"),
+  x86: [
+    ...formats(X86_CONVENTION.instructions, "little"),
+    ...INSTRUCTIONS.map(({ text, bytes }) => ({ line: text, bytes: hexBytes(Uint8Array.from(bytes)) })),
+  ],
   s390: s390(),
   ppc: ppc("big"),
   ppcle: ppc("little"),
