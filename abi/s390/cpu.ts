@@ -23,12 +23,10 @@ export type S390Function = MachineFunction<S390Cpu>;
 export const S390_GPRS = 16;
 /** The system register that holds the mask of the PSW. */
 export const S390_SYS_PSW_MASK = 0;
-/** The one that holds the prefix. */
-export const S390_SYS_PREFIX = 1;
 /** The first control register. */
-export const S390_SYS_CR0 = 2;
-/** System registers: the PSW's mask, the prefix, and 16 control registers. */
-export const S390_SYS = 18;
+export const S390_SYS_CR0 = 1;
+/** System registers: the PSW's mask, and 16 control registers. */
+export const S390_SYS = 17;
 
 /** Where functions are placed when nothing else is said: 64 KiB, where Linux has its first code. */
 export const S390_TEXT_BASE = 0x1_0000;

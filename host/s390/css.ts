@@ -56,7 +56,7 @@ export class ChannelSubsystem {
   notify(word: number, data: bigint): boolean {
     const id = decodeSubchannelId(word);
     if (id === undefined) return false;
-    const cssid = !id.m && id.cssid === 0 ? VIRTUAL_CSSID : id.cssid;
+    const cssid = id.m ? id.cssid : VIRTUAL_CSSID;
     if (cssid !== VIRTUAL_CSSID) return false;
     const device = this.#devices.find(({ number, ssid = 0 }) => number === id.number && ssid === id.ssid);
     const queue = Number(data & 0xffffn);

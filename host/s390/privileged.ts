@@ -10,7 +10,6 @@ import {
   PGM_PRIVILEGED_OP,
   PGM_SPECIFICATION,
   PSW_MASK_PSTATE,
-  S390_SYS_PREFIX,
   type S390Instruction,
   SYSIB_SIZE,
 } from "../../abi/mod.ts";
@@ -41,7 +40,6 @@ export function carryOut(vcpu: S390Vcpu, instruction: S390Instruction): number |
 function setPrefix(vcpu: S390Vcpu, prefix: number): number | undefined {
   if (!vcpu.vm.memory.backed(prefix, LOWCORE_SIZE)) return PGM_ADDRESSING;
   vcpu.storage.prefix = prefix;
-  vcpu.context.setSystem(S390_SYS_PREFIX, prefix);
   return undefined;
 }
 

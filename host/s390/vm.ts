@@ -112,13 +112,13 @@ export class S390Vm extends ArchVm<S390Cpu> {
     this.outerSystem = options.outerSystem;
     this.legacy = options.legacy ?? NO_LEGACY_DEVICES;
     this.forwarding = new ForwardingBudget(options.diag9cForwardingHz ?? 0, this.clockKhz * 1000 / S390_HZ);
-    this.hostCpus = new HostCpus(this.engine, options.hostCpus ?? options.vcpus ?? 1, options.turn ?? TURN);
+    this.vcpus = this.makeVcpus(options, (index) => new S390Vcpu(this, index));
+    this.hostCpus = new HostCpus(this.engine, options.hostCpus ?? this.vcpus.length, options.turn ?? TURN);
     this.ipl = {
       parameters: undefined,
       read: (address, bytes) => this.words.bytes(Number(address), bytes),
       write: (address, bytes) => this.memory.load(Number(address), bytes),
     };
-    this.vcpus = this.makeVcpus(options, (index) => new S390Vcpu(this, index));
   }
 
   /** Adds a virtio-ccw device, and doorbells for its queues. Gives the word that names its subchannel. */

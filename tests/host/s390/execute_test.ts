@@ -3,10 +3,13 @@ import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import {
   assembleInstruction,
+  LOWCORE,
   MachineFault,
   PGM_ADDRESSING,
+  PGM_OPERATION,
   S390_FORMATS,
   S390_OP_LG,
+  S390_SYS_CR0,
   type S390Mnemonic,
 } from "../../../abi/mod.ts";
 import { S390Kernel } from "../../../guest/mod.ts";
@@ -21,10 +24,17 @@ interface Executed {
   readonly cc: number;
   readonly pic: number;
   readonly vm: S390Vm;
+  /** Where the instruction was. */
+  readonly site: number;
 }
 
 /** Executes one instruction's bytes in the place of an LG, with any registers and data. */
-function execute(bytes: Uint8Array, gprs: readonly bigint[], data: Readonly<Uint8Array>): Executed {
+function execute(
+  bytes: Uint8Array,
+  gprs: readonly bigint[],
+  data: Readonly<Uint8Array>,
+  cc0: number = 0,
+): Executed {
   const vm = new Machine().createS390Vm({ memory: MEMORY });
   let [after, cc, pic]: [bigint[], number, number] = [[], -1, 0];
   const kernel = new S390Kernel({
@@ -46,9 +56,10 @@ function execute(bytes: Uint8Array, gprs: readonly bigint[], data: Readonly<Uint
   const site = kernel.entry + kernel.text.layout.site[S390_OP_LG];
   vm.memory.load(site, Uint8Array.from({ length: 6 }, (_, i) => [7, 0, 7, 0, 7, 0][i])); // nopr
   vm.memory.load(site, bytes);
+  vm.vcpus[0].setConditionCode(cc0);
   vm.start(kernel.entry);
   assertEquals(vm.machine.run(1e6).end, "finished");
-  return { gprs: after, cc, pic, vm };
+  return { gprs: after, cc, pic, vm, site };
 }
 
 const u64 = fc.bigInt({ min: 0n, max: U64 - 1n });
@@ -187,6 +198,66 @@ describe("the CPU, whatever the fields and registers", () => {
       };
       assertEquals([at(MEMORY - size).pic, at(MEMORY - size + 1).pic], [0, PGM_ADDRESSING], name);
     }
+  });
+});
+
+describe("the CPU", () => {
+  const none = () => Array.from({ length: 16 }, () => 0n);
+  const run = (
+    text: string,
+    gprs: readonly bigint[] = none(),
+    data: readonly number[] = [],
+    cc: number = 0,
+  ) =>
+    execute(Uint8Array.from(text.split(" "), (byte) => parseInt(byte, 16)), gprs, Uint8Array.from(data), cc);
+
+  it("branches by its condition code, and not to register 0", () => {
+    const { site } = run("07 00");
+    const gprs = none();
+    gprs[5] = BigInt(site + 6);
+    for (let mask = 0; mask < 16; mask++) {
+      for (let cc = 0; cc < 4; cc++) {
+        // What stands behind the branch is no instruction.
+        const taken = run(`07 ${(16 * mask + 5).toString(16)} 00 00`, gprs, [], cc);
+        assertEquals(taken.pic, (mask & (8 >> cc)) !== 0 ? 0 : PGM_OPERATION, `mask ${mask}, code ${cc}`);
+      }
+    }
+    assertEquals(run("07 f0 07 00").pic, 0);
+  });
+
+  it("branches on count, as often as the count says", () => {
+    const count = (n: bigint) => {
+      const gprs = none();
+      gprs[5] = n;
+      const { vm, pic, gprs: after } = run("07 00 a7 57 ff ff", gprs);
+      assertEquals([pic, after[5]], [0, 0n]);
+      return vm.vcpus[0].instructions;
+    };
+    assertEquals(count(6n) - count(1n), 10);
+  });
+
+  it("loads and stores control registers from one to another, round the end", () => {
+    const gprs = none();
+    gprs[1] = BigInt(DATA);
+    const values = [1, 2, 3, 4].flatMap((value) => [0, 0, 0, 0, 0, 0, 0, value]);
+    const loaded = run("eb e1 10 00 00 2f", gprs, values).vm;
+    const { context } = loaded.vcpus[0];
+    assertEquals([14, 15, 0, 1].map((register) => context.system(S390_SYS_CR0 + register)), [1n, 2n, 3n, 4n]);
+    const stored = run("eb e0 10 00 00 25", gprs).vm;
+    assertEquals([0, 8, 16].map((at) => stored.words.read64(DATA + at)), [0xc200_0000n, 0n, 0xe0n]);
+  });
+
+  it("tells the number of a supervisor call", () => {
+    const { vm, pic } = run("0a 2a");
+    const { svc_code, svc_ilc } = LOWCORE.fields;
+    assertEquals([pic, vm.words.read(svc_code.offset, 2), vm.words.read(svc_ilc.offset, 2)], [0, 0x2a, 2]);
+  });
+
+  it("has a prefix of the bits that a prefix has", () => {
+    const gprs = none();
+    gprs[1] = BigInt(DATA);
+    const { vm, pic } = run("b2 10 10 00", gprs, [0x80, 0x00, 0x5f, 0xff]);
+    assertEquals([pic, vm.vcpus[0].storage.prefix], [0, 0x4000]);
   });
 });
 

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
+  DISABLED_WAIT_PSW_MASK,
   KERNEL_PSW_MASK,
   LOWCORE,
   MachineFault,
@@ -241,6 +242,20 @@ describe("a guest that cannot go on", () => {
     vm.start(entry);
     assertEquals(vm.machine.run(1e8).end, "shutdown");
     assertEquals(vm.ending, "guest panicked: interruption loop: the new PSW at 0x1d0 cannot be loaded");
+  });
+
+  it("is given up where an interruption leads to a disabled wait, as boot code has it", () => {
+    const vm = new Machine().createS390Vm({ memory: MEMORY });
+    const text = s390Text();
+    const entry = text.add(function* main(cpu) {
+      yield cpu.store64(fields.program_new_psw.offset, DISABLED_WAIT_PSW_MASK);
+      yield cpu.store64(fields.program_new_psw.offset + 8, 0x1234);
+      yield cpu.load64(MEMORY);
+    });
+    vm.load(text);
+    vm.start(entry);
+    assertEquals(vm.machine.run(1e6).end, "shutdown");
+    assertEquals(vm.ending, "guest panicked: disabled wait on CPU 0, PSW address 0x1234");
   });
 
   it("is given up in a disabled wait, and told to user space", () => {

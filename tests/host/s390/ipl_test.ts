@@ -1,7 +1,8 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import { KVM_S390_RESETS, PGM_ADDRESSING, PGM_SPECIFICATION, type S390Cpu } from "../../../abi/mod.ts";
+import { pfaultInit } from "../../../guest/mod.ts";
 import { kernelResetFlags, type S390Vm } from "../../../host/mod.ts";
 import { diagnose, type DiagResult, MEMORY } from "../../support/s390.ts";
 
@@ -33,6 +34,19 @@ describe("DIAGNOSE 0x308 in the kernel", () => {
       assertEquals(vcpu.stats.instruction_diagnose_308, 1);
       assertEquals(vm.counters().kvm_s390_request_resets, 1);
     }
+  });
+
+  it("ends the handshake about page faults, and takes the prefix back", () => {
+    const { vcpu } = diagnose({
+      fields: { r1: 2, r3: 4, d2: 0x308 },
+      gprs: { 4: 3 },
+      *before(cpu: S390Cpu) {
+        assert(yield* pfaultInit(cpu, BLOCK));
+        yield cpu.store32(BLOCK, 0x8000);
+        yield cpu.spx(BLOCK);
+      },
+    });
+    assertEquals([vcpu.pfault.active, vcpu.pfault.select, vcpu.storage.prefix], [false, 0n, 0]);
   });
 
   it("looks at 16 bits of the subcode", () => {

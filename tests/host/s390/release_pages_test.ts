@@ -42,6 +42,16 @@ describe("releasing pages", () => {
     assertEquals([vm.discardedPages, vcpu.stats.instruction_diagnose_10], [3, 1]);
   });
 
+  it("is a store to those who watch a word there", () => {
+    let stores = 0;
+    const { pic } = diagnose({
+      fields: { r1: 6, r3: 9, d2: 0x10 },
+      gprs: { 6: 0x10_0000, 9: 0x10_1000 },
+      prepare: (vm) => vm.memory.watch({ address: 0x10_1ffc, stored: () => void stores++ }),
+    });
+    assertEquals([pic, stores], [0, 1]);
+  });
+
   it("is refused for what kvm-unit-tests tries: no order, no page, the first 8 KiB", () => {
     const wrong: readonly (readonly [first: number | bigint, last: number | bigint])[] = [
       [0, 0],

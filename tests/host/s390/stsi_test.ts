@@ -7,8 +7,10 @@ import {
   PGM_ADDRESSING,
   PGM_PRIVILEGED_OP,
   PGM_SPECIFICATION,
+  S390_OP_STSI,
   type S390Cpu,
   type S390Guest,
+  toEbcdic,
 } from "../../../abi/mod.ts";
 import { detectMachineType, s390EnterUserMode, type S390MachineType } from "../../../guest/mod.ts";
 import { type S390VmOptions, storeSystemInformation, virtualMachines } from "../../../host/mod.ts";
@@ -126,6 +128,17 @@ describe("STSI", () => {
   });
 });
 
+describe("STSI's condition code", () => {
+  it("is 0 again after one that was 3", () => {
+    runS390(function* main(cpu) {
+      yield cpu.stsi(4, [0, 0], PAGE);
+      assertEquals(cpu.cc, 3);
+      yield cpu.stsi(3, [2, 2], PAGE);
+      assertEquals(cpu.cc, 0);
+    });
+  });
+});
+
 describe("nested levels", () => {
   it("move down, up to eight", () => {
     let block = new Uint8Array(4096);
@@ -166,6 +179,22 @@ describe("a guest that asks who its host is", () => {
     }, options);
     return found;
   };
+
+  it("finds KVM on top of z/VM", () => {
+    const outer = virtualMachines({ cpus: 1, name: "ZVM", hardware: () => undefined });
+    outer.set(toEbcdic("z/VM    7.3.0", 16), 32 + 24);
+    assertEquals(detect({ outerSystem: outer }), "KVM");
+  });
+
+  it("takes a machine for a partition whose level is none of a virtual machine", () => {
+    let found: S390MachineType | undefined;
+    runS390(function* main(cpu) {
+      // STSI is patched away: its answer stays what was asked, level 0.
+      yield cpu.store32(cpu.top!.block.address + cpu.layout.site[S390_OP_STSI], 0x0700_0700);
+      found = yield* detectMachineType(cpu, PAGE);
+    });
+    assertEquals(found, "LPAR");
+  });
 
   it("finds KVM, which an emulator says too", () => {
     for (const host of ["kvm", "kvm+qemu-2.5", "tcg-7.2"] as const) assertEquals(detect({ host }), "KVM");

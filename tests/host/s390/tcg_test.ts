@@ -48,6 +48,7 @@ describe("QEMU's emulator answers as it was recorded", () => {
       // It is no virtual machine of KVM's: nothing is intercepted, and no KVM_RUN comes back.
       assertEquals(result.vm.exits().ICPT_INST, undefined);
       assertEquals([result.vm.userspaceExits.size, result.vm.counters()], [0, {}]);
+      assertEquals(result.vm.ccwBus.devices, []);
     });
   }
 });
