@@ -233,6 +233,9 @@ export function emulateMovFromCr(vcpu: Vcpu, cr: number): void {
   vcpu.backend.skipInstruction();
 }
 
+/** CR0 bits that mean something: PE, MP, EM, TS, ET, NE, WP, AM, NW, CD and PG. Writes of others are ignored. */
+const CR0_DEFINED = 0xe005_003f;
+
 /** CR0: paging needs protection, NW needs CD; turning paging on with LME set activates long mode (SDM 3A 2.5). */
 function setCr0(vcpu: Vcpu, value: number, upper: number): boolean {
   const { sys, regs } = vcpu.processor;
@@ -240,6 +243,8 @@ function setCr0(vcpu: Vcpu, value: number, upper: number): boolean {
   if ((value & CR0_NW) !== 0 && (value & CR0_CD) === 0) return false;
   const paging = (value & CR0_PG) !== 0;
   if (paging && (value & CR0_PE) === 0) return false;
+  // Nor may it be left with PCIDs (kvm_set_cr0).
+  if (!paging && (sys[SYS_CR4] & CR4_PCIDE) !== 0) return false;
   const was = (sys[SYS_CR0] & CR0_PG) !== 0;
   if (paging && !was && (sys[SYS_EFER] & EFER_LME) !== 0) {
     if ((sys[SYS_CR4] & CR4_PAE) === 0) return false;
@@ -249,10 +254,8 @@ function setCr0(vcpu: Vcpu, value: number, upper: number): boolean {
     if (regs[CS] === KERNEL_CS || regs[CS] === USER_CS) return false;
     sys[SYS_EFER] &= ~EFER_LMA;
   }
-  // Not with PCIDs (kvm_set_cr0).
-  if (!paging && (sys[SYS_CR4] & CR4_PCIDE) !== 0) return false;
   const before = sys[SYS_CR0];
-  sys[SYS_CR0] = value | CR0_ET;
+  sys[SYS_CR0] = (value & CR0_DEFINED) | CR0_ET;
   vcpu.processor.pagingChanged();
   postSetCr0(vcpu, before, sys[SYS_CR0]);
   return true;

@@ -34,10 +34,12 @@ export function* evictPages(vm: Vm, address: number, bytes: number): Steps<numbe
   yield* locked(vm, mmu.lock, invalidateBegin(vm, range));
   if (engine.explores) yield;
   for (let at = range.start; at < range.end; at += unit) mmu.hostSplits(at);
-  const count = residency.evictRange(address, bytes);
-  mmu.invalidateSeq++;
-  mmu.invalidating.delete(range);
-  return count;
+  try {
+    return residency.evictRange(address, bytes);
+  } finally {
+    mmu.invalidateSeq++;
+    mmu.invalidating.delete(range);
+  }
 }
 
 function* invalidateBegin(vm: Vm, range: Invalidating): Steps {

@@ -230,11 +230,6 @@ export class TlbArray {
     };
   }
 
-  /** Notes that the dirty flag in memory has been set. */
-  setDirty(slot: number): void {
-    this.#traits[slot] |= TLB_DIRTY;
-  }
-
   /** A slot's entry, for people to look at; undefined where it is not valid. */
   entry(slot: number): CachedTranslation | undefined {
     const low = this.#low[slot];

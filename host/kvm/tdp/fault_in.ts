@@ -34,7 +34,7 @@ export function isAway({ residency }: Vm, address: number): boolean {
  * Brings a page in and sleeps until it is there, off the CPU, as a thread does in the host's own page fault. Kicks and
  * requests wait meanwhile. Whether it could be read.
  */
-export function* waitForPage(vcpu: Vcpu, address: number): Steps<boolean> {
+function* waitForPage(vcpu: Vcpu, address: number): Steps<boolean> {
   const { scheduler } = vcpu.vm;
   const residency = vcpu.vm.residency!;
   for (;;) {

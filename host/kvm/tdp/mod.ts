@@ -4,7 +4,7 @@
  * @module
  */
 
-export { type FaultOutcome, mappingOf, type TdpFault } from "./page_fault.ts";
+export { mappingOf } from "./page_fault.ts";
 export type { HostLock } from "./locks.ts";
 export {
   EPT_SPTE,

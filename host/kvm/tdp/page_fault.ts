@@ -43,7 +43,7 @@ import { allows, isLeaf, isMmuWritable, isPresent, makeSpte, SPTE_WRITABLE, spte
 import type { TdpTables } from "./tables.ts";
 
 /** What became of a fault: RET_PF_*, and what user space is told of (-EFAULT). */
-export type FaultOutcome = "fixed" | "spurious" | "retry" | "efault";
+type FaultOutcome = "fixed" | "spurious" | "retry" | "efault";
 
 /** A fault (struct kvm_page_fault). */
 export interface TdpFault {
@@ -118,7 +118,7 @@ function* served(vcpu: Vcpu, fault: TdpFault): Steps {
 }
 
 /** kvm_tdp_mmu_page_fault. Explored runs let others come in wherever it holds no lock. */
-export function* tdpPageFault(vcpu: Vcpu, fault: TdpFault): Steps<FaultOutcome> {
+function* tdpPageFault(vcpu: Vcpu, fault: TdpFault): Steps<FaultOutcome> {
   const { engine, vm } = vcpu;
   const tables = vcpu.root;
   if (tables === undefined) return "retry";

@@ -42,7 +42,7 @@ export function loadRoot(vcpu: Vcpu): void {
 }
 
 /** kvm_mmu_unload: the next entry loads a root. */
-export function unloadRoot(vcpu: Vcpu): void {
+function unloadRoot(vcpu: Vcpu): void {
   const tables = vcpu.root;
   if (tables === undefined) return;
   vcpu.root = undefined;

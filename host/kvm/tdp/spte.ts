@@ -47,7 +47,7 @@ export interface Spte {
 }
 
 /** SPTE_MMU_PRESENT_MASK, in the low half. */
-export const SPTE_MMU_PRESENT: number = 1 << 11;
+const SPTE_MMU_PRESENT = 1 << 11;
 /** PT_WRITABLE_MASK, which is EPT's W too. */
 export const SPTE_WRITABLE: number = PTE_RW;
 

@@ -258,6 +258,12 @@ for (const backend of BACKENDS) {
         "Cannot evict pages: the virtual machine was made without the option disk",
       );
     });
+
+    it("is over where no slot backs them, too: nobody waits for it for ever", () => {
+      const { vm } = trackedRig(backend);
+      assertThrows(() => straight(vm.evict(2 ** 40, PAGE)), RangeError, "no memory slot backs it");
+      assertEquals(vm.mmu.invalidating.size, 0);
+    });
   });
 
   describe(`the host's own accesses to a page that is away (${backend})`, () => {

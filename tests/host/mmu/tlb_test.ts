@@ -7,7 +7,6 @@ import {
   LINEAR,
   NO_EPT,
   Tlb,
-  TLB_DIRTY,
   TLB_GLOBAL,
   TLB_HOST_EXECUTABLE,
   TLB_HOST_READABLE,
@@ -49,8 +48,6 @@ describe("an entry", () => {
       tlb.linear.flags(slot) & (TLB_HOST_READABLE | TLB_HOST_WRITABLE | TLB_HOST_EXECUTABLE),
       TLB_HOST_READABLE,
     );
-    tlb.linear.setDirty(slot);
-    assert((tlb.linear.flags(slot) & TLB_DIRTY) !== 0);
     assertEquals(tlb.linear.flags(slot) & (TLB_USER | TLB_GLOBAL), TLB_USER);
   });
 

@@ -5,9 +5,12 @@ import {
   CR4_PGE,
   CR4_SMAP,
   CR4_SMEP,
+  EFER_LMA,
   EFER_NX,
   type Guest,
   IA32_EFER,
+  KERNEL32_CS,
+  KERNEL_CS,
   PAGE_SHIFT_2M,
   PFERR_PRESENT,
   PFERR_RSVD,
@@ -315,6 +318,24 @@ for (const backend of BACKENDS) {
         // CR0.PG cannot be cleared in 64-bit mode.
         assertEquals(yield* tells(() => cpu.movToCr0(1)), "#GP(0)");
         assertEquals(yield* tells(() => cpu.load32(PAGE)), "ok");
+        // Nor in compatibility mode, with PCIDs: and long mode is what it was.
+        yield cpu.loadCs(KERNEL32_CS);
+        assertEquals(yield* tells(() => cpu.movToCr0(1)), "#GP(0)");
+        yield cpu.loadCs(KERNEL_CS);
+        yield cpu.rdmsr(IA32_EFER);
+        assertEquals(cpu.eax & EFER_LMA, EFER_LMA);
+        assertEquals(yield* tells(() => cpu.load32(PAGE)), "ok");
+      });
+    });
+
+    it("ignore what CR0 reserves (kvm_set_cr0)", () => {
+      const rig = rigOf(backend);
+      rig.finish(function* (cpu) {
+        yield cpu.movFromCr0();
+        const cr0 = cpu.eax;
+        assertEquals(yield* tells(() => cpu.movToCr0((cr0 | 0x1ffa_ffc0) >>> 0)), "ok");
+        yield cpu.movFromCr0();
+        assertEquals(cpu.eax, cr0);
       });
     });
   });
