@@ -118,4 +118,15 @@ export async function conformHeaders(args: readonly string[]): Promise<number> {
   return 0;
 }
 
-if (import.meta.main) Deno.exit(await conformHeaders(Deno.args));
+/** The same; what whoever typed it did wrong is one line, and 2. */
+async function main(args: readonly string[]): Promise<number> {
+  try {
+    return await conformHeaders(args);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    console.error(error.message);
+    return 2;
+  }
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));

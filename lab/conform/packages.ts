@@ -39,14 +39,26 @@ export const INSTALLED: Packages = {
   },
 };
 
+/** The names of a folder's files. Throws `RangeError` for one that cannot be read. */
+async function filesOf(folder: string): Promise<string[]> {
+  try {
+    return (await Array.fromAsync(Deno.readDir(folder))).map(({ name }) => name);
+  } catch (error) {
+    throw new RangeError(`Cannot read folder ${folder}: ${(error as Error).message}`);
+  }
+}
+
 /** The packages that lie in a folder as `.deb` files. */
 export async function downloaded(folder: string): Promise<Packages> {
   const files: { file: string; name: string; version: string }[] = [];
-  for await (const { name: file } of Deno.readDir(folder)) {
+  for (const file of await filesOf(folder)) {
     if (!file.endsWith(".deb")) continue;
     const fields = ["-W", "--showformat=${Package}\t${Version}", `${folder}/${file}`];
     const [name, version] = (await outputOf("dpkg-deb", fields, { packages: ["dpkg"] })).split("\t");
     files.push({ file, name, version });
+  }
+  if (files.length === 0) {
+    throw new RangeError(`Cannot record headers of folder ${folder}: it holds no .deb files`);
   }
   files.sort((a, b) => a.name < b.name ? -1 : 1);
   const unpacked = new Map<string, Promise<string>>();
