@@ -5,38 +5,19 @@
  * @module
  */
 
-import {
-  BLOCK,
-  type Guest,
-  type GuestFunction,
-  type Gva,
-  LEVEL_PDPT,
-  LEVEL_PML4,
-  PF_VECTOR,
-  type X86Cpu,
-} from "../../abi/mod.ts";
+import { BLOCK, type Guest, type GuestFunction, type Gva, PF_VECTOR, type X86Cpu } from "../../abi/mod.ts";
 import type { GuestValue } from "../kernel/cpumask.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import { data, percpu, USER_IMAGE, USER_IMAGE_SIZE } from "../kernel/memory_map.ts";
-import { localIrqRestore, localIrqSave } from "../kernel/spinlock.ts";
-import { PF_KTHREAD, taskField } from "../sched/layout.ts";
-import { PROT_EXEC, PROT_READ, PROT_WRITE } from "../sched/user.ts";
-import { addArea } from "./areas.ts";
-import {
-  buildKernelTables,
-  copyKernelEntries,
-  detect,
-  enableFeatures,
-  enablePaging,
-  enterLongMode,
-} from "./boot.ts";
+import { taskField } from "../sched/layout.ts";
+import { PROT_READ, PROT_WRITE } from "../sched/user.ts";
+import { buildKernelTables, detect, enableFeatures, enablePaging, enterLongMode } from "./boot.ts";
 import { pageFault } from "./fault.ts";
 import { allocFrame, allocZeroed, freeFrame } from "./frames.ts";
 import {
   isUserRange,
   MM_DATA,
   MM_STRUCT,
-  MMAP_BASE,
   mmField,
   PAGE_BYTES,
   PAGE_OFFSET,
@@ -45,9 +26,8 @@ import {
   tlbOffset,
   USER_TEXT,
   VM_AREA,
-  VM_IMAGE,
 } from "./layout.ts";
-import { addMemoryCalls, exitMmap, mapAnonymous } from "./mappings.ts";
+import { addMemoryCalls, mapAnonymous } from "./mappings.ts";
 import {
   type FlushRange,
   flushTlbAll,
@@ -55,9 +35,18 @@ import {
   flushTlbFunction,
   flushTlbMmRange,
 } from "./shootdown.ts";
-import { contextOffset, enterLazyTlb, finishSwitch, loadCr3, switchMm, switchTasks } from "./switch.ts";
-import { entryAt, frameOf, loadEntry } from "./tables.ts";
+import { contextOffset, finishSwitch, loadCr3, switchTasks } from "./switch.ts";
 import { NO_WITNESS, type TranslationWitness } from "./witness.ts";
+import {
+  createSpace,
+  describeSpace,
+  dropSpace,
+  exitTask,
+  getSpace,
+  putSpace,
+  unuseSpace,
+  useSpace,
+} from "./address_space.ts";
 
 /** How a kernel manages memory. Everything has a default. */
 export interface MmOptions {
@@ -129,6 +118,8 @@ export class MemoryManager {
   readonly marksLate: boolean;
   /** Whether PCIDs may be used. */
   readonly allowsPcid: boolean;
+  /** Address spaces that there may be besides the kernel's own. */
+  readonly spaceLimit: number;
   /** The kernel's own address space (init_mm): no user pages. */
   readonly init: number;
   /** One past the last place for the description of a mapping. */
@@ -159,7 +150,7 @@ export class MemoryManager {
 
   readonly #data: number;
   readonly #spaces: number;
-  readonly #limit: number;
+
   readonly #areas: number;
   /** Set at boot, when addresses are no longer flat. */
   #offset = 0;
@@ -173,13 +164,13 @@ export class MemoryManager {
     this.forgets = options.shootdownForgets;
     this.marksLate = options.marksSwitchLate ?? false;
     this.allowsPcid = options.pcid ?? true;
-    this.#limit = whole("address spaces", options.spaces ?? 16, 1, 1024);
+    this.spaceLimit = whole("address spaces", options.spaces ?? 16, 1, 1024);
     const mappings = whole("mappings", options.mappings ?? 512, 1, 65_536);
     const frames = whole("page frames", options.frames ?? 2048, 16, 1 << 20);
     this.#data = start;
     this.#spaces = start + 2 * MM_STRUCT.size;
     this.init = this.#spaces;
-    this.#areas = this.#spaces + (this.#limit + 1) * MM_STRUCT.size;
+    this.#areas = this.#spaces + (this.spaceLimit + 1) * MM_STRUCT.size;
     this.areasEnd = this.#areas + mappings * VM_AREA.size;
     this.kernelEnd = Math.ceil(this.areasEnd / PAGE_BYTES) * PAGE_BYTES;
     this.end = this.kernelEnd + frames * PAGE_BYTES;
@@ -217,9 +208,9 @@ export class MemoryManager {
     for (let offset = 0; offset < MM_DATA.size; offset += 8) yield cpu.store64(this.#data + offset, 0);
     yield cpu.store64(this.dataAt("nextFrame"), this.kernelEnd);
     yield cpu.store64(this.dataAt("nextArea"), this.#areas);
-    for (let n = 0; n <= this.#limit; n++) yield cpu.store32(mmField(this.#space(n), "inUse"), 0);
+    for (let n = 0; n <= this.spaceLimit; n++) yield cpu.store32(mmField(this.spaceAt(n), "inUse"), 0);
     this.kernelRoot = yield* buildKernelTables(cpu, this);
-    yield* this.#describe(cpu, this.init, this.kernelRoot);
+    yield* describeSpace(cpu, this, { space: this.init, root: this.kernelRoot });
     const zeroes = yield* allocZeroed(cpu, this);
     yield cpu.store64(this.dataAt("zeroPage"), zeroes);
     yield* enablePaging(cpu, this);
@@ -251,50 +242,6 @@ export class MemoryManager {
 
   // Address spaces.
 
-  /** Makes an address space, with the user program's image in it. Its address. Throws `RangeError` where there is no room. */
-  *create(cpu: X86Cpu): GuestValue<number> {
-    const space = yield* this.#allocate(cpu);
-    const root = yield* allocZeroed(cpu, this);
-    if (root === 0 || !(yield* copyKernelEntries(cpu, this, root))) {
-      throw new RangeError("Cannot make an address space: there are no page frames left");
-    }
-    yield* this.#describe(cpu, space, root);
-    const image = Math.ceil(this.#text / PAGE_BYTES) * PAGE_BYTES;
-    if (image > 0) {
-      const area = { start: USER_TEXT, end: USER_TEXT + image, prot: PROT_READ | PROT_EXEC, kind: VM_IMAGE };
-      if (!(yield* addArea(cpu, this, space, area))) {
-        throw new RangeError("Cannot make an address space: there are too many mappings");
-      }
-    }
-    return space;
-  }
-
-  *#allocate(cpu: X86Cpu): GuestValue<number> {
-    for (let n = 1; n <= this.#limit; n++) {
-      const space = this.#space(n);
-      yield cpu.cmpxchg32(mmField(space, "inUse"), 0, 1);
-      if (cpu.zf) return space;
-    }
-    throw new RangeError(
-      `Cannot make an address space: there are ${this.#limit} already, the most allowed`,
-    );
-  }
-
-  *#describe(cpu: X86Cpu, space: number, root: number): Guest {
-    for (let offset = 0; offset < MM_STRUCT.size; offset += 8) {
-      if (offset !== MM_STRUCT.fields.inUse.offset) yield cpu.store64(space + offset, 0);
-    }
-    yield cpu.store32(mmField(space, "users"), 1);
-    yield cpu.store32(mmField(space, "count"), 1);
-    yield cpu.store64(mmField(space, "pgd"), root);
-    yield cpu.xadd32(this.dataAt("ctxIds"), 1);
-    const ctxId = cpu.eax + 1;
-    yield cpu.store64(mmField(space, "ctxId"), ctxId);
-    // Each somewhere else, as randomization would have it: what a witness is told of one is not true of another.
-    const base = MMAP_BASE - (ctxId % 64) * 2 ** 40;
-    yield cpu.store64(mmField(space, "base"), base, base / 2 ** 32);
-  }
-
   /** Maps anonymous memory for those who will run in an address space: its address; 0 where there is no room. */
   map(
     cpu: X86Cpu,
@@ -305,72 +252,39 @@ export class MemoryManager {
     return mapAnonymous(cpu, this, space, { bytes, prot });
   }
 
-  /** One more user of an address space (mmget). */
-  *get(cpu: X86Cpu, space: number): Guest {
-    yield cpu.xadd32(mmField(space, "users"), 1);
+  /** See {@linkcode createSpace}. */
+  create(cpu: X86Cpu): GuestValue<number> {
+    return createSpace(cpu, this);
   }
 
-  /** One user less; with the last one everything is unmapped (mmput). */
-  *put(cpu: X86Cpu, space: number): Guest {
-    yield cpu.xadd32(mmField(space, "users"), -1);
-    if (cpu.eax !== 1) return;
-    yield* exitMmap(cpu, this, space);
-    yield* this.drop(cpu, space);
+  /** See {@linkcode getSpace}. */
+  get(cpu: X86Cpu, space: number): Guest {
+    return getSpace(cpu, space);
   }
 
-  /** One borrower less; with the last one the PML4 is given back (mmdrop). */
-  *drop(cpu: X86Cpu, space: number): Guest {
-    yield cpu.xadd32(mmField(space, "count"), -1);
-    if (cpu.eax !== 1) return;
-    for (const table of yield* this.#ownTables(cpu, space)) yield* freeFrame(cpu, this, table);
-    yield cpu.store32(mmField(space, "inUse"), 0);
+  /** See {@linkcode putSpace}. */
+  put(cpu: X86Cpu, space: number): Guest {
+    return putSpace(cpu, this, space);
   }
 
-  /** The PML4, and the tables in which an address space has its copies of the kernel's entries (pgd_free). */
-  *#ownTables(cpu: X86Cpu, space: number): GuestValue<number[]> {
-    yield cpu.load64(mmField(space, "pgd"));
-    const root = cpu.eax;
-    const pdpt = frameOf(yield* loadEntry(cpu, yield* entryAt(cpu, this, 0, { root, level: LEVEL_PML4 })));
-    const pd = frameOf(yield* loadEntry(cpu, yield* entryAt(cpu, this, 0, { root, level: LEVEL_PDPT })));
-    return [pd, pdpt, root];
+  /** See {@linkcode dropSpace}. */
+  drop(cpu: X86Cpu, space: number): Guest {
+    return dropSpace(cpu, this, space);
   }
 
-  /** A kernel thread uses an address space for a while (kthread_use_mm). */
-  *use(cpu: X86Cpu, space: number): Guest {
-    const enabled = yield* localIrqSave(cpu);
-    const task = yield* this.kernel.sched.current(cpu);
-    yield cpu.load64(taskField(task, "activeMm"));
-    const borrowed = cpu.eax;
-    yield cpu.xadd32(mmField(space, "count"), 1);
-    yield cpu.store64(taskField(task, "activeMm"), space);
-    yield cpu.store64(taskField(task, "mm"), space);
-    yield* switchMm(cpu, this, space);
-    yield* localIrqRestore(cpu, enabled);
-    yield* this.drop(cpu, borrowed);
+  /** See {@linkcode useSpace}. */
+  use(cpu: X86Cpu, space: number): Guest {
+    return useSpace(cpu, this, space);
   }
 
-  /** It uses it no more (kthread_unuse_mm): what is loaded stays borrowed. */
-  *unuse(cpu: X86Cpu): Guest {
-    const enabled = yield* localIrqSave(cpu);
-    const task = yield* this.kernel.sched.current(cpu);
-    yield cpu.store64(taskField(task, "mm"), 0);
-    yield* enterLazyTlb(cpu, this);
-    yield* localIrqRestore(cpu, enabled);
+  /** See {@linkcode unuseSpace}. */
+  unuse(cpu: X86Cpu): Guest {
+    return unuseSpace(cpu, this);
   }
 
-  /** The current task ends: its share of its address space is given back (exit_mm). */
-  *exitTask(cpu: X86Cpu, task: number): Guest {
-    yield cpu.load64(taskField(task, "mm"));
-    const space = cpu.eax;
-    if (space === 0) return;
-    yield cpu.load32(taskField(task, "flags"));
-    if ((cpu.eax & PF_KTHREAD) !== 0) return yield* this.unuse(cpu); // It had no share, but used it.
-    const enabled = yield* localIrqSave(cpu);
-    yield cpu.xadd32(mmField(space, "count"), 1); // It is borrowed from here on.
-    yield cpu.store64(taskField(task, "mm"), 0);
-    yield* enterLazyTlb(cpu, this);
-    yield* localIrqRestore(cpu, enabled);
-    yield* this.put(cpu, space);
+  /** See {@linkcode exitTask}. */
+  exitTask(cpu: X86Cpu, task: number): Guest {
+    return exitTask(cpu, this, task);
   }
 
   // The scheduler's.
@@ -436,7 +350,13 @@ export class MemoryManager {
     return this.#data + MM_DATA.fields[name].offset;
   }
 
-  #space(n: number): number {
+  /** Bytes of the user programs' image. */
+  get imageBytes(): number {
+    return Math.ceil(this.#text / PAGE_BYTES) * PAGE_BYTES;
+  }
+
+  /** The address of an address space's description: 0 is the kernel's own. */
+  spaceAt(n: number): number {
     return this.#spaces + MM_STRUCT.size * n;
   }
 }
