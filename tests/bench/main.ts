@@ -21,7 +21,7 @@ const MEMORY_LIMIT = 120;
 /** How much dearer an interrupt may be among 512 vCPUs than among 80. */
 const GROWTH_LIMIT = 1.3;
 /**
- * What translation may cost, in yields: each about a quarter more than most of a dozen runs reached, and above all of
+ * What translation may cost, in yields: each about a quarter more than most of several runs reached, and above all of
  * them, as a load beside its yardstick varies by that much.
  *
  *     flatLoad         a yield, and the load without translation: what guests without tables pay, whoever else has some
