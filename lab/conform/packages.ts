@@ -57,9 +57,6 @@ export async function downloaded(folder: string): Promise<Packages> {
     const [name, version] = (await outputOf("dpkg-deb", fields, { packages: ["dpkg"] })).split("\t");
     files.push({ file, name, version });
   }
-  if (files.length === 0) {
-    throw new RangeError(`Cannot record headers of folder ${folder}: it holds no .deb files`);
-  }
   files.sort((a, b) => a.name < b.name ? -1 : 1);
   const unpacked = new Map<string, Promise<string>>();
   return {

@@ -52,6 +52,12 @@ describe("conform:headers, where compiler and assemblers are missing,", () => {
     }
   });
 
+  it("says which folder cannot be read", async () => {
+    const { code, out, err } = await withoutPrograms("tests/nowhere");
+    assertEquals([code, out], [2, ""]);
+    assertMatch(err, /^Cannot read folder tests\/nowhere: .*\n$/);
+  });
+
   it("takes one folder, and no options", async () => {
     for (const args of [["--install"], ["a", "b"]]) {
       const { code, out, err } = await withoutPrograms(...args);
