@@ -272,7 +272,9 @@ function facts(convention: Convention): CallingConvention {
     ].join("; "),
     status: STATUS[errors.status],
     unknown: outcomeText(convention, errors.unknown),
-    fromUserMode: errors.fromUserMode === null ? "served too" : outcomeText(convention, errors.fromUserMode),
+    fromUserMode: errors.fromUserMode === null
+      ? "KVM does not look"
+      : outcomeText(convention, errors.fromUserMode),
     advance: ADVANCE[convention.advance],
     discovery: convention.discovery,
   };
