@@ -71,7 +71,8 @@ export function* smpCallFunctionSingle(
 
 /**
  * Calls a function on every online processor of a mask, this one only where it says so, and waits for all
- * (smp_call_function_many). Not for interrupt handlers: they may have interrupted a call that has locked this processor's entries and not sent them.
+ * (smp_call_function_many). Not for interrupt handlers: they may have interrupted a call that has locked this
+ * processor's entries and not sent them.
  */
 export function* smpCallFunctionMany(cpu: X86Cpu, kernel: Kernel, mask: number, call: SmpCall): Guest {
   const { cpus } = kernel;

@@ -33,6 +33,8 @@ import {
   IA32_EFER,
   LEVEL_PD,
   LEVEL_PDPT,
+  LEVEL_PML4,
+  LEVEL_PT,
   PAGE_SHIFT_2M,
   PTE_A,
   PTE_D,
@@ -42,6 +44,7 @@ import {
   PTE_PS,
   PTE_PWT,
   PTE_RW,
+  PTE_US,
   type X86Cpu,
 } from "../../abi/mod.ts";
 import type { GuestValue } from "../kernel/cpumask.ts";
@@ -80,7 +83,7 @@ export function* buildKernelTables(cpu: X86Cpu, mm: MemoryManager): GuestValue<n
   }
   yield* put(cpu, mm, root, {
     address: APIC_DEFAULT_BASE,
-    level: 1,
+    level: LEVEL_PT,
     physical: APIC_DEFAULT_BASE,
     flags: READ_WRITE | PTE_PCD | PTE_PWT,
   });
@@ -114,13 +117,19 @@ function* put(cpu: X86Cpu, mm: MemoryManager, root: number, page: KernelPage): G
   yield storeEntry(cpu, at, entryFor(page.physical, flags, mm.nx && page.executable !== true));
 }
 
-/** The entries of the kernel's that each address space has a copy of, in the tables that it shares with user space. */
+/**
+ * The entries of the kernel's that each address space has a copy of, in the tables that it shares with user space: the
+ * kernel's pages say for themselves that they are not the user's.
+ */
 export function* copyKernelEntries(cpu: X86Cpu, mm: MemoryManager, root: number): GuestValue<boolean> {
   // The upper half, and the APIC's gigabyte, are whole tables; the image is pages in the first PD.
-  const whole: [address: number, level: number][] = [[PAGE_OFFSET, 4], [APIC_DEFAULT_BASE, LEVEL_PDPT]];
+  const whole: [address: number, level: number][] = [
+    [PAGE_OFFSET, LEVEL_PML4],
+    [APIC_DEFAULT_BASE, LEVEL_PDPT],
+  ];
   for (let address = 0; address < mm.kernelEnd; address += LARGE) whole.push([address, LEVEL_PD]);
   for (const [address, level] of whole) {
-    const to = yield* entryAt(cpu, mm, address, { root, level, make: KERNEL_TABLE | USER_BELOW });
+    const to = yield* entryAt(cpu, mm, address, { root, level, make: KERNEL_TABLE | PTE_US });
     if (to === 0) return false;
     const from = yield* entryAt(cpu, mm, address, { root: mm.kernelRoot, level });
     yield cpu.load64(from);
@@ -128,9 +137,6 @@ export function* copyKernelEntries(cpu: X86Cpu, mm: MemoryManager, root: number)
   }
   return true;
 }
-
-/** Tables with entries of both: the kernel's pages say for themselves that they are not the user's. */
-const USER_BELOW = 1 << 2;
 
 /** A processor begins to translate: the boot processor, which is in long mode. */
 export function* enablePaging(cpu: X86Cpu, mm: MemoryManager): Guest {

@@ -24,7 +24,7 @@ export const PAGE_BYTES = 4096;
 /** Where the user program's image is mapped. */
 export const USER_TEXT = 0x400_0000;
 /** One past the last address that user programs may have below 4 GiB. */
-export const USER_LOW_END = 0xc000_0000;
+const USER_LOW_END = 0xc000_0000;
 /** The first address that user programs may have above it. */
 export const USER_HIGH = 0x1_0000_0000;
 /** One past the last address of user space (TASK_SIZE_MAX). */
@@ -148,7 +148,7 @@ export const TLB_STATE: Layout<
 export const LOADED_MM_SWITCHING = 1;
 /** The end of a range that is everything. */
 export const TLB_FLUSH_ALL: number = 2 ** 52;
-/** Ranges of more pages are flushed whole (tlb_single_page_flush_ceiling). */
+/** Ranges of more pages are flushed whole (tlb_single_page_flush_ceiling, arch/x86/mm/tlb.c: 33). */
 export const TLB_FLUSH_CEILING = 33;
 
 const TLB = PERCPU_AREA.fields.tlb.offset;

@@ -6,7 +6,7 @@
  * @module
  */
 
-import type { Guest, X86Cpu } from "../../abi/mod.ts";
+import { CR4_PGE, type Guest, type X86Cpu } from "../../abi/mod.ts";
 import {
   addTo,
   type GuestValue,
@@ -85,7 +85,11 @@ function* targets(
   return found;
 }
 
-/** should_flush_tlb: lazy processors catch up by themselves, and so do those that have something else loaded. */
+/**
+ * should_flush_tlb: lazy processors catch up by themselves, and so do those that have something else loaded. Linux
+ * interrupts the latter too once a second, so that they leave the mask (trim_cpumask); here, as there, they also leave it
+ * when tables go.
+ */
 function* shouldFlush(cpu: X86Cpu, n: number, space: number): GuestValue<boolean> {
   yield cpu.load64(tlbOf(n, "loadedMm"));
   const loaded = cpu.eax;
@@ -134,14 +138,13 @@ export function* flushTlbFunction(cpu: X86Cpu, mm: MemoryManager, info: number):
 }
 
 /** Flushes what this processor has cached for the present PCID, global pages aside: CR3 is loaded with itself. */
-export function* flushTlbLocal(cpu: X86Cpu): Guest {
+function* flushTlbLocal(cpu: X86Cpu): Guest {
   yield cpu.movFromCr3();
   yield cpu.movToCr3(cpu.eax, cpu.raxHigh);
 }
 
+/** INVPCID's type 2: all contexts, including global translations (SDM 2A, INVPCID). */
 const INVPCID_ALL_WITH_GLOBALS = 2;
-/** CR4.PGE. */
-const PGE = 1 << 7;
 
 /**
  * Flushes all that this processor has cached (__flush_tlb_all): by INVPCID, or by turning global pages off and on. Without
@@ -159,7 +162,7 @@ export function* flushTlbAllLocal(cpu: X86Cpu, mm: MemoryManager): Guest {
   } else {
     yield cpu.movFromCr4();
     const cr4 = cpu.eax;
-    yield cpu.movToCr4(cr4 ^ PGE);
+    yield cpu.movToCr4(cr4 ^ CR4_PGE);
     yield cpu.movToCr4(cr4);
   }
   yield* localIrqRestore(cpu, enabled);

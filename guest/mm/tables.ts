@@ -14,6 +14,7 @@ import {
   PAGE_SHIFT_4K,
   PTE_A,
   PTE_D,
+  PTE_G,
   PTE_NX_HIGH,
   PTE_P,
   PTE_RW,
@@ -31,8 +32,8 @@ import type { MemoryManager } from "./manager.ts";
 export const TABLE: number = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D;
 /** The same of the kernel's own (_KERNPG_TABLE). */
 export const KERNEL_TABLE: number = PTE_P | PTE_RW | PTE_A | PTE_D;
-/** A page that nobody may use for the time being keeps its frame: this bit without P (_PAGE_PROTNONE). */
-export const PTE_PROTNONE: number = 1 << 8;
+/** A page that nobody may use for the time being keeps its frame: G without P (_PAGE_BIT_PROTNONE is _PAGE_BIT_GLOBAL). */
+export const PTE_PROTNONE: number = PTE_G;
 
 /** A table entry in two halves. */
 export interface Entry {

@@ -6,6 +6,7 @@
  */
 
 import { FLAG_FIXED, GP_VECTOR, type Guest, type Gva, RFLAGS, UD_VECTOR, X86Cpu } from "../../abi/mod.ts";
+import { rdtsc } from "../instructions.ts";
 import type { GuestValue } from "../kernel/cpumask.ts";
 import type { Kernel } from "../kernel/kernel.ts";
 import { percpu, PERCPU_SIZE } from "../kernel/memory_map.ts";
@@ -303,9 +304,7 @@ export class Scheduler {
 
   /** The current task sleeps. */
   *sleep(cpu: X86Cpu, nanoseconds: number): Guest {
-    yield cpu.rdtsc();
-    const now = cpu.edx * 2 ** 32 + cpu.eax;
-    yield* sleepUntil(cpu, this, now + Math.ceil(nanoseconds * this.mhz / 1000));
+    yield* sleepUntil(cpu, this, (yield* rdtsc(cpu)) + Math.ceil(nanoseconds * this.mhz / 1000));
   }
 
   /** Wakes a task that sleeps. Whether it did. */
