@@ -295,11 +295,11 @@ function* changeProtection(
   let last = -Infinity;
   yield* presentEntries(cpu, mm, { root, start, end }, function* (entry, address) {
     const now = yield* loadEntry(cpu, entry);
-    const wanted = withProt(now, prot);
+    const wanted = withProt(mm, now, prot);
     if (!holdsFrame(now) || (wanted.low === now.low && wanted.high === now.high)) return;
     mm.witness.changed({ address, bytes: PAGE_BYTES });
     const old = yield* clearEntry(cpu, entry); // ptep_modify_prot_start: A and D are in the answer.
-    yield storeEntry(cpu, entry, withProt(old, prot));
+    yield storeEntry(cpu, entry, withProt(mm, old, prot));
     if (!needsFlush(old, wanted)) return;
     first = Math.min(first, address);
     last = address;
@@ -310,12 +310,13 @@ function* changeProtection(
   mm.witness.gone({ address: first, bytes: flushed.end - first }, "access rights removed");
 }
 
-/** An entry with no more rights than these. */
-function withProt(entry: Entry, prot: number): Entry {
+/** An entry with no more rights than these, as far as the processors can take them away. */
+function withProt(mm: MemoryManager, entry: Entry, prot: number): Entry {
   const present = prot === 0 ? PTE_PROTNONE : PTE_P;
+  const noExecute = (prot & PROT_EXEC) === 0 && mm.nx;
   return {
     low: ((entry.low & ~(PTE_P | PTE_PROTNONE | ((prot & PROT_WRITE) === 0 ? PTE_RW : 0))) | present) >>> 0,
-    high: ((entry.high & ~PTE_NX_HIGH) | ((prot & PROT_EXEC) === 0 ? PTE_NX_HIGH : 0)) >>> 0,
+    high: ((entry.high & ~PTE_NX_HIGH) | (noExecute ? PTE_NX_HIGH : 0)) >>> 0,
   };
 }
 

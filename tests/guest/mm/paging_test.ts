@@ -19,10 +19,13 @@ import {
   type ApicName,
   argumentOf,
   data,
+  exit,
   getUser32,
   Kernel,
+  mprotect,
   PAGE_OFFSET,
   PERCPU,
+  PROT_READ,
   putUser32,
   syscall,
   TRAMPOLINE,
@@ -185,6 +188,22 @@ for (const backend of BACKENDS) {
           assertEquals([mm.pcid, mm.pge, mm.smep, mm.smap, mm.invpcid, mm.nx], Array(6).fill(false));
         }
       }
+    });
+
+    it("sets no entry's NX where the processors lack it, whatever mprotect takes away", () => {
+      const rig = new PagingRig(
+        without([{ leaf: 0x8000_0001, register: 3, mask: 1 << 20 }], { vm: { backend } }),
+      );
+      const codes = rig.runProgram([{
+        *program(cpu: X86Cpu): Guest {
+          const memory = argumentOf(cpu);
+          yield cpu.store32(memory, 7);
+          assertEquals(yield* mprotect(cpu, memory, 4096, PROT_READ), 0);
+          yield cpu.load32(memory); // Bit 63 would be a reserved bit, and this a fault that ends the program.
+          yield* exit(cpu, cpu.eax);
+        },
+      }]);
+      assertEquals([codes, rig.kernel.log], [[7 << 8], []]);
     });
 
     it("cannot touch user memory but between STAC and CLAC, and says so where it does", () => {
