@@ -122,7 +122,10 @@ const TABLES: Readonly<Record<ArchName, () => ArchFeatures>> = {
   x86: () => ({
     arch: "x86",
     conventions: [facts(X86_CONVENTION)],
-    calls: kvmCalls("x86", ({ feature }) => feature === null ? "every host" : `feature ${feature}`),
+    calls: kvmCalls(
+      "x86",
+      ({ feature }, name) => feature === null ? HOSTS[name] ?? "every host" : `feature ${feature}`,
+    ),
     functions: [],
     features: [
       ...Object.values(KVM_FEATURES).map((spec) => kvmFeature("EAX of CPUID 0x40000001", spec)),
@@ -203,6 +206,12 @@ const TABLES: Readonly<Record<ArchName, () => ArchFeatures>> = {
     functions: [],
     features: [],
   }),
+};
+
+/** Who has calls of x86 that no feature tells of, where not every host does. */
+const HOSTS: Readonly<Record<string, string>> = {
+  // arch/x86/kvm/x86.c has it under CONFIG_X86_64. A guest of 32 bits may call such a host.
+  KVM_HC_CLOCK_PAIRING: "64-bit hosts since v4.11",
 };
 
 const SERVED_BY: Readonly<Record<DiagSpec["servedBy"] | S390HypercallSpec["servedBy"], string>> = {

@@ -8,8 +8,15 @@ import {
   PPC_HYPERCALLS,
   S390_HYPERCALLS,
 } from "../../abi/mod.ts";
+import { HOST_SEMANTICS } from "../../host/mod.ts";
 import { command } from "../../lab/cli.ts";
-import { type ArchFeatures, ARCHITECTURES, conventionMatrix, featuresOf } from "../../lab/mod.ts";
+import {
+  type ArchFeatures,
+  ARCHITECTURES,
+  conventionMatrix,
+  featuresOf,
+  type HypercallRun,
+} from "../../lab/mod.ts";
 
 /** What the command prints of architectures. */
 function shown(...args: string[]): string {
@@ -62,6 +69,20 @@ describe("exitless features", () => {
     for (const arch of ["s390", "mips"]) {
       assertStringIncludes(paragraph(arch), "features: hosts tell of none");
     }
+  });
+
+  it("says of no call of x86 that every host has it, where one answers that it does not", () => {
+    const every = featuresOf("x86").calls.filter(({ offered }) => offered === "every host");
+    assertEquals(every.map(({ name }) => name), ["KVM_HC_VAPIC_POLL_IRQ"]);
+    for (const host of Object.keys(HOST_SEMANTICS)) {
+      const { out } = command(["run", "hypercalls", "--json", "--host", host], 80);
+      const { runs }: { runs: HypercallRun[] } = JSON.parse(out);
+      for (const { name } of every) {
+        assertEquals(runs.find((run) => run.name === name)!.call.outcome, "rax = 0", host);
+      }
+    }
+    // arch/x86/kvm/x86.c, kvm_emulate_hypercall: under CONFIG_X86_64.
+    assertStringIncludes(paragraph("x86").replaceAll(/\s+/g, " "), "TSC value; 64-bit hosts since v4.11");
   });
 
   it("shows every function of DIAGNOSE", () => {
