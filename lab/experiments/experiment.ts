@@ -74,12 +74,12 @@ export interface ExperimentRun extends Counts {
 export interface ExperimentResult {
   /** Its name. */
   readonly experiment: string;
-  /** What it was told. */
-  readonly options: ExperimentOptions;
-  /** Whose guest. */
-  readonly guestSemantics: GuestSemantics;
-  /** Whose host. */
-  readonly hostSemantics: HostSemantics;
+  /** What it was told; null where its architecture has no such thing. */
+  readonly options: Readonly<Record<string, number | string | null>>;
+  /** Whose guest; null for architectures whose guests are not told apart. */
+  readonly guestSemantics: GuestSemantics | null;
+  /** Whose host; null for those whose hosts are told apart by other things. */
+  readonly hostSemantics: HostSemantics | null;
   /** The runs. */
   readonly runs: readonly ExperimentRun[];
   /** The published figures that it stands beside; null where there are none. */

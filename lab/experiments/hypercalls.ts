@@ -94,7 +94,8 @@ function chosen(options: ExperimentOptions, arch: ArchName, what: "host" | "bits
 function run(options: ExperimentOptions, watcher?: Watcher): ExperimentResult {
   const arch = options.arch as ArchName;
   const host = chosen(options, arch, "host");
-  const bits = chosen(options, arch, "bits") === "32" ? 32 : 64;
+  const width = chosen(options, arch, "bits");
+  const bits = width === "32" ? 32 : 64;
   const order = chosen(options, arch, "order") as ByteOrder;
   if (arch !== "x86") {
     if (options.backend !== "vmx") {
@@ -128,9 +129,9 @@ function run(options: ExperimentOptions, watcher?: Watcher): ExperimentResult {
   }));
   return {
     experiment: "hypercalls",
-    options: { ...options, host, bits: arch === "ppc" ? String(options.bits) : String(bits), order },
-    guestSemantics: "v6.19",
-    hostSemantics: arch === "x86" ? host as HostSemantics : "v6.19",
+    options: { ...options, backend: arch === "x86" ? options.backend : null, host, bits: width, order },
+    guestSemantics: arch === "x86" ? "v6.19" : null,
+    hostSemantics: arch === "x86" ? host as HostSemantics : null,
     runs,
     published: null,
   };

@@ -2,7 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { HYPERCALLS, PPC_HYPERCALLS, ppcHypercallToken, S390_HYPERCALLS } from "../../abi/mod.ts";
 import { command } from "../../lab/cli.ts";
-import type { HypercallRun, ObservedCall } from "../../lab/mod.ts";
+import type { ExperimentResult, HypercallRun, ObservedCall } from "../../lab/mod.ts";
 import { ENCODINGS } from "../support/headers.ts";
 
 /** What a command finds, by name of the call. */
@@ -268,6 +268,20 @@ describe("run hypercalls", () => {
       }
       for (const line of out.split("\n")) assert(line.length <= 80, line);
     }
+  });
+
+  it("tells of x86's vendors and of years of kernels for x86 alone, and of the width that there is", () => {
+    const told = (...args: string[]) => {
+      const { options, guestSemantics, hostSemantics }: ExperimentResult = JSON.parse(
+        command(["run", "hypercalls", "--json", ...args], 80).out,
+      );
+      const { backend, host, bits } = options;
+      return [backend, host, bits, guestSemantics, hostSemantics];
+    };
+    assertEquals(told("--host", "2018", "--bits", "32"), ["vmx", "2018", "32", "v6.19", "2018"]);
+    assertEquals(told("--arch", "s390"), [null, "kvm", "64", null, null]);
+    assertEquals(told("--arch", "ppc"), [null, "book3s-64-pr", "host's", null, null]);
+    assertEquals(told("--arch", "mips", "--bits", "32"), [null, "mainline", "32", null, null]);
   });
 
   it("refuses what an architecture does not have, and says what it has", () => {
