@@ -24,7 +24,7 @@ import { idleRoutine } from "./idle.ts";
 export interface EpaprParavirt {
   /** Whether hypercalls have words: nothing calls a host otherwise. */
   readonly enabled: boolean;
-  /** Whether the host lets CPUs wait in EV_IDLE. */
+  /** Whether CPUs may wait in EV_IDLE: the host says so, and the guest has 32 bits. */
   readonly hasIdle: boolean;
   /** Whether the host is KVM. */
   readonly kvm: boolean;
@@ -36,7 +36,7 @@ export interface EpaprOptions {
   readonly fdt: number;
   /** Where the stub is to be: five words. */
   readonly stub: number;
-  /** Where the routine that waits is to be, if anywhere. */
+  /** Where the routine that waits is to be, if anywhere. A 64-bit guest's calls nobody. */
   readonly idle?: number;
   /** The byte order that the guest runs in. */
   readonly order: ByteOrder;
@@ -60,11 +60,13 @@ export function* patchInstructions(cpu: PpcCpu, address: number, words: readonly
 export function* epaprInit(cpu: PpcCpu, options: EpaprOptions): GuestValue<EpaprParavirt> {
   const { fdt, stub, idle, order } = options;
   yield* patchInstructions(cpu, stub, HCALL_STUB);
+  // Linux has the routine, and looks for has-idle, where it has 32 bits (or is a 64-bit one of BookE).
+  const knowsIdle = cpu.bits === 32;
   const patched = [stub];
   if (idle !== undefined) {
     const { words, hypercall } = idleRoutine(cpu.core);
     yield* patchInstructions(cpu, idle, words);
-    patched.push(idle + 4 * hypercall);
+    if (knowsIdle) patched.push(idle + 4 * hypercall);
   }
   const tree = new FlatTree(cpu, fdt, order);
   if (!(yield* tree.open())) return { enabled: false, hasIdle: false, kvm: false };
@@ -78,7 +80,7 @@ export function* epaprInit(cpu: PpcCpu, options: EpaprOptions): GuestValue<Epapr
         const word = yield* tree.cell(words.address + at);
         for (const address of patched) yield* patchInstruction(cpu, address + at, word);
       }
-      hasIdle = (yield* tree.property(node, HAS_IDLE)) !== undefined;
+      hasIdle = knowsIdle && (yield* tree.property(node, HAS_IDLE)) !== undefined;
       enabled = true;
     }
     return true; // The first node that has the property decides, whatever it holds.
@@ -86,18 +88,18 @@ export function* epaprInit(cpu: PpcCpu, options: EpaprOptions): GuestValue<Epapr
   return { enabled, hasIdle, kvm: yield* isKvm(tree) };
 }
 
-/** Whether a node "hypervisor" is compatible with KVM (kvm_para_available). */
+/** Whether /hypervisor is compatible with KVM (arch/powerpc/kernel/firmware.c, check_kvm_guest). */
 function* isKvm(tree: FlatTree): GuestValue<boolean> {
   const node: FlatNode | undefined = yield* tree.find(function* (node) {
     yield* [];
-    return node.name === HYPERVISOR_NODE;
+    return node.depth === 1 && node.name === HYPERVISOR_NODE;
   });
   if (node === undefined) return false;
   const compatible = yield* tree.property(node, "compatible");
   if (compatible === undefined) return false;
   for (let at = 0; at < compatible.length;) {
     const text = yield* tree.text(compatible.address + at);
-    if (text === KVM_COMPATIBLE) return true;
+    if (text.toLowerCase() === KVM_COMPATIBLE) return true; // of_compat_cmp is strcasecmp
     at += text.length + 1;
   }
   return false;

@@ -30,6 +30,8 @@ export interface FlatProperty {
 export interface FlatNode {
   /** The name, unit address included. */
   readonly name: string;
+  /** How many nodes it is below: 0 for the root. */
+  readonly depth: number;
   /** Address of the first token behind the name. */
   readonly body: number;
 }
@@ -76,6 +78,7 @@ export class FlatTree {
 
   /** The first node in the tree's order for which `wanted` says so; undefined where there is none. */
   *find(wanted: (node: FlatNode) => GuestValue<boolean>): GuestValue<FlatNode | undefined> {
+    let depth = 0;
     for (let at = this.#struct;;) {
       const token = yield* this.cell(at);
       at += 4;
@@ -83,7 +86,8 @@ export class FlatTree {
         case FDT_BEGIN_NODE: {
           const name = yield* this.text(at);
           at += (name.length + 4) & ~3;
-          const node = { name, body: at };
+          const node = { name, depth, body: at };
+          depth++;
           if (yield* wanted(node)) return node;
           break;
         }
@@ -91,7 +95,9 @@ export class FlatTree {
           at += 8 + (((yield* this.cell(at)) + 3) & ~3);
           break;
         case FDT_NOP:
+          break;
         case FDT_END_NODE:
+          depth--;
           break;
         case FDT_END:
         default:

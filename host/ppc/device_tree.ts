@@ -1,5 +1,6 @@
 /**
- * The device tree that user space writes for a guest: the part of QEMU in ePAPR's and KVM's discovery.
+ * The device tree that user space writes for a guest: the part of QEMU in ePAPR's and KVM's discovery (hw/ppc/e500.c,
+ * ppce500_load_device_tree; hw/ppc/spapr.c, spapr_dt_hypervisor).
  *
  * @module
  */
@@ -50,17 +51,20 @@ export function deviceTree({ host, memory, vcpus, timebase }: DeviceTreeOptions)
         device_type: fdtStrings("memory"),
         reg: fdtCells(0, 0, Math.floor(memory / 2 ** 32), memory % 2 ** 32),
       }),
-      ...(host.hcallWords === undefined ? {} : { [HYPERVISOR_NODE]: hypervisor(host.hcallWords) }),
+      [HYPERVISOR_NODE]: hypervisor(host),
     }),
   };
 }
 
-/** What KVM_PPC_GET_PVINFO says; it has KVM_PPC_PVINFO_FLAGS_EV_IDLE on every host. */
-function hypervisor(words: readonly number[]): FdtNode {
+/**
+ * What KVM_PPC_GET_PVINFO says, where KVM has it. KVM_PPC_PVINFO_FLAGS_EV_IDLE is set on every host, but QEMU tells the
+ * guests of its e500 boards alone. For Book3S of 32 bits, whose node firmware writes, that is not confirmed.
+ */
+function hypervisor({ family, hcallWords }: PpcHost): FdtNode {
   return node({
     compatible: fdtStrings(KVM_COMPATIBLE),
-    [HCALL_INSTRUCTIONS]: fdtCells(...words),
-    [HAS_IDLE]: new Uint8Array(0),
+    ...(hcallWords === undefined ? {} : { [HCALL_INSTRUCTIONS]: fdtCells(...hcallWords) }),
+    ...(family === "booke" ? { [HAS_IDLE]: new Uint8Array(0) } : {}),
   });
 }
 

@@ -37,7 +37,7 @@ describe("a guest that looks for its hypercall", () => {
   for (const options of PR_HOSTS) {
     it(`patches the words of its host in front of the return: ${nameOf(options)}`, () => {
       const { found, stub } = boot(options);
-      assertEquals(found, { enabled: true, hasIdle: true, kvm: true });
+      assertEquals(found, { enabled: true, hasIdle: options.host === "e500v2", kvm: true });
       assertEquals(stub, [...HCALL_WORDS_PR, PPC_BLR]);
       assertEquals(stub.slice(0, 3), [0x3c00_4b56, 0x6000_4d21, 0x4400_0002]);
     });
@@ -47,8 +47,9 @@ describe("a guest that looks for its hypercall", () => {
     assertEquals(boot({ host: "e500mc" }).stub, [...HCALL_WORDS_BOOKE_HV, PPC_BLR]);
   });
 
-  it("keeps a stub that fails where its host has no such call", () => {
-    assertEquals(boot({ host: "book3s-64-hv" }), { found: NOTHING, stub: [...HCALL_STUB] });
+  it("keeps a stub that fails where its host is KVM but has no such call", () => {
+    const found = { enabled: false, hasIdle: false, kvm: true };
+    assertEquals(boot({ host: "book3s-64-hv" }), { found, stub: [...HCALL_STUB] });
   });
 
   const trees:
@@ -66,7 +67,7 @@ describe("a guest that looks for its hypercall", () => {
             a: node({}, { b: node({ "has-idle": new Uint8Array(0), "hcall-instructions": fdtCells(1, 2) }) }),
           }),
         },
-        { enabled: true, hasIdle: true, kvm: false },
+        { enabled: true, hasIdle: false, kvm: false },
         [1, 2, ...HCALL_STUB.slice(2)],
       ],
       [
@@ -94,6 +95,29 @@ describe("a guest that looks for its hypercall", () => {
         HCALL_STUB,
       ],
       [
+        "KVM in letters of either case",
+        { root: node({}, { hypervisor: node({ compatible: fdtStrings("Linux,KVM") }) }) },
+        { enabled: false, hasIdle: false, kvm: true },
+        HCALL_STUB,
+      ],
+      [
+        "KVM from /hypervisor, behind a node of that name elsewhere",
+        {
+          root: node({}, {
+            a: node({}, { hypervisor: node({ compatible: fdtStrings("xen,xen") }) }),
+            hypervisor: node({ compatible: fdtStrings("linux,kvm") }),
+          }),
+        },
+        { enabled: false, hasIdle: false, kvm: true },
+        HCALL_STUB,
+      ],
+      [
+        "no KVM from a node of that name below another",
+        { root: node({}, { a: node({}, { hypervisor: node({ compatible: fdtStrings("linux,kvm") }) }) }) },
+        NOTHING,
+        HCALL_STUB,
+      ],
+      [
         "no KVM from a name that only begins like it",
         { root: node({}, { hypervisor: node({ compatible: fdtStrings("linux,kvm2") }) }) },
         NOTHING,
@@ -107,6 +131,17 @@ describe("a guest that looks for its hypercall", () => {
       });
     }
   }
+
+  it("hears of has-idle from any node with words where it has 32 bits, and never where it has 64", () => {
+    const tree = {
+      root: node({}, { a: node({ "has-idle": new Uint8Array(0), "hcall-instructions": fdtCells(1) }) }),
+    };
+    for (
+      const [host, hasIdle] of [["e500v2", true], ["book3s-32-pr", true], ["book3s-64-pr", false]] as const
+    ) {
+      assertEquals(boot({ host, deviceTree: tree }).found, { enabled: true, hasIdle, kvm: false }, host);
+    }
+  });
 
   it("finds nothing where there is no tree", () => {
     runPpc({}, function* (cpu) {
