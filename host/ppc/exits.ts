@@ -133,8 +133,7 @@ function emulateInstruction(vcpu: PpcVcpu, cause: number): Emulated {
   }
   if (isReversedSystemCall(vcpu, word)) {
     // An early little-endian Linux that wrote the stub without exchanging its bytes: its calls always fail. The
-    // emulation
-    // leaves the instruction behind, and its caller does so once more: the word that follows is skipped.
+    // emulation leaves the instruction behind, and its caller does so once more: the word that follows is skipped.
     p.setGpr(3, BigInt(EV_STATUS.EV_UNIMPLEMENTED));
     p.advance(8);
     return "done";
@@ -151,11 +150,26 @@ function isReversedSystemCall(vcpu: PpcVcpu, word: number): boolean {
   return reversed >>> 0 === PPC_SC;
 }
 
-/** A system call: KVM's hypercall where a guest's kernel made it with the magic in r0, else the guest's own. */
+/**
+ * A system call: KVM's hypercall where a guest's kernel made it with the magic in r0, else the guest's own.
+ *
+ * The level of `sc` counts for nothing in problem state: `sc 1` is PAPR's call only after KVM_CAP_PPC_PAPR, and r3 and
+ * r4 hold OSI's magic only after KVM_CAP_PPC_OSI. User space enables neither here, so a guest that tries gets its own
+ * system call, and the word that old guests put in place of `sc 1` (OP_31_XOP_FAKE_SC1) is an illegal instruction
+ * (book3s_pr.c, kvmppc_handle_exit_pr; book3s_emulate.c).
+ */
 function systemCall(vcpu: PpcVcpu): void {
   const { processor: p, host } = vcpu;
   if (!host.problemState) {
-    // `sc 1` of a guest of KVM-HV: PAPR's call, which user space does not know either.
+    // `sc 1` of a guest of KVM-HV.
+    if (vcpu.userMode) {
+      // Its hash guests may run KVM-PR themselves, whose guest's call this may be: their kernels get it as a system call
+      // (book3s_hv_rmhandlers.S, sc_1_fast_return). This host's POWER8 has no guests of radix translation, which get a
+      // program interrupt with SRR1_PROGPRIV (book3s_hv.c, kvmppc_handle_exit_hv). SRR0 is behind the instruction.
+      vcpu.interrupts.inject("SYSCALL");
+      return;
+    }
+    // PAPR's call, which user space does not know either.
     vcpu.toUserspace("KVM_EXIT_PAPR_HCALL");
     p.setGpr(3, H_FUNCTION);
     return;
@@ -182,10 +196,5 @@ function dataStorage(vcpu: PpcVcpu): void {
     p.magicMapped = true;
     return;
   }
-  const cause = vcpu.host.family === "book3s"
-    ? DSISR_NOHPTE | (store ? DSISR_ISSTORE : 0)
-    : store
-    ? ESR_ST
-    : 0;
-  vcpu.interrupts.dataStorage(address, cause, vcpu.faultOf("DATA_STORAGE"));
+  vcpu.interrupts.dataStorage(address, storageCause(vcpu, store), vcpu.faultOf("DATA_STORAGE"));
 }

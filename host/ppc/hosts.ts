@@ -80,9 +80,9 @@ export const PPC_HOSTS: Readonly<Record<PpcHostName, PpcHost>> = {
     core: "book3s-64",
     family: "book3s",
     problemState: false,
-    hcallWords: undefined,
+    hcallWords: undefined, // KVM_CAP_PPC_GET_PVINFO is there without hypervisor state only.
     features: 0,
-    pvr: 0x004d_0200,
+    pvr: 0x004d_0200, // PVR_POWER8: translation by hash alone.
     meaning: "KVM-HV on a 64-bit server: its guests call it by PAPR alone",
   },
 };

@@ -257,6 +257,59 @@ describe("a system call", () => {
     assertEquals([...vm.userspaceExits], [["KVM_EXIT_PAPR_HCALL", 1]]);
   });
 
+  it("to the hypervisor from a user program of KVM-HV is a system call to its kernel, and user space hears nothing", () => {
+    let srr0 = 0n;
+    let srr1 = 0n;
+    const vm = runPpc({ host: "book3s-64-hv" }, function* (cpu) {
+      yield cpu.mfmsr();
+      const user = cpu.r3 | BigInt(MSR_PR);
+      yield cpu.mtmsr(user);
+      cpu.setRegister(3, 0x1234);
+      yield cpu.call(CODE);
+      assertEquals(cpu.r3, 0x1234n);
+      assertEquals(srr0, BigInt(CODE + 4)); // behind the instruction
+      assertEquals(srr1 & BigInt(MSR_PR), BigInt(MSR_PR));
+    }, {
+      code: routine(PPC_SC1),
+      handlers: {
+        *SYSCALL(cpu) {
+          yield cpu.mfspr("SRR0");
+          srr0 = cpu.r3;
+          yield cpu.mfspr("SRR1");
+          srr1 = cpu.r3;
+        },
+      },
+    });
+    assertEquals(vm.exits(), { SYSCALL: 1 });
+    assertEquals([...vm.userspaceExits], []);
+  });
+
+  it("of PAPR or OSI is a system call to the guest itself on KVM-PR, where user space enables neither", () => {
+    for (const options of PR_HOSTS) {
+      const vm = runPpc(options, function* (cpu) {
+        cpu.setRegister(3, 0x1137_24fa); // OSI_SC_MAGIC_R3
+        cpu.setRegister(4, 0x7781_0f9b); // OSI_SC_MAGIC_R4
+        yield cpu.call(CODE);
+        assertEquals(cpu.r3, 7n);
+      }, { code: routine(ppcAsm.li(0, 0), PPC_SC1), handlers: { SYSCALL: handler } });
+      assertEquals([...vm.userspaceExits], [], nameOf(options));
+      assertEquals(vm.vcpus[0].stats.syscall_exits, 1);
+    }
+  });
+
+  it("of PAPR in an old guest's illegal word is an illegal instruction on KVM-PR", () => {
+    const vm = runPpc({}, function* (cpu) {
+      let caught: unknown;
+      try {
+        yield cpu.call(CODE);
+      } catch (error) {
+        caught = error;
+      }
+      assertEquals((caught as MachineFault).exception, "PROGRAM");
+    }, { code: routine(0x7c00_0268) }); // opcode 31, and 308: OP_31_XOP_FAKE_SC1
+    assertEquals([...vm.userspaceExits], []);
+  });
+
   it("of an early little-endian Linux, which did not exchange the words' bytes, always fails and skips a word", () => {
     const reversed = [0x564b_003c, 0x214d_0060, 0x0200_0044, 0x0000_0060];
     const vm = runPpc({ order: "little" }, function* (cpu) {
