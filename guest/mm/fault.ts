@@ -14,6 +14,7 @@ import {
   hex,
   linearAddress,
   PFERR_FETCH,
+  PFERR_PRESENT,
   PFERR_RSVD,
   PFERR_USER,
   PFERR_WRITE,
@@ -102,11 +103,13 @@ function* serve(cpu: X86Cpu, mm: MemoryManager, fault: Fault, ac: boolean): Gues
   return outcome;
 }
 
-/** Whether a mapping allows an access (access_error): a page that is there and cannot be read is one of PROT_NONE. */
+/**
+ * Whether a mapping allows an access (access_error). A page that is there and can be neither read nor executed will not
+ * change by being served. One that is not there is served to whoever executes it, without PROT_EXEC too: then it is there.
+ */
 function allows({ prot }: Area, errorCode: number): boolean {
   if ((errorCode & PFERR_WRITE) !== 0) return (prot & PROT_WRITE) !== 0;
-  if ((errorCode & PFERR_FETCH) !== 0) return (prot & PROT_EXEC) !== 0;
-  return (prot & (PROT_READ | PROT_WRITE | PROT_EXEC)) !== 0;
+  return (errorCode & PFERR_PRESENT) === 0 && (prot & (PROT_READ | PROT_WRITE | PROT_EXEC)) !== 0;
 }
 
 interface MappedFault extends Fault {
