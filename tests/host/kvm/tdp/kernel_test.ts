@@ -1,7 +1,13 @@
 import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
-import { ACCELERATIONS, type BackendName, BACKENDS, type PolicySpec } from "../../../../host/mod.ts";
+import {
+  ACCELERATIONS,
+  type BackendName,
+  BACKENDS,
+  type PolicySpec,
+  SeededEntropy,
+} from "../../../../host/mod.ts";
 import { data, idle, smpCallFunctionMany } from "../../../../guest/mod.ts";
 import { KernelRig } from "../../../support/kernels.ts";
 import { DISK, task } from "../../../support/tdp.ts";
@@ -31,11 +37,8 @@ function called(
     yield cpu.load32(cpu.gsBase);
     counts[cpu.eax]++;
   });
-  let random = seed;
-  const draw = (below: number): number => {
-    random = (random * 1_103_515_245 + 12_345) % 2 ** 31;
-    return Math.floor(random / 2 ** 31 * below);
-  };
+  const entropy = new SeededEntropy(seed, 1);
+  const draw = (below: number): number => entropy.choose(below);
   const { vm } = rig;
   task(
     vm,

@@ -3,7 +3,7 @@ import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import type { Guest, X86Cpu } from "../../../../abi/mod.ts";
 import { argumentOf, exit, madviseDontneed, mmap, munmap, schedYield } from "../../../../guest/mod.ts";
-import { type BackendName, BACKENDS, type Vm } from "../../../../host/mod.ts";
+import { type BackendName, BACKENDS, SeededEntropy, type Vm } from "../../../../host/mod.ts";
 import { PagingRig } from "../../../support/tasks.ts";
 import { checkMapped, DISK, task } from "../../../support/tdp.ts";
 
@@ -33,12 +33,9 @@ function* program(cpu: X86Cpu): Guest {
 function disturb(vm: Vm, seed: number): { readonly copy: Uint8Array; readonly rounds: () => number } {
   const slot = vm.memory.slots[0];
   const copy = new Uint8Array(slot.size);
-  let random = seed;
   let rounds = 0;
-  const draw = (below: number): number => {
-    random = (random * 1_103_515_245 + 12_345) % 2 ** 31;
-    return Math.floor(random / 2 ** 31 * below);
-  };
+  const entropy = new SeededEntropy(seed);
+  const draw = (below: number): number => entropy.choose(below);
   task(
     vm,
     function* () {
