@@ -247,11 +247,12 @@ function setCr0(vcpu: Vcpu, value: number, upper: number): boolean {
   if (!paging && (sys[SYS_CR4] & CR4_PCIDE) !== 0) return false;
   const was = (sys[SYS_CR0] & CR0_PG) !== 0;
   if (paging && !was && (sys[SYS_EFER] & EFER_LME) !== 0) {
-    if ((sys[SYS_CR4] & CR4_PAE) === 0) return false;
+    // Nor with CS.L set (kvm_set_cr0).
+    if ((sys[SYS_CR4] & CR4_PAE) === 0 || hasCsL(regs[CS])) return false;
     sys[SYS_EFER] |= EFER_LMA;
   } else if (!paging && was && (sys[SYS_EFER] & EFER_LMA) !== 0) {
     // Not from 64-bit code.
-    if (regs[CS] === KERNEL_CS || regs[CS] === USER_CS) return false;
+    if (hasCsL(regs[CS])) return false;
     sys[SYS_EFER] &= ~EFER_LMA;
   }
   const before = sys[SYS_CR0];
@@ -259,6 +260,11 @@ function setCr0(vcpu: Vcpu, value: number, upper: number): boolean {
   vcpu.processor.pagingChanged();
   postSetCr0(vcpu, before, sys[SYS_CR0]);
   return true;
+}
+
+/** CS.L of a selector's segment. */
+function hasCsL(selector: number): boolean {
+  return selector === KERNEL_CS || selector === USER_CS;
 }
 
 /** CR3: bits that are reserved (kvm_set_cr3). */

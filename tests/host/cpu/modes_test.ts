@@ -301,6 +301,21 @@ for (const backend of BACKENDS) {
         assertEquals(rig.vm.bootstrap.processor.longActive, true);
       });
     });
+
+    it("need a code segment without L before paging where LME is set", () => {
+      const rig = rigWithGp({ ...options, mode: "32-bit" });
+      rig.finish(function* (cpu) {
+        const { processor } = rig.vm.bootstrap;
+        yield cpu.wrmsr(IA32_EFER, EFER_LME);
+        yield cpu.movToCr4(CR4_PAE);
+        yield cpu.loadCs(KERNEL_CS);
+        assertEquals(yield* faults(() => cpu.movToCr0(CR0_PE | CR0_PG)), true);
+        assertEquals(processor.longActive, false);
+        yield cpu.loadCs(KERNEL32_CS);
+        yield cpu.movToCr0(CR0_PE | CR0_PG);
+        assertEquals([processor.longMode, processor.longActive], [false, true]);
+      });
+    });
   });
 
   describe(`an instruction with a REX prefix (${backend})`, () => {
