@@ -118,13 +118,17 @@ export class Vmx implements Backend {
     return VMX_EXIT_REASONS[reason] ?? `0x${reason.toString(16)}`;
   }
 
-  /** RESET, or INIT: nothing is injected, no window is open, the APIC mode's controls are set. */
+  /**
+   * RESET, or INIT: nothing is injected, no window is open, the APIC mode's controls are set, the VPID is flushed
+   * (vmx_vcpu_reset). A vCPU that has no CPU yet has nothing to flush: its first one flushes everything.
+   */
   reset(init: boolean): void {
     if (!init) resetVirtualApic(this);
     this.vmcs.entryIntrInfo = 0;
     this.vmcs.tprThreshold = 0;
     this.setWindows(WINDOWS, false);
     this.apicModeChanged();
+    if (this.vcpu.pcpu !== undefined) this.flushTlbGuest();
   }
 
   /** What was posted is gone. */
