@@ -74,7 +74,7 @@ function* applyFlags(vm: Vm, slot: Slot, on: boolean): Steps {
   } else {
     dirtyLog.stop(slot);
     memory.generation++;
-    yield* recoverHugePages(vm, slot);
+    if (!slot.readonly) yield* recoverHugePages(vm, slot);
   }
 }
 

@@ -96,14 +96,17 @@ export class DirtyLog {
     finish(this.startInSteps(slot));
   }
 
-  /** {@linkcode start}, as others may come between: before the flush, and while it goes on. */
+  /**
+   * {@linkcode start}, as others may come between: before the flush, and while it goes on. A slot that is KVM_MEM_READONLY
+   * cannot be dirtied: nothing is protected, and nothing flushed (kvm_mmu_slot_apply_flags).
+   */
   *startInSteps(slot: Slot): Steps {
     if (!this.#memory.slots.includes(slot)) throw notInUse("log", slot);
     if (this.#logs.has(slot)) return;
     const pages = pagesOf(slot);
     const set = this.#initiallySet;
     this.#logs.set(slot, { dirty: new PageBitmap(pages, set), guarded: new PageBitmap(pages, !set) });
-    if (set) return;
+    if (set || slot.readonly) return;
     this.#protect(slot, { first: 0 });
     yield;
     yield* this.#flush(slot) ?? [];
