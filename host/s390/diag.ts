@@ -12,6 +12,7 @@ import {
   DIAGNOSES,
   exitsWith,
   type FieldValues,
+  instructionBytes,
   KVM_S390_VIRTIO_CCW_NOTIFY,
   PGM_PRIVILEGED_OP,
   PGM_SPECIFICATION,
@@ -19,6 +20,7 @@ import {
   PSW_MASK_PSTATE,
   raises,
   returns,
+  S390_DIAG,
 } from "../../abi/mod.ts";
 import { directedYield } from "./directed_yield.ts";
 import { kernelResetFlags } from "./ipl.ts";
@@ -28,6 +30,9 @@ import type { S390Vcpu } from "./vcpu.ts";
 
 /** A DIAGNOSE as it was intercepted: its fields. */
 export type Diag = FieldValues<DiagField>;
+
+/** Bytes of a DIAGNOSE. */
+export const DIAG_LENGTH: number = instructionBytes(S390_DIAG);
 
 /** What KVM leaves to user space. */
 const USER_SPACE: CallOutcome = exitsWith("KVM_EXIT_S390_SIEIC");

@@ -9,6 +9,7 @@ import {
   type CallOutcome,
   diagCode,
   DIAGNOSES,
+  exitsWith,
   PGM_OPERATION,
   PGM_PRIVILEGED_OP,
   PGM_SPECIFICATION,
@@ -17,7 +18,7 @@ import {
   S390_ERRNO,
   S390_HYPERCALLS,
 } from "../../abi/mod.ts";
-import { type Diag, interrupts } from "./diag.ts";
+import { type Diag, DIAG_LENGTH, interrupts } from "./diag.ts";
 import { userSpaceIpl } from "./ipl.ts";
 import type { S390Vcpu } from "./vcpu.ts";
 
@@ -38,10 +39,20 @@ export function userSpaceDiag(vcpu: S390Vcpu, diag: Diag): CallOutcome {
     case DIAGNOSES.KVM_VIRTIO_FUNCTIONS.code:
       return virtioFunctions(vcpu);
     case DIAGNOSES.KVM_BREAKPOINT.code:
-      return vcpu.vm.onBreakpoint(vcpu) ? returns() : interrupts(PGM_OPERATION); // A handler that fails.
+      return breakpoint(vcpu);
     default:
       return interrupts(PGM_SPECIFICATION);
   }
+}
+
+/** A planted breakpoint stops the machine, with the PSW back at it (handle_sw_breakpoint); QEMU refuses any other. */
+function breakpoint(vcpu: S390Vcpu): CallOutcome {
+  const { context, vm } = vcpu;
+  const address = context.pc - DIAG_LENGTH;
+  if (!vm.breakpointAt(address)) return interrupts(PGM_OPERATION);
+  context.pc = address;
+  vm.engine.stop();
+  return exitsWith("KVM_EXIT_S390_SIEIC");
 }
 
 /** Serves a DIAGNOSE in QEMU's emulator. The code is what stands in the instruction, whatever a base register holds. */

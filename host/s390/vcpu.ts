@@ -8,14 +8,12 @@
 import {
   type DiagField,
   type FieldValues,
-  instructionBytes,
   KVM_S390_INTERRUPTS,
   type MachineFault,
   type Psw,
   PSW_MASK_EXT,
   PSW_MASK_IO,
   PSW_MASK_MCHECK,
-  S390_DIAG,
   S390_SYS_CR0,
   S390_SYS_PSW_MASK,
   S390Cpu,
@@ -23,7 +21,7 @@ import {
   s390InstructionLength,
 } from "../../abi/mod.ts";
 import { ArchVcpu } from "../arch/mod.ts";
-import { kernelDiag } from "./diag.ts";
+import { DIAG_LENGTH, kernelDiag } from "./diag.ts";
 import { executeS390, waits, withConditionCode } from "./execute.ts";
 import {
   S390_EXIT_EXTINT,
@@ -44,8 +42,6 @@ import { S390_TP } from "./tracepoints.ts";
 import { emulatedDiag, userSpaceDiag } from "./userspace.ts";
 import type { S390Vm } from "./vm.ts";
 
-/** Bytes of a DIAGNOSE. */
-const DIAG_LENGTH: number = instructionBytes(S390_DIAG);
 /** Control register 0 after a reset (CR0_INITIAL_MASK). */
 const CR0_INITIAL = 0xe0n;
 /** Control register 14. */

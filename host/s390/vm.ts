@@ -98,8 +98,11 @@ export class S390Vm extends ArchVm<S390Cpu> {
   readonly outerSystem: Readonly<Uint8Array> | undefined;
   /** Pages that the guest has released. */
   discardedPages = 0;
-  /** The debugger: whether it planted the breakpoint that a vCPU has come to. There is none at first. */
-  onBreakpoint: (vcpu: S390Vcpu) => boolean = () => false;
+  /**
+   * The debugger: whether it planted a DIAGNOSE 0x501 at an address (kvm_find_sw_breakpoint). There is none at first. It
+   * plants these where KVM cannot hand it instruction 0 (KVM_CAP_S390_USER_INSTR0).
+   */
+  breakpointAt: (address: number) => boolean = () => false;
   #nextFloating = 0;
 
   /** Builds a virtual machine, not started. Throws `RangeError` for options that cannot be. */

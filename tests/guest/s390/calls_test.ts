@@ -274,7 +274,7 @@ describe("a kernel", () => {
       log.push("external interruption");
     });
     // Both are due at once: the program's comes first, and disables the other until its handler returns.
-    vm.onBreakpoint = () => {
+    vm.breakpointAt = () => {
       vm.injectPfaultDone(5n);
       return false;
     };

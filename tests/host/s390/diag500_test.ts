@@ -2,13 +2,17 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import {
+  assembleInstruction,
   encodeNotification,
   encodeSubchannelId,
+  PGM_OPERATION,
   PGM_PRIVILEGED_OP,
   PGM_SPECIFICATION,
+  S390_DIAG,
+  S390_OP_DIAG_44,
 } from "../../../abi/mod.ts";
-import { s390EnterUserMode } from "../../../guest/mod.ts";
-import { S390_HOSTS, type S390Host, s390Host, type S390Vm } from "../../../host/mod.ts";
+import { s390EnterUserMode, S390Kernel } from "../../../guest/mod.ts";
+import { Machine, S390_HOSTS, type S390Host, s390Host, type S390Vm } from "../../../host/mod.ts";
 import { call500, diagnose, MEMORY } from "../../support/s390.ts";
 
 const EINVAL = 0xffff_ffff_ffff_ffean;
@@ -202,16 +206,43 @@ describe("DIAGNOSE", () => {
     );
   });
 
-  it("stops for a debugger that planted it, and only then", () => {
-    for (const [host, pic] of [["kvm", 1], ["kvm+qemu-7.2", 1], ["tcg-7.2", 6]] as const) {
-      assertEquals(diagnose({ fields: { d2: 0x501 }, vm: { host } }).pic, pic);
+  it("is an operation where no debugger planted a breakpoint, and unknown to the emulator", () => {
+    for (
+      const [host, expected] of [
+        ["kvm", PGM_OPERATION],
+        ["kvm+qemu-7.2", PGM_OPERATION],
+        ["tcg-7.2", PGM_SPECIFICATION],
+      ] as const
+    ) {
+      const { pic, advance } = diagnose({ fields: { d2: 0x501 }, vm: { host } });
+      assertEquals([pic, advance], [expected, 4]);
     }
-    let stops = 0;
-    const prepare = (vm: S390Vm) => {
-      vm.onBreakpoint = () => ++stops > 0;
-    };
-    assertEquals(diagnose({ fields: { d2: 0x501 }, prepare }).pic, 0);
-    assertEquals(stops, 1);
+  });
+
+  it("stops for a debugger that planted it, with the PSW back at it, as often as it is run", () => {
+    const vm = new Machine().createS390Vm({ memory: MEMORY });
+    const [vcpu] = vm.vcpus;
+    let passed = false;
+    const kernel = new S390Kernel({
+      *main(cpu) {
+        yield cpu.diag44();
+        passed = true;
+      },
+    });
+    vm.load(kernel.text);
+    const site = kernel.entry + kernel.text.layout.site[S390_OP_DIAG_44];
+    const saved = vm.words.bytes(site, 4)!;
+    vm.memory.load(site, assembleInstruction(S390_DIAG, "big", { d2: 0x501 }));
+    vm.breakpointAt = (address) => address === site;
+    vm.start(kernel.entry);
+    for (const stops of [1, 2]) {
+      assertEquals(vm.machine.run(1e7).end, "stopped");
+      assertEquals([vcpu.context.pc, passed, vcpu.interrupts.program], [site, false, undefined]);
+      assertEquals([...vm.userspaceExits], [["KVM_EXIT_S390_SIEIC", stops]]);
+    }
+    vm.memory.load(site, saved);
+    assertEquals(vm.machine.run(1e7).end, "finished");
+    assertEquals([passed, vcpu.stats.instruction_diagnose_44], [true, 1]);
   });
 
   it("counts what it does not know as other, and user space refuses that", () => {
