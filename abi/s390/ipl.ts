@@ -24,6 +24,20 @@ export const DIAG308_RC_NO_CONF = 0x0102;
 /** Result: the parameters are none. */
 export const DIAG308_RC_INVALID = 0x0402;
 
+/** The length of a whole IPL parameter block (sizeof(IplParameterBlock), QEMU's include/hw/s390x/ipl/qipl.h). */
+export const IPLB_LENGTH = 4096;
+/** Where a block has its type (pbt); its first word is its length. */
+export const IPLB_TYPE_OFFSET = 12;
+
+/**
+ * The types of a block that names a device, and the shortest block of each (QEMU's hw/s390x/ipl.h, iplb_valid). Not here:
+ * PCI's, which only the newest QEMU knows, and QEMU's own, by which its firmware asks for the next boot device.
+ */
+export const IPLB_TYPES = {
+  S390_IPL_TYPE_FCP: { type: 0x00, shortest: 384 },
+  S390_IPL_TYPE_CCW: { type: 0x02, shortest: 200 },
+} as const;
+
 /** KVM_EXIT_S390_RESET's flags (linux/kvm.h). */
 export const KVM_S390_RESETS = {
   KVM_S390_RESET_POR: 1,

@@ -15,6 +15,9 @@ import {
   DIAG308_RESET_MOD_CLR,
   DIAG308_SET,
   DIAG308_STORE,
+  IPLB_LENGTH,
+  IPLB_TYPE_OFFSET,
+  IPLB_TYPES,
   KVM_S390_RESETS,
   PGM_ADDRESSING,
   PGM_SPECIFICATION,
@@ -46,7 +49,7 @@ export type IplAnswer =
   /** The result, for the register behind R1. */
   | { readonly result: number }
   /** The virtual machine is reset. */
-  | { readonly reset: "modified clear" | "load normal" | "load clear" | "load normal, dump" };
+  | { readonly reset: "modified clear" | "load normal" | "load clear" };
 
 /** What user space needs of the guest. */
 export interface IplState {
@@ -58,14 +61,9 @@ export interface IplState {
   write(address: bigint, bytes: Uint8Array): boolean;
 }
 
-/** The longest block of parameters. */
-const IPLB_MAX = 4096;
-/** The shortest: its own header. */
-const IPLB_MIN = 8;
-
 /** Serves a call whose operands are the register number R1, the block's address and the subcode. */
 export function userSpaceIpl(r1: number, address: bigint, subcode: bigint, state: IplState): IplAnswer {
-  // QEMU looks at all 64 bits here, where KVM looks at 16 (kvm-unit-tests, s390x/diag308.c).
+  // QEMU looks at all 64 bits here, where KVM looks at 16 (kvm-unit-tests, s390x/diag308.c). It has no subcode 4 of its own.
   switch (subcode) {
     case BigInt(DIAG308_RESET_MOD_CLR):
       return { reset: "modified clear" };
@@ -73,37 +71,31 @@ export function userSpaceIpl(r1: number, address: bigint, subcode: bigint, state
       return { reset: "load normal" };
     case BigInt(DIAG308_LOAD_CLEAR):
       return { reset: "load clear" };
-    case BigInt(DIAG308_LOAD_NORMAL_DUMP):
-      return { reset: "load normal, dump" };
     case BigInt(DIAG308_SET):
     case BigInt(DIAG308_STORE):
-      if ((r1 & 1) !== 0 || (address & 0xfffn) !== 0n) return { interruption: PGM_SPECIFICATION };
-      return subcode === BigInt(DIAG308_SET)
-        ? setParameters(address, state)
-        : storeParameters(address, state);
+      return parameterBlock(r1, address, subcode, state);
     default:
       return { interruption: PGM_SPECIFICATION };
   }
 }
 
-/** A block's first word is its length. */
-function setParameters(address: bigint, state: IplState): IplAnswer {
-  const header = state.read(address, IPLB_MIN);
-  if (header === undefined) return { interruption: PGM_ADDRESSING };
-  const length = new DataView(header.buffer, header.byteOffset).getUint32(0);
-  if (length < IPLB_MIN || length > IPLB_MAX) return { result: DIAG308_RC_INVALID };
-  const block = state.read(address, length);
+/** A block has a page of its own, all of it in memory, however long it says to be (diag308_parm_check). */
+function parameterBlock(r1: number, address: bigint, subcode: bigint, state: IplState): IplAnswer {
+  if ((r1 & 1) !== 0 || (address & 0xfffn) !== 0n) return { interruption: PGM_SPECIFICATION };
+  const block = state.read(address, IPLB_LENGTH);
   if (block === undefined) return { interruption: PGM_ADDRESSING };
-  state.parameters = block;
+  if (subcode === BigInt(DIAG308_STORE)) return storeParameters(address, state);
+  const length = new DataView(block.buffer, block.byteOffset).getUint32(0);
+  const known = Object.values(IPLB_TYPES).find(({ type }) => type === block[IPLB_TYPE_OFFSET]);
+  if (known === undefined || length < known.shortest || length > IPLB_LENGTH) {
+    return { result: DIAG308_RC_INVALID };
+  }
+  state.parameters = block.slice(0, length);
   return { result: DIAG308_RC_OK };
 }
 
 function storeParameters(address: bigint, state: IplState): IplAnswer {
   const { parameters } = state;
-  if (parameters === undefined) {
-    return state.read(address, IPLB_MIN) === undefined
-      ? { interruption: PGM_ADDRESSING }
-      : { result: DIAG308_RC_NO_CONF };
-  }
+  if (parameters === undefined) return { result: DIAG308_RC_NO_CONF };
   return state.write(address, parameters) ? { result: DIAG308_RC_OK } : { interruption: PGM_ADDRESSING };
 }

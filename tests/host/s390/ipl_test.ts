@@ -76,20 +76,55 @@ describe("DIAGNOSE 0x308 in user space", () => {
   it("has no parameters at first, and stores those that were set", () => {
     const nothing = ipl(6);
     assertEquals([nothing.pic, nothing.gprs[3]], [0, 0x102n]);
-    const block = (length: number) => (vm: S390Vm) => void vm.words.write(BLOCK, 4, length);
-    assertEquals(ipl(5, BLOCK, block(32)).gprs[3], 1n);
-    assertEquals([ipl(5, BLOCK, block(4)).gprs[3], ipl(5, BLOCK, block(4097)).gprs[3]], [0x402n, 0x402n]);
     const stored = diagnose({
       fields: { r1: 2, r3: 4, d2: 0x308 },
       gprs: { 2: BLOCK + 0x1000, 3: 0, 4: 6 },
       *before(cpu: S390Cpu) {
-        yield cpu.store32(BLOCK, 24);
-        yield cpu.store64(BLOCK + 8, 0x1234_5678_9abc_def0n);
+        yield cpu.store32(BLOCK, 200);
+        yield cpu.store8(BLOCK + 12, 2);
+        yield cpu.store64(BLOCK + 192, 0x1234_5678_9abc_def0n);
+        yield cpu.store64(BLOCK + 200, 0x5555n);
         yield cpu.diag308(5, BLOCK);
       },
     });
     assertEquals([stored.pic, stored.gprs[3]], [0, 1n]);
-    assertEquals(stored.vm.words.read64(BLOCK + 0x1008), 0x1234_5678_9abc_def0n);
+    assertEquals(stored.vm.words.read64(BLOCK + 0x1000 + 192), 0x1234_5678_9abc_def0n);
+    assertEquals(stored.vm.words.read64(BLOCK + 0x1000 + 200), 0n, "what is behind the block is not of it");
+  });
+
+  it("takes the parameters of a device by FCP or by CCW, as long as QEMU wants each, and no others", () => {
+    // hw/s390x/ipl.h: S390_IPLB_MIN_FCP_LEN, S390_IPLB_MIN_CCW_LEN; 5 is protected virtualization's, for subcode 8.
+    const [ok, invalid] = [1n, 0x402n];
+    for (
+      const [type, length, expected] of [
+        [0, 384, ok],
+        [0, 383, invalid],
+        [2, 200, ok],
+        [2, 199, invalid],
+        [2, 4096, ok],
+        [2, 4097, invalid],
+        [0, 0xffff_ffff, invalid],
+        [0, 0, invalid],
+        [1, 4096, invalid],
+        [5, 4096, invalid],
+      ] as const
+    ) {
+      const { pic, gprs, vm } = ipl(5, BLOCK, (vm) => {
+        vm.words.write(BLOCK, 4, length);
+        vm.words.write(BLOCK + 12, 1, type);
+      });
+      assertEquals([pic, gprs[3]], [0, expected], `type ${type}, length ${length}`);
+      assertEquals(vm.ipl.parameters?.length, expected === ok ? length : undefined);
+    }
+  });
+
+  it("has no load normal of its own: only KVM asks for that reset", () => {
+    const { pic, vm } = diagnose({
+      fields: { r1: 2, r3: 4, d2: 0x308 },
+      gprs: { 2: BLOCK, 4: 4 },
+      vm: { host: "tcg-7.2" },
+    });
+    assertEquals([pic, vm.ending], [PGM_SPECIFICATION, undefined]);
   });
 
   it("resets for kexec and kdump", () => {
