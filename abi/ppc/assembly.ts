@@ -52,7 +52,10 @@ export const ppcAsm = {
   b: (from: number, target: number): number => encodePpc("b", { LI: target - from }),
 } as const;
 
-/** The word as an assembler spells it at `address`; `.long 0x…` where it is no instruction. */
+/**
+ * The word as an assembler spells it at `address`; `.long 0x…` where it is no instruction. Numbers that make up one
+ * half of another, or a mask, are in hexadecimal: `lis r0,0x4b56`.
+ */
 export function disassemblePpc(word: number, address: number = 0): string {
   const instruction = decodePpc(word);
   if (instruction === undefined) return `.long ${hex(word)}`;
@@ -67,8 +70,10 @@ function extended(i: PpcInstruction, address: number): string | undefined {
   switch (i.name) {
     case "addi":
       return i.RA === 0 ? `li r${i.RT},${i.SI}` : undefined;
-    case "addis":
-      return i.RA === 0 ? `lis r${i.RT},${i.SI}` : undefined;
+    case "addis": {
+      const half = hex(i.SI & 0xffff);
+      return i.RA === 0 ? `lis r${i.RT},${half}` : `addis r${i.RT},r${i.RA},${half}`;
+    }
     case "or":
       return i.RS === i.RB && i.RC === 0 ? `mr r${i.RA},r${i.RS}` : undefined;
     case "mfspr":
@@ -110,6 +115,7 @@ function plain(i: PpcInstruction, address: number): string {
   const operands = fields.filter((field) => field !== "RC" && field !== "LK" && field !== "AA").map(
     (field) => {
       if (field === "BD") return hex(address + values[field]);
+      if (field === "UI") return hex(values[field]);
       return REGISTER_FIELDS.includes(field) ? `r${values[field]}` : String(values[field]);
     },
   );

@@ -164,7 +164,7 @@ describe("run hypercalls: s390", () => {
 });
 
 describe("run hypercalls: PowerPC", () => {
-  const PR = ["lis r0,19286", "ori r0,r0,19745", "sc", "nop"];
+  const PR = ["lis r0,0x4b56", "ori r0,r0,0x4d21", "sc", "nop"];
 
   it("makes every call through the device tree's words, with its token in r11", () => {
     const found = calls("--arch", "ppc");
