@@ -19,7 +19,7 @@ import {
 } from "./experiments/experiment.ts";
 import { experimentNamed, EXPERIMENTS } from "./experiments/registry.ts";
 import { ARCHITECTURES, featuresOf } from "./features.ts";
-import { type Flags, type OptionSpecs, readFlags } from "./flags.ts";
+import { type Flags, flagValue, type OptionSpecs, readFlags } from "./flags.ts";
 import { featuresReport } from "./report/features.ts";
 import { wrapped } from "./report/table.ts";
 import { fileBytes, TRACE_RECORDS, traceText } from "./report/trace_text.ts";
@@ -44,8 +44,8 @@ export interface CommandResult {
   readonly file?: OutputFile;
 }
 
-const COMMON = `  --backend vmx|svm   Intel's or AMD's virtualization
-  --json              prints one JSON object in place of the tables
+const BACKEND_LINE = "  --backend vmx|svm   Intel's or AMD's virtualization\n";
+const COMMON = `  --json              prints one JSON object in place of the tables
   --trace FILE        KVM's trace events as text, compressed if it ends in .gz`;
 
 const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
@@ -60,7 +60,7 @@ const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
 
   --vcpus N           vCPUs
   --seed S            what random data is drawn from (0)
-${COMMON}
+${BACKEND_LINE}${COMMON}
 
 A machine of your own:
 
@@ -87,7 +87,7 @@ type Output = Pick<CommandResult, "out" | "file">;
 
 function dispatch(args: readonly string[], columns: number): Output {
   const [verb, ...rest] = args;
-  if (rest.includes("--help") || rest.includes("-h")) return { out: help(rest[0], columns) };
+  if (rest.includes("--help") || rest.includes("-h")) return { out: help(rest, columns) };
   switch (verb) {
     case "list":
       if (rest.length > 0) throw new RangeError(`Cannot list ${rest.join(" ")}: "list" takes no arguments`);
@@ -118,9 +118,13 @@ function described({ name, summary, options }: Experiment, columns: number): str
 }
 
 /** What there is to say of an experiment, or of everything. */
-function help(name: string, columns: number): string {
-  const experiment = EXPERIMENTS.find((one) => one.name === name);
-  return experiment === undefined ? USAGE : `${described(experiment, columns)}\n\n${COMMON}`;
+function help([name, ...rest]: readonly string[], columns: number): string {
+  const found = EXPERIMENTS.find((one) => one.name === name);
+  const arch = flagValue(rest, "arch");
+  const experiment = arch === undefined ? found : found?.narrowed?.({ arch }) ?? found;
+  if (experiment === undefined) return USAGE;
+  const backend = experiment.backends.length === 0 ? "" : BACKEND_LINE;
+  return `${described(experiment, columns)}\n\n${backend}${COMMON}`;
 }
 
 /** What each option is, what it may be, and what it is when nothing is said. */
@@ -143,9 +147,9 @@ function run(args: readonly string[], columns: number): Output {
       `Cannot run without an experiment's name: allowed are ${EXPERIMENTS.map((e) => e.name).join(", ")}`,
     );
   }
-  const experiment = experimentNamed(name);
-  const { options: given, flags } = readFlags(`run ${name}`, rest, experiment.options, {
-    ...BACKEND,
+  const experiment = chosen(name, rest);
+  const { options: given, flags } = readFlags(`run ${experiment.name}`, rest, experiment.options, {
+    ...backendFlag(experiment),
     ...JSON_FLAG,
     ...TRACE,
   });
@@ -156,30 +160,41 @@ function run(args: readonly string[], columns: number): Output {
   };
   const path = typeof flags.trace === "string" ? flags.trace : undefined;
   if (path === "") throw new RangeError("Cannot write a trace without a file's name");
-  const options = experimentOptions(experiment, backendOf(flags, experiment), given);
+  const options = experimentOptions(experiment, backendOf(flags), given);
   const result = experiment.run(options, path === undefined ? undefined : watcher);
   const out = flags.json === true ? JSON.stringify(result) : experiment.report(result, columns);
   return path === undefined ? { out } : { out, file: { path, text: trace.join("\n") } };
 }
 
-function backendOf(flags: Readonly<Record<string, unknown>>, experiment?: Experiment): string {
-  return typeof flags.backend === "string" ? flags.backend : experiment?.backends[0] ?? "vmx";
+function backendOf(flags: Readonly<Record<string, unknown>>): string | undefined {
+  return typeof flags.backend === "string" ? flags.backend : undefined;
+}
+
+/** An experiment of an architecture, if it has architectures: each has options of its own. */
+function chosen(name: string, args: readonly string[]): Experiment {
+  const experiment = experimentNamed(name);
+  const arch = flagValue(args, "arch");
+  return experiment.narrowed?.(arch === undefined ? {} : { arch }) ?? experiment;
+}
+
+function backendFlag({ backends }: Experiment): Flags {
+  return backends.length === 0 ? {} : BACKEND;
 }
 
 /** Explains the machines of an experiment, or one whose parts are named. */
 function explain(args: readonly string[], columns: number): Output {
   const [first, ...rest] = args;
   const named = first !== undefined && !first.startsWith("-");
-  const experiment = named ? experimentNamed(first) : undefined;
+  const experiment = named ? chosen(first, rest) : undefined;
   const { options: given, flags } = readFlags(
-    named ? `explain ${first}` : "explain a machine",
+    experiment === undefined ? "explain a machine" : `explain ${experiment.name}`,
     named ? rest : args,
     experiment?.options ?? MACHINE_OPTIONS,
-    { ...BACKEND, ...JSON_FLAG },
+    { ...(experiment === undefined ? BACKEND : backendFlag(experiment)), ...JSON_FLAG },
   );
-  const backend = backendOf(flags, experiment);
+  const backend = backendOf(flags);
   const machines = experiment === undefined
-    ? [explainMachine(backend, given)]
+    ? [explainMachine(backend ?? "vmx", given)]
     : explainExperiment(experiment, experimentOptions(experiment, backend, given));
   if (flags.json !== true) return { out: explainReport(machines, columns) };
   return { out: JSON.stringify({ experiment: experiment?.name ?? null, machines }) };

@@ -16,9 +16,10 @@ import {
   HOST_SEMANTICS,
   type HostSemantics,
   Machine,
-  type Vm,
+  Vm,
 } from "../host/mod.ts";
 import {
+  type AnyVm,
   checkedOptions,
   type Experiment,
   type ExperimentOptions,
@@ -63,10 +64,15 @@ export const MACHINE_OPTIONS: Readonly<Record<string, OptionSpec>> = {
   ipiv: { meaning: "module parameter enable_ipiv", default: "on", choices: SWITCH },
 };
 
-/** Runs an experiment, and asks each of its machines. */
+/** Runs an experiment, and asks each of its machines. Throws `RangeError` where they are not x86's. */
 export function explainExperiment(experiment: Experiment, options: ExperimentOptions): ExplainedMachine[] {
+  const { name: what, backends } = experiment.narrowed?.(options) ?? experiment;
+  if (backends.length === 0) throw new RangeError(`Cannot explain ${what}: allowed are machines of x86`);
   const machines: ExplainedMachine[] = [];
-  experiment.run(options, { records: 0, done: (name, vm) => machines.push(explained(name, vm)) });
+  const done = (name: string, vm: AnyVm) => {
+    if (vm instanceof Vm) machines.push(explained(name, vm));
+  };
+  experiment.run(options, { records: 0, done });
   return machines;
 }
 

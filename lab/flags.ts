@@ -44,12 +44,28 @@ function parsed(
   options: NonNullable<ParseArgsConfig["options"]>,
 ): Readonly<Record<string, unknown>> {
   try {
-    return parseArgs({ args: [...args], options, strict: true, allowPositionals: false }).values;
+    return parseArgs({ args: negativeNumbers(args), options, strict: true, allowPositionals: false }).values;
   } catch (error) {
     const problem = (error as Error).message.split(/\.\s|\n/)[0];
     const names = Object.keys(options).map((name) => `--${name}`).join(", ");
     throw new RangeError(`Cannot ${doing}: ${problem}; allowed are ${names}`);
   }
+}
+
+/** What was typed for a flag whatever else was typed; undefined where it was not. */
+export function flagValue(args: readonly string[], name: string): string | undefined {
+  const options = { [name]: { type: "string" } } as const;
+  const value = parseArgs({ args: negativeNumbers(args), options, strict: false }).values[name];
+  return typeof value === "string" ? value : undefined;
+}
+
+/** `--seed -1` as `--seed=-1`: no option begins with a digit, and it is the number that is wrong. */
+function negativeNumbers(args: readonly string[]): string[] {
+  return args.reduce<string[]>((joined, arg) => {
+    const last = joined.at(-1) ?? "";
+    if (/^-\d/.test(arg) && /^--[^=]+$/.test(last)) return joined.with(-1, `${last}=${arg}`);
+    return [...joined, arg];
+  }, []);
 }
 
 /** What was typed for an option. Throws `RangeError` for a number that is none. */

@@ -22,7 +22,7 @@ import {
   type Slot,
   type SlotOptions,
 } from "../memory/mod.ts";
-import { NOBODY, TRACEPOINTS, Tracer } from "../trace/mod.ts";
+import { formatRecord, NOBODY, TRACEPOINTS, Tracer } from "../trace/mod.ts";
 import { inhibitMask, updateApicv } from "./apicv.ts";
 import { createBackendInVain } from "./backends.ts";
 import { explain, type Explanation } from "./explain.ts";
@@ -339,6 +339,14 @@ export class Vm extends VmConfiguration {
       }
     }
     return exits;
+  }
+
+  /** The kept trace records as text, one a line. */
+  traceText(): string[] {
+    const { backend } = this.bootstrap;
+    return [...this.tracer.records()].map((record) =>
+      formatRecord(record, (reason) => backend.exitName(reason))
+    );
   }
 
   /**

@@ -55,7 +55,9 @@ export class PpcVm extends ArchVm<PpcCpu> {
     }
     const order = options.order ?? "big";
     if (order === "little" && host.core !== "book3s-64") {
-      throw new RangeError(`Cannot run a little-endian guest on ${options.host}: its core is ${host.core}`);
+      throw new RangeError(
+        `Cannot run a little-endian guest on ${options.host}: on ${host.core} allowed is big`,
+      );
     }
     super(machine, {
       arch: "ppc",

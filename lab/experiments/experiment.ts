@@ -5,12 +5,12 @@
  */
 
 import type { GuestSemantics } from "../../guest/mod.ts";
-import type { BackendName, HostSemantics, Vm } from "../../host/mod.ts";
+import type { BackendName, HostSemantics, MipsVm, PpcVm, S390Vm, Vm } from "../../host/mod.ts";
 import type { Counts } from "../measure.ts";
 
 /** What every experiment can be told. */
 export interface ExperimentOptions {
-  /** Which vendor's virtualization. */
+  /** Which vendor's virtualization; without meaning in an experiment that has no backends. */
   readonly backend: BackendName;
   /** vCPUs. */
   readonly vcpus: number;
@@ -47,7 +47,8 @@ export type OptionSpec = NumberSpec | ChoiceSpec;
 
 /** What an option may be, for people. */
 export function allowed(spec: OptionSpec): string {
-  return "choices" in spec ? spec.choices.join(", ") : `${spec.min} to ${spec.max}`;
+  if ("choices" in spec) return spec.choices.join(", ");
+  return spec.min === spec.max ? String(spec.min) : `${spec.min} to ${spec.max}`;
 }
 
 /** One run of an experiment. */
@@ -86,12 +87,15 @@ export interface ExperimentResult {
   readonly published: unknown;
 }
 
+/** A virtual machine of any architecture. */
+export type AnyVm = Vm | S390Vm | PpcVm | MipsVm;
+
 /** Somebody who wants to see more than counts. */
 export interface Watcher {
   /** Trace records to keep of each boot of a guest. */
   readonly records: number;
   /** A virtual machine has done its part; `name` says which one it was. */
-  readonly done: (name: string, vm: Vm) => void;
+  readonly done: (name: string, vm: AnyVm) => void;
 }
 
 /** An experiment. */
@@ -100,10 +104,15 @@ export interface Experiment {
   readonly name: string;
   /** One line: what it shows. */
   readonly summary: string;
-  /** The vendors on which it can be run; the first is the usual one. */
+  /** The vendors on which it can be run; the first is the usual one. None where its architecture has no vendors. */
   readonly backends: readonly BackendName[];
   /** What it can be told, by name; `vcpus` and `seed` are among them. */
   readonly options: Readonly<Record<string, OptionSpec>>;
+  /**
+   * Itself with some options chosen, where the others depend on them; undefined where the choice is none. Experiments whose
+   * options are always the same do not have this.
+   */
+  narrowed?(given: Readonly<Record<string, unknown>>): Experiment | undefined;
   /** Runs it. Throws `RangeError` for options that cannot be. */
   run(options: ExperimentOptions, watcher?: Watcher): ExperimentResult;
   /** The result as text, at most `columns` wide where it can be. */
@@ -125,29 +134,30 @@ export const SEED: NumberSpec = {
 };
 
 /**
- * Fills in what was not said and checks what was. Throws `RangeError` for a name or a value that is not allowed,
- * naming those that are.
+ * Fills in what was not said and checks what was; without `backend` it is the usual one. Throws `RangeError` for a name or a
+ * value that is not allowed, naming those that are.
  */
 export function experimentOptions(
   experiment: Experiment,
-  backend: string,
+  backend: string | undefined,
   given: Readonly<Record<string, number | string>>,
 ): ExperimentOptions {
-  const vendor = experiment.backends.find((name) => name === backend);
-  if (vendor === undefined) {
+  const { name, backends, options } = experiment.narrowed?.(given) ?? experiment;
+  const vendor = backend === undefined ? backends[0] : backends.find((one) => one === backend);
+  if (backend !== vendor && backend !== undefined) {
     throw new RangeError(
-      `Cannot run ${experiment.name} on backend ${backend}: allowed are ${experiment.backends.join(", ")}`,
+      `Cannot run ${name} on backend ${backend}: allowed are ${backends.join(", ") || "none"}`,
     );
   }
-  for (const name of Object.keys(given)) {
-    if (!Object.hasOwn(experiment.options, name)) {
+  for (const option of Object.keys(given)) {
+    if (!Object.hasOwn(options, option)) {
       throw new RangeError(
-        `Cannot tell ${experiment.name} ${name}: allowed are ${Object.keys(experiment.options).join(", ")}`,
+        `Cannot tell ${name} ${option}: allowed are ${Object.keys(options).join(", ")}`,
       );
     }
   }
-  const options = checkedOptions(`run ${experiment.name}`, experiment.options, given);
-  return { vcpus: 1, seed: 0, ...options, backend: vendor };
+  const checked = checkedOptions(`run ${name}`, options, given);
+  return { vcpus: 1, seed: 0, ...checked, backend: vendor ?? "vmx" };
 }
 
 /**

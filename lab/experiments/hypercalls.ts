@@ -30,6 +30,7 @@ import {
   type ExperimentResult,
   type ExperimentRun,
   experimentRun,
+  type OptionSpec,
   SEED,
   type Watcher,
 } from "./experiment.ts";
@@ -40,108 +41,112 @@ export interface HypercallRun extends ExperimentRun {
   readonly call: ObservedCall;
 }
 
-/** What architectures let one choose; the first of each is the usual one. */
-const CHOICES: Readonly<Record<ArchName, Readonly<Record<"host" | "bits" | "order", readonly string[]>>>> = {
-  x86: { host: usualFirst("v6.19", HOST_SEMANTICS), bits: ["64", "32"], order: ["little"] },
-  s390: { host: usualFirst("kvm", S390_HOSTS), bits: ["64"], order: ["big"] },
-  ppc: { host: usualFirst("book3s-64-pr", PPC_HOSTS), bits: ["host's"], order: ["big", "little"] },
-  mips: { host: usualFirst("mainline", MIPS_HOSTS), bits: ["64", "32"], order: ["big", "little"] },
+/** What architectures let one choose: the first of each is the usual one. */
+type Choices = Readonly<Partial<Record<"host" | "bits" | "order", readonly string[]>>>;
+
+const ORDERS: readonly ByteOrder[] = ["big", "little"];
+const WIDTHS = ["64", "32"];
+
+const CHOICES: Readonly<Record<ArchName, Choices>> = {
+  x86: { host: usualFirst("v6.19", HOST_SEMANTICS), bits: WIDTHS },
+  s390: { host: usualFirst("kvm", S390_HOSTS) },
+  ppc: { host: usualFirst("book3s-64-pr", PPC_HOSTS), order: ORDERS },
+  mips: { host: usualFirst("mainline", MIPS_HOSTS), bits: WIDTHS, order: ORDERS },
 };
 
 function usualFirst(usual: string, hosts: Readonly<Record<string, unknown>>): string[] {
   return [usual, ...Object.keys(hosts).filter((host) => host !== usual)];
 }
 
-const USUAL = "usual";
+const MEANINGS = {
+  host: "whose host, of those that the architecture has",
+  bits: "the guest's width, where there are two",
+  order: "its byte order, where there are two",
+} as const;
 
-function everyChoice(what: "host" | "bits" | "order"): string[] {
-  return [USUAL, ...new Set(ARCHITECTURES.flatMap((arch) => CHOICES[arch][what]))];
+/** vCPUs; x86's and s390's calls have somebody to wake and to yield to. */
+const VCPUS: Readonly<Record<ArchName, number>> = { x86: 2, s390: 2, ppc: 1, mips: 1 };
+
+function options(archs: readonly ArchName[]): Record<string, OptionSpec> {
+  const vcpus = archs.map((arch) => VCPUS[arch]);
+  const choices = (["host", "bits", "order"] as const).flatMap((what): [string, OptionSpec][] => {
+    const all = [...new Set(archs.flatMap((arch) => CHOICES[arch][what] ?? []))];
+    return all.length === 0 ? [] : [[what, { meaning: MEANINGS[what], default: all[0], choices: all }]];
+  });
+  return {
+    vcpus: {
+      meaning: "vCPUs; one calls",
+      default: vcpus[0],
+      min: Math.min(...vcpus),
+      max: Math.max(...vcpus),
+    },
+    seed: { ...SEED, meaning: "without effect: nothing is drawn" },
+    arch: { meaning: "architecture", default: archs[0], choices: ARCHITECTURES },
+    ...Object.fromEntries(choices),
+  };
 }
+
+/** The experiment, as far as these architectures go. */
+function experimentOf(name: string, ...archs: ArchName[]): Experiment {
+  return {
+    name,
+    summary:
+      "every hypercall of an architecture: registers before and after, the instruction's bytes, the exit, the outcome",
+    backends: archs.includes("x86") ? BACKENDS : [],
+    options: options(archs),
+    run,
+    report,
+  };
+}
+
+/** The experiment of each architecture, by the words that choose it. */
+const OF = new Map(ARCHITECTURES.map((arch) => [arch, experimentOf(`hypercalls --arch ${arch}`, arch)]));
 
 /** The experiment. */
 export const hypercallsExperiment: Experiment = {
-  name: "hypercalls",
-  summary:
-    "every hypercall of an architecture: registers before and after, the instruction's bytes, the exit, the outcome",
-  backends: BACKENDS,
-  options: {
-    vcpus: { meaning: "vCPUs; one calls", default: 2, min: 2, max: 2 },
-    seed: { ...SEED, meaning: "without effect: nothing is drawn" },
-    arch: { meaning: "architecture", default: "x86", choices: ARCHITECTURES },
-    host: {
-      meaning: "whose host, of those that the architecture has",
-      default: USUAL,
-      choices: everyChoice("host"),
-    },
-    bits: { meaning: "the guest's width, where there are two", default: USUAL, choices: everyChoice("bits") },
-    order: { meaning: "its byte order, likewise", default: USUAL, choices: everyChoice("order") },
-  },
-  run,
-  report,
+  ...experimentOf("hypercalls", ...ARCHITECTURES),
+  narrowed: ({ arch = ARCHITECTURES[0] }) => OF.get(arch as ArchName),
 };
-
-/** What was chosen. Throws `RangeError` for what the architecture does not have. */
-function chosen(options: ExperimentOptions, arch: ArchName, what: "host" | "bits" | "order"): string {
-  const choices = CHOICES[arch][what];
-  const choice = String(options[what]);
-  if (choice === USUAL) return choices[0];
-  if (choices.includes(choice)) return choice;
-  throw new RangeError(
-    `Cannot run hypercalls of ${arch} with ${what} ${choice}: allowed are ${choices.join(", ")}`,
-  );
-}
 
 function run(options: ExperimentOptions, watcher?: Watcher): ExperimentResult {
   const arch = options.arch as ArchName;
-  const host = chosen(options, arch, "host");
-  const width = chosen(options, arch, "bits");
-  const bits = width === "32" ? 32 : 64;
-  const order = chosen(options, arch, "order") as ByteOrder;
-  if (arch !== "x86") {
-    if (options.backend !== "vmx") {
-      throw new RangeError(`Cannot run hypercalls of ${arch} on ${options.backend}: vendors are x86's`);
-    }
-    if (watcher !== undefined) {
-      throw new RangeError(`Cannot trace or explain hypercalls of ${arch}: allowed is x86`);
-    }
-  }
-  const calls = (): Map<string, CountedCall> => {
-    switch (arch) {
-      case "x86":
-        return x86Calls({
-          backend: options.backend,
-          host: host as HostSemantics,
-          bits,
-          records: watcher?.records ?? 0,
-          done: watcher?.done ?? (() => {}),
-        });
-      case "s390":
-        return s390Calls(host as S390Host);
-      case "ppc":
-        return ppcCalls({ host: host as PpcHostName, order });
-      case "mips":
-        return mipsCalls({ host: host as MipsHost, bits, order });
-    }
-  };
-  const runs: HypercallRun[] = [...calls()].map(([name, counted]) => ({
+  const runs: HypercallRun[] = [...calls(arch, options, watcher)].map(([name, counted]) => ({
     ...experimentRun(name, counted, 1),
     call: counted.call,
   }));
   return {
     experiment: "hypercalls",
-    options: { ...options, backend: arch === "x86" ? options.backend : null, host, bits: width, order },
+    options: { bits: null, order: null, ...options, backend: arch === "x86" ? options.backend : null },
     guestSemantics: arch === "x86" ? "v6.19" : null,
-    hostSemantics: arch === "x86" ? host as HostSemantics : null,
+    hostSemantics: arch === "x86" ? options.host as HostSemantics : null,
     runs,
     published: null,
   };
+}
+
+function calls(
+  arch: ArchName,
+  { backend, host, bits: width, order }: ExperimentOptions,
+  watcher: Watcher = { records: 0, done: () => {} },
+): Map<string, CountedCall> {
+  const bits = width === "32" ? 32 : 64;
+  switch (arch) {
+    case "x86":
+      return x86Calls({ backend, host: host as HostSemantics, bits, watcher });
+    case "s390":
+      return s390Calls({ host: host as S390Host, watcher });
+    case "ppc":
+      return ppcCalls({ host: host as PpcHostName, order: order as ByteOrder, watcher });
+    case "mips":
+      return mipsCalls({ host: host as MipsHost, bits, order: order as ByteOrder, watcher });
+  }
 }
 
 function report({ options, runs }: ExperimentResult, columns: number): string {
   const { arch, backend, host, order } = options;
   const title = arch === "x86"
     ? `x86, ${backend}, host of ${host}, ${options.bits}-bit guest`
-    : `${arch}, host ${host}, ${order}-endian guest`;
+    : `${arch}, host ${host}, ${order ?? "big"}-endian guest`;
   return [
     title,
     ...(runs as readonly HypercallRun[]).map((run) => callText(run, columns)),

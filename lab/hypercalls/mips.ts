@@ -21,6 +21,7 @@ import {
 } from "../../abi/mod.ts";
 import { mipsFixup, mipsVectors } from "../../guest/mod.ts";
 import { Machine, type MipsHost } from "../../host/mod.ts";
+import type { Watcher } from "../experiments/experiment.ts";
 import { conventionRegisters, type CountedCall, Observer, type PlannedCall } from "./observe.ts";
 
 /** How the guests and hosts are chosen. */
@@ -31,6 +32,8 @@ export interface MipsCallOptions {
   readonly order: ByteOrder;
   /** The guest's width. */
   readonly bits: 64 | 32;
+  /** Who sees each machine. */
+  readonly watcher: Watcher;
 }
 
 const BUFFER = mipsKseg0(0x9000);
@@ -66,10 +69,10 @@ function planned(name: string, nr: number, values: readonly bigint[]): PlannedCa
 }
 
 /** Makes every call, each on a machine of its own. */
-export function mipsCalls({ host, order, bits }: MipsCallOptions): Map<string, CountedCall> {
+export function mipsCalls({ host, order, bits, watcher }: MipsCallOptions): Map<string, CountedCall> {
   const calls = new Map<string, CountedCall>();
   for (const call of plan()) {
-    const vm = new Machine().createMipsVm({ host, order, bits });
+    const vm = new Machine().createMipsVm({ host, order, bits, trace: watcher.records });
     const text = mipsText();
     mipsVectors(text, mipsFixup);
     const observer = new Observer({
@@ -88,6 +91,7 @@ export function mipsCalls({ host, order, bits }: MipsCallOptions): Map<string, C
     vm.load(text);
     vm.start(entry);
     vm.machine.run();
+    watcher.done(call.name, vm);
     calls.set(call.name, observer.result());
   }
   return calls;

@@ -21,6 +21,7 @@ import {
 } from "../../abi/mod.ts";
 import { epaprInit, placePpcHandlers, setPpcVectors } from "../../guest/mod.ts";
 import { Machine, type PpcHostName, type PpcVm } from "../../host/mod.ts";
+import type { Watcher } from "../experiments/experiment.ts";
 import { type CountedCall, Observer, type PlannedCall } from "./observe.ts";
 
 /** How the guests and hosts are chosen. */
@@ -29,6 +30,8 @@ export interface PpcCallOptions {
   readonly host: PpcHostName;
   /** The guest's byte order. */
   readonly order: ByteOrder;
+  /** Who sees each machine. */
+  readonly watcher: Watcher;
 }
 
 /** Where the guest has its stub. */
@@ -91,8 +94,8 @@ export function ppcCalls(options: PpcCallOptions): Map<string, CountedCall> {
   return new Map(plan().map((call) => [call.name, made(options, call)]));
 }
 
-function made({ host, order }: PpcCallOptions, call: PlannedCall<PpcCpu>): CountedCall {
-  const vm = new Machine().createPpcVm({ host, order });
+function made({ host, order, watcher }: PpcCallOptions, call: PlannedCall<PpcCpu>): CountedCall {
+  const vm = new Machine().createPpcVm({ host, order, trace: watcher.records });
   const text = ppcText(vm.host.core);
   const observer = new Observer({
     vm,
@@ -120,6 +123,7 @@ function made({ host, order }: PpcCallOptions, call: PlannedCall<PpcCpu>): Count
   vm.load(text);
   vm.start(entry);
   vm.machine.run();
+  watcher.done(call.name, vm);
   return observer.result();
 }
 

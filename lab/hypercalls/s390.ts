@@ -20,7 +20,16 @@ import {
 } from "../../abi/mod.ts";
 import { s390EnterUserMode, S390Kernel } from "../../guest/mod.ts";
 import { Machine, type S390Host } from "../../host/mod.ts";
+import type { Watcher } from "../experiments/experiment.ts";
 import { conventionRegisters, type CountedCall, Observer, type PlannedCall } from "./observe.ts";
+
+/** How the hosts are chosen. */
+export interface S390CallOptions {
+  /** Whose host. */
+  readonly host: S390Host;
+  /** Who sees each machine. */
+  readonly watcher: Watcher;
+}
 
 /** Where the guest keeps what it hands over. */
 const BLOCK = 0x9000;
@@ -112,11 +121,11 @@ function* parameterBlock(cpu: S390Cpu): Generator<number, void, void> {
 }
 
 /** Makes every call, each on a machine of its own. */
-export function s390Calls(host: S390Host): Map<string, CountedCall> {
+export function s390Calls({ host, watcher }: S390CallOptions): Map<string, CountedCall> {
   const calls = new Map<string, CountedCall>();
   const count = plan(0).length;
   for (let index = 0; index < count; index++) {
-    const vm = new Machine().createS390Vm({ host, vcpus: 2 });
+    const vm = new Machine().createS390Vm({ host, vcpus: 2, trace: watcher.records });
     const subchannel = vm.addCcwDevice({ number: 0, queues: [128], notified: () => {} });
     const call = plan(subchannel)[index];
     const observer = new Observer({
@@ -135,6 +144,7 @@ export function s390Calls(host: S390Host): Map<string, CountedCall> {
     vm.load(kernel.text);
     vm.start(kernel.entry);
     vm.machine.run();
+    watcher.done(call.name, vm);
     calls.set(call.name, observer.result());
   }
   return calls;

@@ -20,6 +20,7 @@ import {
 } from "../../abi/mod.ts";
 import { Kernel } from "../../guest/mod.ts";
 import { type BackendName, type HostSemantics, Machine, NotModelled, type Vm } from "../../host/mod.ts";
+import type { Watcher } from "../experiments/experiment.ts";
 import { spaced } from "../features.ts";
 import { Stopwatch } from "../measure.ts";
 import {
@@ -40,10 +41,8 @@ export interface X86CallOptions {
   readonly host: HostSemantics;
   /** The guest's width. */
   readonly bits: 64 | 32;
-  /** Trace records to keep. */
-  readonly records: number;
-  /** A machine has made its call. */
-  readonly done: (name: string, vm: Vm) => void;
+  /** Who sees each machine. */
+  readonly watcher: Watcher;
 }
 
 const VECTOR = 0x40;
@@ -104,8 +103,8 @@ export function x86Calls(options: X86CallOptions): Map<string, CountedCall> {
 }
 
 function made(options: X86CallOptions, planned: Planned): CountedCall {
-  const { backend, host, bits, records, done } = options;
-  const vm = new Machine().createVm({ backend, hostSemantics: host, vcpus: 2, trace: records });
+  const { backend, host, bits, watcher } = options;
+  const vm = new Machine().createVm({ backend, hostSemantics: host, vcpus: 2, trace: watcher.records });
   const stopwatch = new Stopwatch(vm);
   const registers = conventionRegisters(X86_CONVENTION);
   const read = (cpu: X86Cpu): RegistersShown => shown(registers, (register) => cpu.register(register));
@@ -164,7 +163,7 @@ function made(options: X86CallOptions, planned: Planned): CountedCall {
     exits = more(exitsOf(vm), exits);
     lap = stopwatch.lap();
   }
-  done(planned.name, vm);
+  watcher.done(planned.name, vm);
   const rewritten = bytes(site);
   const observed: ObservedCall = {
     instruction: TEXT[planned.opcode],

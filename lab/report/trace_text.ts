@@ -5,21 +5,17 @@
  */
 
 import { Foras, gzip, Memory } from "denoflate";
-import { formatRecord, type Vm } from "../../host/mod.ts";
+import type { AnyVm } from "../experiments/experiment.ts";
 
 /** Records that are kept of each boot of a guest when a trace is asked for. */
 export const TRACE_RECORDS: number = 1 << 16;
 
 /** The records of a virtual machine under a title, oldest first; a comment says how many were overwritten. */
-export function traceText(title: string, vm: Vm): string {
+export function traceText(title: string, vm: AnyVm): string {
   const lines = [`# ${title}: vCPU, time in cycles, event`];
   const { lost } = vm.tracer;
   if (lost > 0) lines.push(`# ${lost} earlier records were overwritten`);
-  const { backend } = vm.bootstrap;
-  for (const record of vm.tracer.records()) {
-    lines.push(formatRecord(record, (reason) => backend.exitName(reason)));
-  }
-  return lines.join("\n") + "\n";
+  return [...lines, ...vm.traceText()].join("\n") + "\n";
 }
 
 /** A text file's bytes: compressed where its name ends in `.gz`. */

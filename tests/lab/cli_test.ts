@@ -28,7 +28,8 @@ describe("the command line", () => {
         const line = paragraph.replaceAll(/\n {3,}/g, " ").split("\n").find((text) =>
           text.startsWith(`  --${option} `)
         )!;
-        const range = "choices" in spec ? spec.choices.join(", ") : `${spec.min} to ${spec.max}`;
+        const numbers = (min: number, max: number) => min === max ? String(min) : `${min} to ${max}`;
+        const range = "choices" in spec ? spec.choices.join(", ") : numbers(spec.min, spec.max);
         assertStringIncludes(line, `: ${range} (${spec.default})`);
       }
     }
@@ -167,7 +168,7 @@ describe("the command line refuses, in one line that names what is allowed,", ()
         [["--no-json"], "Unknown option '--no-json'"],
         [["--json=yes"], "Option '--json' does not take an argument"],
         [["--vcpus"], "Option '--vcpus <value>' argument missing"],
-        [["--seed", "-1"], "Option '--seed' argument is ambiguous"],
+        [["--seed", "--json"], "Option '--seed' argument is ambiguous"],
         [["80"], "Unexpected argument '80'"],
         [["1.5"], "Unexpected argument '1.5'"],
         [["--", "x"], "Unexpected argument 'x'"],
@@ -200,6 +201,7 @@ describe("the command line refuses, in one line that names what is allowed,", ()
         `Cannot use "${text}" for --vcpus: allowed are 2 to 1024`,
       );
     }
+    assertEquals(refused("run", "pv-ipi", "--vcpus", "-3"), refused("run", "pv-ipi", "--vcpus=-3"));
   });
 
   it("numbers that are too small, too large, or larger than any", () => {

@@ -279,31 +279,145 @@ describe("run hypercalls", () => {
       return [backend, host, bits, guestSemantics, hostSemantics];
     };
     assertEquals(told("--host", "2018", "--bits", "32"), ["vmx", "2018", "32", "v6.19", "2018"]);
-    assertEquals(told("--arch", "s390"), [null, "kvm", "64", null, null]);
-    assertEquals(told("--arch", "ppc"), [null, "book3s-64-pr", "host's", null, null]);
+    assertEquals(told("--arch", "s390"), [null, "kvm", null, null, null]);
+    assertEquals(told("--arch", "ppc"), [null, "book3s-64-pr", null, null, null]);
     assertEquals(told("--arch", "mips", "--bits", "32"), [null, "mainline", "32", null, null]);
   });
 
-  it("refuses what an architecture does not have, and says what it has", () => {
-    assertEquals(
-      refused("--arch", "mips", "--host", "kvm"),
-      "Cannot run hypercalls of mips with host kvm: allowed are mainline, imgtec, cavium, none",
+  it("refuses the options and the values of other architectures, and says what this one has", () => {
+    const hosts = {
+      x86: ["v6.19", "2012", "2018", "2021", "2022"],
+      s390: ["kvm", "kvm+qemu-7.2", "kvm+qemu-2.5", "tcg-7.2"],
+      ppc: ["book3s-64-pr", "book3s-32-pr", "e500v2", "e500mc", "book3s-64-hv"],
+      mips: ["mainline", "imgtec", "cavium", "none"],
+    };
+    for (const [arch, own] of Object.entries(hosts)) {
+      for (const host of [...Object.values(hosts).flat(), "nonsense", "usual", "toString", ""]) {
+        if (own.includes(host)) continue;
+        assertEquals(
+          refused("--arch", arch, "--host", host),
+          `Cannot run hypercalls --arch ${arch} with host ${host}: allowed are ${own.join(", ")}`,
+        );
+      }
+    }
+    const options = {
+      x86: ["host", "bits", "backend"],
+      s390: ["host"],
+      ppc: ["host", "order"],
+      mips: ["host", "bits", "order"],
+    };
+    const values = { host: "none", bits: "64", order: "big", backend: "vmx" };
+    for (const [arch, own] of Object.entries(options)) {
+      for (const [option, value] of Object.entries(values)) {
+        if (own.includes(option)) continue;
+        const all = ["vcpus", "seed", "arch", ...own, "json", "trace"].map((name) => `--${name}`);
+        assertEquals(
+          refused(`--${option}`, value, "--arch", arch),
+          `Cannot run hypercalls --arch ${arch}: Unknown option '--${option}'; allowed are ${all.join(", ")}`,
+        );
+      }
+    }
+    assertEquals(refused("--host", "kvm"), refused("--arch", "x86", "--host", "kvm"));
+    assertEquals(refused("--order", "little"), refused("--arch", "x86", "--order", "little"));
+  });
+
+  it("refuses architectures, numbers and byte orders that there are not", () => {
+    for (const arch of ["arm", "X86", "", "toString"]) {
+      assertEquals(
+        refused(`--arch=${arch}`, "--order", "big"),
+        `Cannot run hypercalls with arch ${arch}: allowed are x86, s390, ppc, mips`,
+      );
+    }
+    for (const [arch, vcpus] of [["x86", 2], ["s390", 2], ["ppc", 1], ["mips", 1]] as const) {
+      for (const wrong of [0, 3 - vcpus, 3, 2 ** 53 - 1]) {
+        assertEquals(
+          refused("--arch", arch, "--vcpus", String(wrong)),
+          `Cannot run hypercalls --arch ${arch} with vcpus ${wrong}: allowed are ${vcpus}`,
+        );
+      }
+      for (const seed of ["-1", "NaN", "9007199254740992", "1e3"]) {
+        assertEquals(
+          refused("--arch", arch, "--seed", seed),
+          `Cannot use "${seed}" for --seed: allowed are 0 to 9007199254740991`,
+        );
+      }
+    }
+    for (const host of ["book3s-32-pr", "e500v2", "e500mc"]) {
+      assertStringIncludes(refused("--arch", "ppc", "--host", host, "--order", "little"), "allowed is big");
+    }
+  });
+
+  it("tells what an architecture's calls can be told", () => {
+    const help = (arch: string) => command(["run", "hypercalls", "--arch", arch, "--help"], 200).out;
+    assertStringIncludes(help("mips"), "mainline, imgtec, cavium, none (mainline)");
+    for (const [arch, has] of [["x86", true], ["s390", false], ["ppc", false], ["mips", false]] as const) {
+      assertEquals([help(arch).includes("--backend"), help(arch).includes("2012")], [has, has]);
+    }
+  });
+});
+
+describe("run hypercalls --trace", () => {
+  /** The trace of each call, by its name. */
+  function traces(...args: string[]): Record<string, string[]> {
+    const run = () => command(["run", "hypercalls", ...args, "--trace", "trace.txt"], 80);
+    const { out, code, file } = run();
+    assertEquals([code, file?.path], [0, "trace.txt"]);
+    assertEquals(run().file, file); // Byte for byte.
+    assertEquals(out, command(["run", "hypercalls", ...args], 80).out); // Being watched changes nothing.
+    return Object.fromEntries(
+      file!.text.trimEnd().split("\n\n").map((boot) => {
+        const [title, ...lines] = boot.split("\n");
+        return [title.slice(2, title.indexOf(": ")), lines.map((line) => line.slice(line.indexOf(": ") + 2))];
+      }),
     );
-    assertEquals(
-      refused("--arch", "s390", "--bits", "32"),
-      "Cannot run hypercalls of s390 with bits 32: allowed are 64",
-    );
-    assertEquals(
-      refused("--order", "big"),
-      "Cannot run hypercalls of x86 with order big: allowed are little",
-    );
-    assertEquals(
-      refused("--arch", "ppc", "--backend", "svm"),
-      "Cannot run hypercalls of ppc on svm: vendors are x86's",
-    );
-    assertEquals(
-      refused("--arch", "ppc", "--trace", "x.txt"),
-      "Cannot trace or explain hypercalls of ppc: allowed is x86",
-    );
+  }
+
+  it("has one trace a call, on every architecture", () => {
+    for (const arch of ["x86", "s390", "ppc", "mips"]) {
+      assertEquals(Object.keys(traces("--arch", arch)), Object.keys(calls("--arch", arch)));
+    }
+  });
+
+  it("has what KVM traces on s390 (arch/s390/kvm/trace.h and trace-s390.h)", () => {
+    assertEquals(traces("--arch", "s390").KVM_S390_VIRTIO_CCW_NOTIFY, [
+      "kvm_s390_sie_enter: address 0x10300",
+      "kvm_s390_sie_exit: icptcode ICPT_INST address 0x10306",
+      "kvm_s390_intercept_instruction: ipa 0x8324 ipb 0x5000000",
+      "kvm_s390_handle_diag: code 0x500",
+      "kvm_s390_sie_enter: address 0x10306",
+    ]);
+  });
+
+  it("has what KVM-PR traces on PowerPC (arch/powerpc/kvm/trace_pr.h)", () => {
+    assertEquals(traces("--arch", "ppc").KVM_HC_FEATURES, [
+      "kvm_exit: exit SYSCALL pc 0x800c msr 0x8000000000001030 last_inst 0x44000002",
+      "kvm_book3s_reenter: r 1 pc 0x800c",
+    ]);
+  });
+
+  it("has what KVM traces on MIPS: a guest exit twice (arch/mips/kvm/trace.h)", () => {
+    assertEquals(traces("--arch", "mips", "--host", "imgtec").KVM_HC_MIPS_GET_CLOCK_FREQ, [
+      "kvm_enter: pc 0xffffffff80100080",
+      "kvm_exit: reason Guest Exit pc 0xffffffff80100084",
+      "kvm_exit: reason HC pc 0xffffffff80100084",
+      "kvm_reenter: pc 0xffffffff80100088",
+    ]);
+  });
+
+  it("has nothing where there is no KVM: on an emulator, on a processor of its own", () => {
+    const emulated = [["s390", "tcg-7.2"], ["mips", "none"]];
+    for (const [arch, host] of emulated) {
+      for (const events of Object.values(traces("--arch", arch, "--host", host))) {
+        assertEquals(events.filter((event) => event.includes("exit")), []);
+      }
+    }
+  });
+
+  it("explains x86's machines alone", () => {
+    for (const arch of ["s390", "ppc", "mips"]) {
+      const { out, err, code } = command(["explain", "hypercalls", "--arch", arch], 80);
+      assertEquals([out, code], ["", 2]);
+      assertEquals(err, `Cannot explain hypercalls --arch ${arch}: allowed are machines of x86`);
+    }
   });
 });
