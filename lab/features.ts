@@ -24,9 +24,7 @@ import {
   type KvmFeatureSpec,
   MAGIC_PAGE_FLAG_NOT_MAPPED_NX,
   MIPS_CONVENTION,
-  PPC_BOOKE_HV_CONVENTION,
   PPC_HYPERCALLS,
-  PPC_PR_CONVENTION,
   type PpcHypercallName,
   type PpcHypercallSpec,
   ppcHypercallToken,
@@ -35,7 +33,7 @@ import {
   type S390HypercallSpec,
   X86_CONVENTION,
 } from "../abi/mod.ts";
-import { MIPS_HOSTS } from "../host/mod.ts";
+import { MIPS_HOSTS, PPC_HOSTS } from "../host/mod.ts";
 
 /** The architectures, in the order in which they are shown. */
 export const ARCHITECTURES = ["x86", "s390", "ppc", "mips"] as const;
@@ -44,6 +42,8 @@ export type ArchName = (typeof ARCHITECTURES)[number];
 
 /** A way to call the host. */
 export interface CallingConvention {
+  /** The hosts that are called so; none where all are. */
+  readonly hosts: readonly string[];
   /** The instructions: as an assembler spells them, and their bytes by byte order, in hexadecimal. */
   readonly instructions: readonly {
     readonly text: string;
@@ -155,7 +155,9 @@ const TABLES: Readonly<Record<ArchName, () => ArchFeatures>> = {
   }),
   ppc: () => ({
     arch: "ppc",
-    conventions: [facts(PPC_PR_CONVENTION), facts(PPC_BOOKE_HV_CONVENTION)],
+    conventions: [...Map.groupBy(Object.entries(PPC_HOSTS), ([, { convention }]) => convention)].flatMap(
+      ([convention, hosts]) => convention === undefined ? [] : facts(convention, hosts.map(([name]) => name)),
+    ),
     calls: Object.entries<PpcHypercallSpec>(PPC_HYPERCALLS).map(([name, spec]) => ({
       number: hex(ppcHypercallToken(name as PpcHypercallName)),
       name,
@@ -260,11 +262,12 @@ const ADVANCE: Readonly<Record<Convention["advance"], string>> = {
     "the host skips the instruction, or follows the branch in whose delay slot it stands",
 };
 
-function facts(convention: Convention): CallingConvention {
+function facts(convention: Convention, hosts: readonly string[] = []): CallingConvention {
   const { widths, errors } = convention;
   const orders = convention.byteOrder === "guest" ? ["big", "little"] as const : [convention.byteOrder];
   const narrow = { u64: "whole registers", u32: "their low halves", s32: "sign-extended low halves" };
   return {
+    hosts,
     instructions: convention.instructions.map((format) => ({
       text: format.text,
       bytes: Object.fromEntries(

@@ -55,8 +55,8 @@ const EPAPR = {
 const UNKNOWN = returns(BigInt(EV_STATUS.EV_UNIMPLEMENTED), 0n);
 
 /**
- * The convention of hosts that run guests in problem state. In user mode the same words are a system call to the
- * guest.
+ * The convention of Book3S hosts that run guests in problem state. In user mode the same words are a system call to
+ * the guest.
  */
 export const PPC_PR_CONVENTION: Convention<PpcCallRegister> = {
   ...EPAPR,
@@ -66,6 +66,12 @@ export const PPC_PR_CONVENTION: Convention<PpcCallRegister> = {
     unknown: UNKNOWN,
     fromUserMode: raises("SYSCALL", BOOK3S_INTERRUPTS.SYSCALL),
   },
+};
+
+/** The same of BookE hosts without hypervisor state, whose interrupts have other numbers. */
+export const PPC_BOOKE_PR_CONVENTION: Convention<PpcCallRegister> = {
+  ...PPC_PR_CONVENTION,
+  errors: { ...PPC_PR_CONVENTION.errors, fromUserMode: raises("SYSCALL", BOOKE_INTERRUPTS.SYSCALL) },
 };
 
 /** The convention of BookE hosts with hypervisor state. In user mode the call is a privileged instruction. */

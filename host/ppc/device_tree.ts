@@ -60,10 +60,12 @@ export function deviceTree({ host, memory, vcpus, timebase }: DeviceTreeOptions)
  * What KVM_PPC_GET_PVINFO says, where KVM has it. KVM_PPC_PVINFO_FLAGS_EV_IDLE is set on every host, but QEMU tells the
  * guests of its e500 boards alone. For Book3S of 32 bits, whose node firmware writes, that is not confirmed.
  */
-function hypervisor({ family, hcallWords }: PpcHost): FdtNode {
+function hypervisor({ family, convention }: PpcHost): FdtNode {
   return node({
     compatible: fdtStrings(KVM_COMPATIBLE),
-    ...(hcallWords === undefined ? {} : { [HCALL_INSTRUCTIONS]: fdtCells(...hcallWords) }),
+    ...(convention === undefined
+      ? {}
+      : { [HCALL_INSTRUCTIONS]: fdtCells(...convention.instructions[0].units) }),
     ...(family === "booke" ? { [HAS_IDLE]: new Uint8Array(0) } : {}),
   });
 }

@@ -5,9 +5,12 @@
  */
 
 import {
-  HCALL_WORDS_BOOKE_HV,
-  HCALL_WORDS_PR,
+  type Convention,
   KVM_FEATURE_MAGIC_PAGE,
+  PPC_BOOKE_HV_CONVENTION,
+  PPC_BOOKE_PR_CONVENTION,
+  PPC_PR_CONVENTION,
+  type PpcCallRegister,
   type PpcCore,
   type PpcFamily,
 } from "../../abi/mod.ts";
@@ -26,8 +29,8 @@ export interface PpcHost {
    * hardware has a state for guest kernels, and executes most of them.
    */
   readonly problemState: boolean;
-  /** What KVM_PPC_GET_PVINFO gives; undefined where KVM has no hypercalls of its own. */
-  readonly hcallWords: readonly number[] | undefined;
+  /** How guests call it; undefined where KVM has no hypercalls of its own. */
+  readonly convention: Convention<PpcCallRegister> | undefined;
   /** What KVM_HC_FEATURES answers. */
   readonly features: number;
   /** The processor version that its guests read. */
@@ -44,7 +47,7 @@ export const PPC_HOSTS: Readonly<Record<PpcHostName, PpcHost>> = {
     core: "book3s-64",
     family: "book3s",
     problemState: true,
-    hcallWords: HCALL_WORDS_PR,
+    convention: PPC_PR_CONVENTION,
     features: MAGIC,
     pvr: 0x003c_0301,
     meaning: "KVM-PR on a 64-bit server",
@@ -53,7 +56,7 @@ export const PPC_HOSTS: Readonly<Record<PpcHostName, PpcHost>> = {
     core: "book3s-32",
     family: "book3s",
     problemState: true,
-    hcallWords: HCALL_WORDS_PR,
+    convention: PPC_PR_CONVENTION,
     features: MAGIC,
     pvr: 0x8003_0102,
     meaning: "KVM-PR on a 32-bit Book3S processor such as the G4",
@@ -62,7 +65,7 @@ export const PPC_HOSTS: Readonly<Record<PpcHostName, PpcHost>> = {
     core: "booke",
     family: "booke",
     problemState: true,
-    hcallWords: HCALL_WORDS_PR,
+    convention: PPC_BOOKE_PR_CONVENTION,
     features: MAGIC,
     pvr: 0x8021_0030,
     meaning: "KVM on BookE without hypervisor state",
@@ -71,7 +74,7 @@ export const PPC_HOSTS: Readonly<Record<PpcHostName, PpcHost>> = {
     core: "booke",
     family: "booke",
     problemState: false,
-    hcallWords: HCALL_WORDS_BOOKE_HV,
+    convention: PPC_BOOKE_HV_CONVENTION,
     features: 0,
     pvr: 0x8023_0020,
     meaning: "KVM on BookE with hypervisor state",
@@ -80,7 +83,7 @@ export const PPC_HOSTS: Readonly<Record<PpcHostName, PpcHost>> = {
     core: "book3s-64",
     family: "book3s",
     problemState: false,
-    hcallWords: undefined, // KVM_CAP_PPC_GET_PVINFO is there without hypervisor state only.
+    convention: undefined, // KVM_CAP_PPC_GET_PVINFO is there without hypervisor state only.
     features: 0,
     pvr: 0x004d_0200, // PVR_POWER8: translation by hash alone.
     meaning: "KVM-HV on a 64-bit server: its guests call it by PAPR alone",

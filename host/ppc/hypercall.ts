@@ -26,7 +26,7 @@ const { EV_SUCCESS, EV_UNIMPLEMENTED } = EV_STATUS;
 /** Handles a hypercall of a guest's kernel: reads the registers of the convention, acts, and writes r3 and r4. */
 export function hypercall(vcpu: PpcVcpu): void {
   const { processor: p } = vcpu;
-  // Both conventions have the same registers.
+  // All conventions have the same registers.
   const mode = (p.shared.get("msr") & MSR_SF) !== 0n ? "wide" : "narrow";
   const call = decodeCall(PPC_PR_CONVENTION, (register) => p.gpr(numberOf(register)), mode);
   const token = Number(call.number);

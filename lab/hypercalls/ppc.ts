@@ -18,10 +18,12 @@ import {
   type PpcHypercallName,
   ppcHypercallToken,
   ppcText,
+  raises,
 } from "../../abi/mod.ts";
 import { epaprInit, placePpcHandlers, setPpcVectors } from "../../guest/mod.ts";
 import { Machine, type PpcHostName, type PpcVm } from "../../host/mod.ts";
 import type { Watcher } from "../experiments/experiment.ts";
+import { outcomeText } from "../features.ts";
 import { type CountedCall, Observer, type PlannedCall } from "./observe.ts";
 
 /** How the guests and hosts are chosen. */
@@ -96,10 +98,11 @@ export function ppcCalls(options: PpcCallOptions): Map<string, CountedCall> {
 
 function made({ host, order, watcher }: PpcCallOptions, call: PlannedCall<PpcCpu>): CountedCall {
   const vm = new Machine().createPpcVm({ host, order, trace: watcher.records });
+  const convention = vm.host.convention ?? PPC_PR_CONVENTION; // All have the same registers.
   const text = ppcText(vm.host.core);
   const observer = new Observer({
     vm,
-    convention: PPC_PR_CONVENTION,
+    convention,
     registers: REGISTERS,
     read: (cpu: PpcCpu, register) => cpu.register(Number(register.slice(1))),
     site: () => ({ text: stubText(vm), address: STUB, bytes: 16, unitBytes: 4 }),
@@ -111,7 +114,10 @@ function made({ host, order, watcher }: PpcCallOptions, call: PlannedCall<PpcCpu
     },
     // deno-lint-ignore require-yield
     *SYSCALL() {
-      observer.interrupted("SYSCALL: a system call to the guest itself");
+      const number = vm.vcpus[0].interrupts.number("SYSCALL");
+      observer.interrupted(
+        `${outcomeText(convention, raises("SYSCALL", number))}: a system call to the guest itself`,
+      );
     },
   });
   const entry = text.add(function* main(cpu) {

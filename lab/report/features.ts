@@ -41,6 +41,7 @@ function conventionText(convention: CallingConvention, columns: number): string 
     return `${text}: ${shown}`;
   };
   return [
+    ...convention.hosts.length === 0 ? [] : [["hosts", convention.hosts.join(", ")]],
     ["call", convention.instructions.map(({ text, bytes: all }) => bytes(text, all)).join("; ")],
     ["number", convention.number],
     ["arguments", convention.arguments.join(", ")],

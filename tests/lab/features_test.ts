@@ -121,6 +121,15 @@ describe("exitless features", () => {
     }
   });
 
+  it("shows the number of each PowerPC host's own interrupt, and which hosts are called how", () => {
+    const lines = paragraph("ppc").split("\n");
+    const what = (name: string) =>
+      lines.filter((line) => line.startsWith(`  ${name}  `)).map((line) => line.slice(18));
+    assertEquals(what("hosts"), ["book3s-64-pr, book3s-32-pr", "e500v2", "e500mc"]);
+    // BookE's system call is interrupt 8, where Book3S has a vector at 0xc00 (asm/kvm_asm.h).
+    assertEquals(what("from user mode"), ["SYSCALL (0xc00)", "SYSCALL (0x8)", "PROGRAM (0x6)"]);
+  });
+
   it("fits on a terminal", () => {
     for (const line of shown().split("\n")) assert(line.length <= 80, line);
   });

@@ -204,8 +204,8 @@ describe("run hypercalls: PowerPC", () => {
 
   it("is a system call to the guest itself in user mode, or a privileged instruction", () => {
     const call = (host: string) => calls("--arch", "ppc", "--host", host)["KVM_HC_FEATURES, from user mode"];
-    for (const host of ["book3s-64-pr", "book3s-32-pr", "e500v2"]) {
-      assertEquals(call(host).outcome, "SYSCALL: a system call to the guest itself");
+    for (const [host, vector] of [["book3s-64-pr", "0xc00"], ["book3s-32-pr", "0xc00"], ["e500v2", "0x8"]]) {
+      assertEquals(call(host).outcome, `SYSCALL (${vector}): a system call to the guest itself`);
       assertChanged(call(host), { r0: "0x4b564d21" });
     }
     assertEquals(call("e500mc").outcome, "PROGRAM (0x6)");

@@ -18,6 +18,7 @@ import {
   KVM_SC_MAGIC_R0,
   PPC_BLOCKS,
   PPC_BOOKE_HV_CONVENTION,
+  PPC_BOOKE_PR_CONVENTION,
   PPC_HYPERCALLS,
   PPC_PR_CONVENTION,
   type PpcCallRegister,
@@ -28,6 +29,7 @@ import {
   ppcHypercallToken,
   ppcOpcode,
   ppcText,
+  raises,
   sprIsPrivileged,
   sprName,
 } from "../../../abi/mod.ts";
@@ -106,6 +108,13 @@ describe("the conventions of PowerPC", () => {
     );
     const [hv] = PPC_BOOKE_HV_CONVENTION.instructions;
     assertEquals([...assembleInstruction(hv, "little").slice(0, 4)], [0x22, 0, 0, 0x44]);
+  });
+
+  it("raise the interrupt that each family has, by its own number, where a user program calls", () => {
+    // asm/kvm_asm.h: BOOK3S_INTERRUPT_SYSCALL, BOOKE_INTERRUPT_SYSCALL, BOOKE_INTERRUPT_PROGRAM.
+    assertEquals(PPC_PR_CONVENTION.errors.fromUserMode, raises("SYSCALL", 0xc00));
+    assertEquals(PPC_BOOKE_PR_CONVENTION.errors.fromUserMode, raises("SYSCALL", 8));
+    assertEquals(PPC_BOOKE_HV_CONVENTION.errors.fromUserMode, raises("PROGRAM", 6));
   });
 
   it("pass any call through registers: what is cut is cut as the mode says", () => {
