@@ -81,6 +81,11 @@ export class S390Cpu extends MachineContext<S390Cpu> {
     return this.top!.block.address + this.layout.behind[op.S390_OP_LPSWE];
   }
 
+  /** The address behind this function's DIAGNOSE 0x308: where one goes on that has itself reset. */
+  get behindDiag308(): number {
+    return this.top!.block.address + this.layout.behind[op.S390_OP_DIAG_308];
+  }
+
   // Calls to the host.
 
   /** DIAGNOSE 0x500 with the registers as they are. */

@@ -5,6 +5,8 @@
  * @module
  */
 
+import { hex } from "../bits.ts";
+
 /** PER. */
 export const PSW_MASK_PER = 0x4000_0000_0000_0000n;
 /** Dynamic address translation is on. */
@@ -58,6 +60,32 @@ export const USER_PSW_MASK: bigint = PSW_MASK_64 | PSW_MASK_PSTATE | PSW_MASK_EX
 export const WAIT_PSW_MASK: bigint = PSW_MASK_64 | PSW_MASK_WAIT | PSW_MASK_EXT | PSW_MASK_IO;
 /** A disabled wait: nothing ends it. What a kernel that gives up loads. */
 export const DISABLED_WAIT_PSW_MASK: bigint = PSW_MASK_64 | PSW_MASK_WAIT;
+
+/** Bit 12 of a short PSW, which is 1 there and 0 in a PSW of 16 bytes. */
+export const PSW_MASK_SHORTPSW = 0x0008_0000_0000_0000n;
+const SHORT_ADDRESS = 0x7fff_ffffn;
+
+/**
+ * A PSW in 8 bytes, as IPL and resets load it from absolute address 0: bits 0 to 32 of the mask, but for bit 12, and 31 bits
+ * of address. Throws `RangeError` for what has no place there.
+ */
+export function encodeShortPsw({ mask, address }: Psw): bigint {
+  if ((mask & (SHORT_ADDRESS | PSW_MASK_SHORTPSW)) !== 0n || address < 0n || address > SHORT_ADDRESS) {
+    throw new RangeError(
+      `Cannot shorten the PSW ${hex(mask)} ${
+        hex(address)
+      }: allowed are addresses of 31 bits, and none of the mask's bits ${
+        hex(SHORT_ADDRESS | PSW_MASK_SHORTPSW)
+      }`,
+    );
+  }
+  return mask | PSW_MASK_SHORTPSW | address;
+}
+
+/** A short PSW at length. One without its bit 12 becomes invalid, as that is inverted (QEMU's s390_cpu_load_normal). */
+export function decodeShortPsw(word: bigint): Psw {
+  return { mask: (word & ~SHORT_ADDRESS) ^ PSW_MASK_SHORTPSW, address: word & SHORT_ADDRESS };
+}
 
 /** Whether a CPU accepts a PSW (is_valid_psw in arch/s390/kvm): else it is a specification exception. */
 export function isValidPsw({ mask, address }: Psw): boolean {

@@ -91,6 +91,26 @@ export class Activations<Cpu extends MachineContext<Cpu>> {
     this.#returned = this.context.top?.ended === true;
   }
 
+  /**
+   * The processor was reset, and goes on at the program counter: behind the instruction that had it reset, or anywhere else,
+   * and then whatever ran on it is gone.
+   */
+  restart(): void {
+    const { context } = this;
+    const { top, pc, pending, layout } = context;
+    if (top !== undefined && pc === top.block.address + layout.behind[pending]) return;
+    this.clear();
+  }
+
+  /** Whatever ran on the processor is gone; registers stay. */
+  clear(): void {
+    const { context } = this;
+    context.frames.length = 0;
+    context.pending = 0;
+    this.#entering = false;
+    this.#returned = false;
+  }
+
   /** Another context is loaded: a task switch. */
   load(next: Cpu): void {
     if (next.running) throw this.error("it switched to a task that is already running");

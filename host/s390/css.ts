@@ -22,6 +22,8 @@ export interface CcwDevice {
   readonly notificationData?: boolean;
   /** A queue was notified; with the feature, how far it is filled. */
   notified(queue: number, next: number | undefined): void;
+  /** The subsystem is reset, and the device with it. */
+  reset?(): void;
 }
 
 /** The word by which a guest names a device. */
@@ -50,6 +52,11 @@ export class ChannelSubsystem {
       throw new RangeError(`Cannot add a device at subchannel 0x${word.toString(16)}: it is taken`);
     }
     this.#devices.push(device);
+  }
+
+  /** Resets the devices (subsystem_reset). Their doorbells stay: no handshake is modelled that would bring them back. */
+  reset(): void {
+    for (const device of this.#devices) device.reset?.();
   }
 
   /** Notifies a queue. `false` where the word names no device, or the device has no such queue. */

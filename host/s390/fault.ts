@@ -27,7 +27,7 @@ export function handleFault(vcpu: S390Vcpu, fault: StorageFault): void {
   }
   vcpu.trace(S390_TP.kvm_s390_major_guest_pfault, vcpu.context.pc);
   vcpu.charge(vcpu.vm.cost.tdpFault);
-  const token = vcpu.asyncPages < ASYNC_PF_PER_VCPU ? pfaultToken(vcpu) : undefined;
+  const token = vcpu.asyncPages.size < ASYNC_PF_PER_VCPU ? pfaultToken(vcpu) : undefined;
   if (token === undefined) waitFor(vcpu, fault.page);
   else tell(vcpu, fault.page, token);
 }
@@ -41,13 +41,16 @@ function pfaultToken(vcpu: S390Vcpu): bigint | undefined {
   }, vcpu);
 }
 
-/** The guest is told that the page is missing, and will be told when it has come, whatever it has cancelled meanwhile. */
+/**
+ * The guest is told that the page is missing, and will be told when it has come, whatever it has cancelled meanwhile; only a
+ * reset ends that.
+ */
 function tell(vcpu: S390Vcpu, page: number, token: bigint): void {
   const { vm } = vcpu;
-  vcpu.asyncPages++;
+  const told = {};
+  vcpu.asyncPages.add(told);
   vm.residency!.bringIn(page, () => {
-    vcpu.asyncPages--;
-    vm.injectPfaultDone(token);
+    if (vcpu.asyncPages.delete(told)) vm.injectPfaultDone(token);
   });
   vcpu.interrupts.pfaultInit = token;
   const { KVM_S390_INT_PFAULT_INIT } = KVM_S390_INTERRUPTS;

@@ -22,6 +22,7 @@ import {
   PGM_ADDRESSING,
   PGM_SPECIFICATION,
 } from "../../abi/mod.ts";
+import type { GuestReset } from "./reset.ts";
 
 const {
   KVM_S390_RESET_CLEAR,
@@ -48,8 +49,8 @@ export type IplAnswer =
   | { readonly interruption: typeof PGM_SPECIFICATION | typeof PGM_ADDRESSING }
   /** The result, for the register behind R1. */
   | { readonly result: number }
-  /** The virtual machine is reset. */
-  | { readonly reset: "modified clear" | "load normal" | "load clear" };
+  /** The virtual machine is reset, and goes on; with "load clear" it begins anew. */
+  | { readonly reset: GuestReset | "load clear" };
 
 /** What user space needs of the guest. */
 export interface IplState {

@@ -19,6 +19,7 @@ export * from "./ioeventfd.ts";
 export * from "./ipl.ts";
 export * from "./pfault.ts";
 export * from "./release_pages.ts";
+export * from "./reset.ts";
 export * from "./stats.ts";
 export * from "./storage.ts";
 export * from "./stsi.ts";

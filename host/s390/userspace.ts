@@ -20,6 +20,7 @@ import {
 } from "../../abi/mod.ts";
 import { type Diag, DIAG_LENGTH, interrupts } from "./diag.ts";
 import { userSpaceIpl } from "./ipl.ts";
+import { resetGuest } from "./reset.ts";
 import type { S390Vcpu } from "./vcpu.ts";
 
 const EINVAL = BigInt(-S390_ERRNO.EINVAL);
@@ -75,7 +76,8 @@ function iplFunctions(vcpu: S390Vcpu, { r1, r3 }: Diag): CallOutcome {
   const answer = userSpaceIpl(r1, context.register(r1), context.register(r3), vm.ipl);
   if ("interruption" in answer) return interrupts(answer.interruption);
   if ("reset" in answer) {
-    vm.reset(answer.reset);
+    if (answer.reset === "load clear") vm.reIpl(answer.reset);
+    else resetGuest(vcpu, answer.reset);
     return returns();
   }
   context.setRegister(r1 + 1, answer.result);

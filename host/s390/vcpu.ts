@@ -8,13 +8,13 @@
 import {
   type DiagField,
   type FieldValues,
+  KERNEL_PSW_MASK,
   KVM_S390_INTERRUPTS,
   type MachineFault,
   type Psw,
   PSW_MASK_EXT,
   PSW_MASK_IO,
   PSW_MASK_MCHECK,
-  S390_SYS_CR0,
   S390_SYS_PSW_MASK,
   S390Cpu,
   type S390Instruction,
@@ -36,16 +36,12 @@ import type { HostCpu, S390HostThread } from "./host_cpus.ts";
 import { deliverable, deliverPending, LocalInterrupts } from "./interrupts.ts";
 import { Pfault, type PfaultMemory } from "./pfault.ts";
 import { carryOut } from "./privileged.ts";
+import { clearReset } from "./reset.ts";
 import { type S390Stats, s390Stats } from "./stats.ts";
 import { RealStorage, type StorageFault } from "./storage.ts";
 import { S390_TP } from "./tracepoints.ts";
 import { emulatedDiag, userSpaceDiag } from "./userspace.ts";
 import type { S390Vm } from "./vm.ts";
-
-/** Control register 0 after a reset (CR0_INITIAL_MASK). */
-const CR0_INITIAL = 0xe0n;
-/** Control register 14. */
-const CR14_INITIAL = 0xc200_0000n;
 
 /** A vCPU. */
 export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, PfaultMemory {
@@ -60,7 +56,7 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
   /** What KVM counts. */
   readonly stats: S390Stats = s390Stats();
   /** Pages that are on their way and that the guest was told of. */
-  asyncPages = 0;
+  readonly asyncPages: Set<object> = new Set();
   /** The host CPU that it runs on. */
   hostCpu: HostCpu | undefined = undefined;
   /** When its turn on that ends, in cycles. */
@@ -70,23 +66,11 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
   #instruction: S390Instruction | undefined = undefined;
   #fault: StorageFault | undefined = undefined;
 
-  /** A vCPU after an initial reset. */
+  /** A vCPU after a clear reset. */
   constructor(vm: S390Vm, index: number) {
     super(vm, index, new S390Cpu());
     this.storage = new RealStorage(vm.words);
-    this.initialReset();
-  }
-
-  /** Initial CPU reset, as far as it is modelled: prefix, control registers, interruptions, and the handshake. */
-  initialReset(): void {
-    const { context, interrupts } = this;
-    this.storage.prefix = 0;
-    for (let register = 0; register < 16; register++) context.setSystem(S390_SYS_CR0 + register, 0);
-    context.setSystem(S390_SYS_CR0, CR0_INITIAL);
-    context.setSystem(S390_SYS_CR0 + 14, CR14_INITIAL);
-    interrupts.program = undefined;
-    interrupts.pfaultInit = undefined;
-    this.pfault.reset();
+    clearReset(this);
   }
 
   // The CPU.
@@ -196,7 +180,7 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
       this.toUserspace(reset ? "KVM_EXIT_S390_RESET" : "KVM_EXIT_S390_SIEIC");
       this.lastOutcome = outcome;
       if (reset) {
-        this.vm.reset((this.resetFlags & 2) !== 0 ? "load clear" : "load normal, dump");
+        this.vm.reIpl((this.resetFlags & 2) !== 0 ? "load clear" : "load normal, dump");
         return;
       }
       outcome = userSpaceDiag(this, diag);
@@ -265,6 +249,13 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
     if (this.phase !== "blocked") return;
     this.phase = "host";
     this.vm.hostCpus.ready(this, Math.max(time, this.clock) + this.vm.cost.wake);
+  }
+
+  /** The stopped state: nothing goes on here; it may be started anew, in kernel code. */
+  stop(): void {
+    this.end();
+    this.code.clear();
+    this.setMask(KERNEL_PSW_MASK);
   }
 
   /** Stops for good. */

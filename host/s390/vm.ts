@@ -24,6 +24,7 @@ import { IoBus } from "./io_bus.ts";
 import { assignIoEventFd, CcwIoEventFd } from "./ioeventfd.ts";
 import type { IplState } from "./ipl.ts";
 import type { PageRange } from "./release_pages.ts";
+import { clearReset } from "./reset.ts";
 import { S390_TP, S390_TRACEPOINTS } from "./tracepoints.ts";
 import { S390Vcpu } from "./vcpu.ts";
 
@@ -82,6 +83,8 @@ export class S390Vm extends ArchVm<S390Cpu> {
   readonly css: ChannelSubsystem = new ChannelSubsystem();
   /** The devices of the older transport. */
   readonly legacy: LegacyTransport;
+  /** The CPU that booted, or went on after a reset. */
+  bootCpu: S390Vcpu;
   /** The parameters of the next IPL. */
   readonly ipl: IplState;
   /** The tokens of pages that have come, for whichever CPU takes them. */
@@ -116,6 +119,7 @@ export class S390Vm extends ArchVm<S390Cpu> {
     this.legacy = options.legacy ?? NO_LEGACY_DEVICES;
     this.forwarding = new ForwardingBudget(options.diag9cForwardingHz ?? 0, this.clockKhz * 1000 / S390_HZ);
     this.vcpus = this.makeVcpus(options, (index) => new S390Vcpu(this, index));
+    this.bootCpu = this.vcpus[0];
     this.hostCpus = new HostCpus(this.engine, options.hostCpus ?? this.vcpus.length, options.turn ?? TURN);
     this.ipl = {
       parameters: undefined,
@@ -175,10 +179,18 @@ export class S390Vm extends ArchVm<S390Cpu> {
     return running[this.#nextFloating++ % running.length] ?? this.vcpus[0];
   }
 
-  /** The guest has asked for a reset: its image is gone, and the virtual machine ends here. */
-  reset(kind: string): void {
-    for (const vcpu of this.vcpus) vcpu.initialReset();
+  /**
+   * The guest has asked for an IPL, from a device of which this laboratory has none: its image is gone, and the virtual
+   * machine ends here. QEMU resets all CPUs, and clears no memory, whatever is asked.
+   */
+  reIpl(kind: string): void {
+    for (const vcpu of this.vcpus) clearReset(vcpu);
     this.shutDown(`reset: ${kind}`);
+  }
+
+  /** Whether the program of the CPU that booted, or had the others reset, has returned. */
+  override get finished(): boolean {
+    return this.bootCpu.phase === "ended";
   }
 
   /** The guest cannot go on: user space gives it up. */

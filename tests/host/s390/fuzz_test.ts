@@ -53,6 +53,11 @@ describe("any DIAGNOSE with any registers, on any host", () => {
           assert(vm.ending!.startsWith("reset: "));
           return;
         }
+        if (pic !== 0 && result.ilc === 0) {
+          // A reset, after which the PSW at absolute 0 is none.
+          assertEquals([pic, fields.d2, before[fields.r3] <= 1n], [6, 0x308, true]);
+          return;
+        }
         assertEquals(result.advance, 4);
         assertEquals(result.cc[0], result.cc[1]);
         if (pic !== 0) {

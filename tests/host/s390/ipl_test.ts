@@ -127,8 +127,11 @@ describe("DIAGNOSE 0x308 in user space", () => {
     assertEquals([pic, vm.ending], [PGM_SPECIFICATION, undefined]);
   });
 
-  it("resets for kexec and kdump", () => {
-    assertEquals(ipl(0).vm.ending, "reset: modified clear");
-    assertEquals(ipl(1).vm.ending, "reset: load normal");
+  it("resets for kexec and kdump, and goes on at the PSW that nobody planted here", () => {
+    for (const subcode of [0, 1]) {
+      const { pic, ilc, vm } = ipl(subcode);
+      assertEquals([pic, ilc, vm.ending], [PGM_SPECIFICATION, 0, undefined]);
+      assertEquals([...vm.userspaceExits], [["KVM_EXIT_S390_SIEIC", 1]]);
+    }
   });
 });
