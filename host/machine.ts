@@ -15,7 +15,7 @@ import {
   type Schedule,
 } from "./core/mod.ts";
 import { MipsVm, type MipsVmOptions } from "./mips/mod.ts";
-import { S390Vm, type S390VmOptions } from "./s390/mod.ts";
+import { ForwardingBudget, S390Vm, type S390VmOptions } from "./s390/mod.ts";
 import { MpState } from "./kvm/modes.ts";
 import { Vm } from "./kvm/vm.ts";
 import type { VmOptions } from "./kvm/vm_options.ts";
@@ -48,6 +48,11 @@ export interface MachineOptions {
   readonly asids?: number;
   /** Whether VMRUN can flush one ASID (CPUID 8000_000A EDX bit 6, FlushByAsid), on SVM; true by default. */
   readonly flushByAsid?: boolean;
+  /**
+   * KVM's parameter diag9c_forwarding_hz, on s390: directed yields a second that the host may pass on to the hypervisor below,
+   * for all its virtual machines together; 0 by default.
+   */
+  readonly diag9cForwardingHz?: number;
   /** Named deviations; none by default. */
   readonly quirks?: readonly Quirk[];
 }
@@ -114,6 +119,8 @@ export class Machine {
   declare readonly asids: number;
   /** Whether VMRUN can flush one ASID. */
   declare readonly flushByAsid: boolean;
+  /** How many directed yields of s390 guests may be passed on. */
+  declare readonly diag9cForwarding: ForwardingBudget;
   /** Whether the host's local APICs are in x2APIC mode. */
   declare readonly x2apicHost: boolean;
   /** The host's memory, where hardware looks at it by address. */
@@ -140,6 +147,7 @@ export class Machine {
     this.asids = checkAsids(options.asids ?? DEFAULT_ASIDS);
     this.flushByAsid = options.flushByAsid ?? true;
     this.x2apicHost = options.x2apicHost ?? true;
+    this.diag9cForwarding = new ForwardingBudget(options.diag9cForwardingHz ?? 0);
     const most = this.x2apicHost ? DEFAULT_PCPUS : XAPIC_PCPUS;
     if (!this.x2apicHost && options.pcpus !== undefined && options.pcpus > most) {
       throw new RangeError(

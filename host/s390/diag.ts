@@ -84,7 +84,7 @@ function timeSliceEndDirected(vcpu: S390Vcpu, { r1 }: Diag): CallOutcome {
   const what = directedYield<S390Vcpu>(vcpu.context.register(r1), {
     self: vcpu.index,
     byId: (id) => vm.vcpus[id],
-    takeForward: () => vm.forwarding.take(vcpu.clock),
+    takeForward: () => vm.machine.diag9cForwarding.take(vm.jiffies(vcpu.clock)),
     forward: (target) => target.hostCpu!.giveBack(vcpu.clock),
     // A vCPU that sleeps has nothing to run; one that waits for a CPU gets this one's.
     yieldTo: (target) => vm.hostCpus.yieldTo(vcpu, target),

@@ -9,29 +9,29 @@
 /** Clock ticks a second of an s390 host (CONFIG_HZ). */
 export const S390_HZ = 100;
 
-/** How often requests may be passed on, for the whole host. */
+/**
+ * How often requests may be passed on: the host counts them, and not for each virtual machine (forward_cnt and cur_slice in
+ * arch/s390/kvm/diag.c).
+ */
 export class ForwardingBudget {
   readonly #hz: number;
-  readonly #cyclesPerTick: number;
   #left = 0;
   #tick = -1;
 
-  /** `hz` requests a second (the module's parameter diag9c_forwarding_hz; 0: none), where a tick takes so many cycles. */
-  constructor(hz: number, cyclesPerTick: number) {
+  /** `hz` requests a second (KVM's module parameter diag9c_forwarding_hz; 0: none). */
+  constructor(hz: number) {
     if (!Number.isInteger(hz) || hz < 0) {
       throw new RangeError(`Cannot forward ${hz} directed yields a second: allowed are whole numbers from 0`);
     }
     this.#hz = hz;
-    this.#cyclesPerTick = cyclesPerTick;
   }
 
   /**
-   * Takes one of the present tick's requests. `false` where the host passes none on, or has used them up. A request that is
-   * not passed on afterwards is used up too.
+   * Takes one of a clock tick's requests. `false` where the host passes none on, or has used them up. A request that is not
+   * passed on afterwards is used up too.
    */
-  take(clock: number): boolean {
+  take(tick: number): boolean {
     if (this.#hz === 0) return false;
-    const tick = Math.floor(clock / this.#cyclesPerTick);
     if (tick > this.#tick) {
       this.#tick = tick;
       this.#left = Math.floor(this.#hz / S390_HZ);

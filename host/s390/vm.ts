@@ -16,7 +16,7 @@ import {
   NO_LEGACY_DEVICES,
   subchannelOf,
 } from "./css.ts";
-import { ForwardingBudget, S390_HZ } from "./directed_yield.ts";
+import { S390_HZ } from "./directed_yield.ts";
 import { S390_EXITS } from "./exits.ts";
 import { HostCpus } from "./host_cpus.ts";
 import { S390_HOSTS, type S390Host, s390Host, type S390HostBehaviour } from "./hosts.ts";
@@ -36,8 +36,6 @@ export interface S390VmOptions extends ArchVmOptions {
   readonly hostCpus?: number;
   /** A turn in cycles, where vCPUs wait; 7,500,000 by default. */
   readonly turn?: number;
-  /** diag9c_forwarding_hz: directed yields a second that the host may pass on to the hypervisor below; 0 by default. */
-  readonly diag9cForwardingHz?: number;
   /** One past the highest address that memory devices may use; the end of memory by default. */
   readonly storageLimit?: number;
   /** The block 3.2.2 that the host gets from its own host, where it is a guest itself. */
@@ -75,8 +73,6 @@ export class S390Vm extends ArchVm<S390Cpu> {
   readonly behaviour: S390HostBehaviour;
   /** The host's CPUs. */
   readonly hostCpus: HostCpus;
-  /** How many directed yields may be passed on. */
-  readonly forwarding: ForwardingBudget;
   /** The bus of notifications that the kernel serves. */
   readonly ccwBus: IoBus = new IoBus();
   /** QEMU's channel subsystem. */
@@ -117,7 +113,6 @@ export class S390Vm extends ArchVm<S390Cpu> {
     this.storageLimit = options.storageLimit ?? this.memoryEnd;
     this.outerSystem = options.outerSystem;
     this.legacy = options.legacy ?? NO_LEGACY_DEVICES;
-    this.forwarding = new ForwardingBudget(options.diag9cForwardingHz ?? 0, this.clockKhz * 1000 / S390_HZ);
     this.vcpus = this.makeVcpus(options, (index) => new S390Vcpu(this, index));
     this.bootCpu = this.vcpus[0];
     this.hostCpus = new HostCpus(this.engine, options.hostCpus ?? this.vcpus.length, options.turn ?? TURN);
@@ -139,6 +134,11 @@ export class S390Vm extends ArchVm<S390Cpu> {
       assignIoEventFd(this.ccwBus, new CcwIoEventFd({ subchannel, queue, signal }));
     }
     return subchannel;
+  }
+
+  /** The tick of the host's clock that a time in cycles belongs to. */
+  jiffies(clock: number): number {
+    return Math.floor(clock * S390_HZ / (this.clockKhz * 1000));
   }
 
   /** Lets pages leave the host's memory, for `store`. */

@@ -63,7 +63,7 @@ describe("an s390 virtual machine", () => {
     const machine = new Machine();
     assertThrows(() => machine.createS390Vm({ hostCpus: 0 }), RangeError, "an s390 host of 0 CPUs");
     assertThrows(() => machine.createS390Vm({ vcpus: 0 }), RangeError, "a virtual machine of 0 vCPUs");
-    assertThrows(() => machine.createS390Vm({ diag9cForwardingHz: 0.5 }), RangeError, "Cannot forward 0.5");
+    assertThrows(() => new Machine({ diag9cForwardingHz: 0.5 }), RangeError, "Cannot forward 0.5");
   });
 });
 
