@@ -52,6 +52,7 @@ const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
 
   exitless list                          the experiments and their options
   exitless run EXPERIMENT [options]      runs one and prints its tables
+  exitless run EXPERIMENT --help         what it can be told
   exitless explain EXPERIMENT [options]  which accelerated paths and PV features
                                          its machines use, and why not others
   exitless explain [options]             the same of a machine of your own
@@ -215,18 +216,23 @@ const ARCH: OptionSpec = { meaning: "architecture", default: "all", choices: ["a
 /** Runs a command line, prints and writes what it has to say, and ends the process with its exit code. */
 export async function main(args: readonly string[]): Promise<never> {
   const { out, err, code, file } = command(args, terminalColumns());
-  if (out !== "") console.log(out);
+  await orExit("Cannot print", () => {
+    if (out !== "") console.log(out);
+  });
   if (err !== "") console.error(err);
-  if (file !== undefined) await write(file);
+  if (file !== undefined) {
+    const bytes = await fileBytes(file.path, file.text);
+    await orExit(`Cannot write ${file.path}`, () => Deno.writeFile(file.path, bytes));
+  }
   Deno.exit(code);
 }
 
-async function write({ path, text }: OutputFile): Promise<void> {
-  const bytes = await fileBytes(path, text);
+/** Says what went wrong outside, a full disk or a missing folder, and ends the process with 2. */
+async function orExit(problem: string, write: () => void | Promise<void>): Promise<void> {
   try {
-    await Deno.writeFile(path, bytes);
+    await write();
   } catch (error) {
-    console.error(`Cannot write ${path}: ${error instanceof Error ? error.message : error}`);
+    console.error(oneLine(`${problem}: ${error instanceof Error ? error.message : error}`));
     Deno.exit(2);
   }
 }

@@ -26,6 +26,7 @@ import {
   type OptionSpec,
 } from "./experiments/experiment.ts";
 import { explanationText } from "./report/explanation.ts";
+import { wrapped } from "./report/table.ts";
 
 /** A machine, and what it says of itself. */
 export interface ExplainedMachine {
@@ -145,5 +146,8 @@ export function explainReport(machines: readonly ExplainedMachine[], columns: nu
     ].join("\n");
     paragraphs.set(body, [...paragraphs.get(body) ?? [], name]);
   }
-  return [...paragraphs].map(([body, names]) => `${names.join(", ")}: ${body}`).join("\n\n");
+  return [...paragraphs].map(([body, names]) => {
+    const [title, ...lines] = body.split("\n");
+    return [wrapped(`${names.join(", ")}: ${title}`, columns), ...lines].join("\n");
+  }).join("\n\n");
 }

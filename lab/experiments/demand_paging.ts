@@ -28,7 +28,7 @@ export const demandPagingExperiment: Experiment = {
   summary: "page faults, walks, exits and cycles of pages that come when they are touched",
   backends: BACKENDS,
   options: {
-    vcpus: { meaning: "vCPUs: one", default: 1, min: 1, max: 1 },
+    vcpus: { meaning: "vCPUs", default: 1, min: 1, max: 1 },
     seed: { ...SEED, meaning: "without effect: nothing is drawn" },
     pages: { meaning: "pages that are touched", default: 4096, min: 1, max: PAGES },
   },
@@ -111,6 +111,6 @@ function report(result: ExperimentResult, columns: number): string {
 const WHY =
   "Why: what is read first gets the one page of zeroes, so that the write that follows faults once more, and has that " +
   "translation flushed; what is written first gets a page of its own at once. Exits are the host's own faults: it, too, " +
-  "has no page until one is touched, and the frames of the last row are used for the second time. 4,096 pages are more " +
-  "than a TLB holds: so reading them again walks, without a fault. Counts come from executing; cycles come from a first " +
-  "cost profile that is not calibrated.";
+  "has no page until one is touched, and the frames of the last row are used for the second time. The TLB holds at most " +
+  "1,536 pages: where more are touched, reading them again walks, without a fault. Counts come from executing; cycles " +
+  "come from a first cost profile that is not calibrated.";

@@ -67,7 +67,7 @@ function featureTexts(features: readonly FeatureFacts[], columns: number): strin
   const lines: string[] = [];
   let where = "";
   for (const feature of features) {
-    if (feature.where !== where) lines.push(`features in ${where = feature.where}`);
+    if (feature.where !== where) lines.push(wrapped(`features in ${where = feature.where}`, columns));
     const text = `${feature.name}: ${feature.meaning}; ${feature.offered}`;
     lines.push(entry(`  ${String(feature.bit).padStart(8)}  `, text, columns));
   }

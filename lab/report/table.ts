@@ -21,14 +21,19 @@ export function table(
   const full = rows.filter((row) => row.length > 1);
   const widths = head.map((title, i) => Math.max(title.length, ...full.map((row) => row[i].length)));
   const width = widths.reduce((sum, w) => sum + w, 0) + 2 * (widths.length - 1);
-  if (width > columns) return paragraphs(head, rows);
+  if (width > columns) return paragraphs(head, rows, columns);
   const line = (cells: readonly string[]): string =>
     cells.map((cell, i) => i === 0 ? cell.padEnd(widths[i]) : cell.padStart(widths[i])).join("  ").trimEnd();
   return [line(head), "-".repeat(width), ...rows.map(line)].join("\n");
 }
 
-function paragraphs(head: readonly string[], rows: readonly (readonly string[])[]): string {
+function paragraphs(
+  head: readonly string[],
+  rows: readonly (readonly string[])[],
+  columns: number,
+): string {
   return rows.map(([name, ...cells]) => {
+    if (cells.length === 0) return wrapped(name, columns);
     const indent = " ".repeat(name.length - name.trimStart().length + 2);
     const named = cells.map((cell, i) => cell === "" ? "" : `${indent}${head[i + 1]}: ${cell}`);
     return [name, ...named.filter((line) => line !== "")].join("\n");

@@ -119,6 +119,27 @@ describe("the command line", () => {
   });
 });
 
+describe("the command line on a narrow terminal", () => {
+  it("folds what it can", () => {
+    const COLUMNS = 40;
+    for (
+      const args of [
+        ["list"],
+        ["explain"],
+        ["explain", "ipiv", "--times", "1"],
+        ["explain", "hypercalls"],
+        [...QUICK],
+        ["run", "demand-paging", "--pages", "2"],
+        ["features", "--arch", "x86"],
+      ]
+    ) {
+      for (const line of command(args, COLUMNS).out.split("\n")) {
+        assertEquals(line.length <= COLUMNS || !line.trim().includes(" "), true, line);
+      }
+    }
+  });
+});
+
 describe("the command line ends with 1, and prints no table,", () => {
   it("where a run finds something wrong: it says what in one line", () => {
     const { out, err, code, file } = command(
@@ -318,6 +339,20 @@ if (state === "granted") {
       );
       assertEquals([code, err.trimEnd().split("\n").length], [2, 1]);
       assertMatch(err, /^Cannot write no\/such\/folder\/trace\.txt: /);
+      const odd = await spawned("-P=lab", "lab/cli.ts", ...QUICK, "--trace", "no\nsuch/folder");
+      assertEquals([odd.code, odd.err.trimEnd().split("\n").length], [2, 1]);
+      const folder = await spawned("-P=lab", "lab/cli.ts", ...QUICK, "--trace", "tests");
+      assertMatch(folder.err, /^Cannot write tests: Is a directory/);
+    });
+
+    const full = Deno.build.os === "linux" ? it : () => {};
+    full("it says in one line that what it prints goes nowhere: a full disk", async () => {
+      const { code, stderr } = await new Deno.Command("sh", {
+        args: ["-c", `"$0" run -q lab/cli.ts list > /dev/full`, Deno.execPath()],
+        cwd: new URL("../..", import.meta.url),
+        ...SHOWN,
+      }).output();
+      assertEquals([code, new TextDecoder().decode(stderr).match(/^Cannot print: .*\n$/)?.length], [2, 1]);
     });
 
     for (const name of ["pv_eoi", "pv_ipi", "ipiv", "avic_kick"]) {
