@@ -13,6 +13,8 @@ export interface IoBusDevice {
   readonly address: number;
   /** Addresses; 0: this one alone, whatever a write's length. */
   readonly length: number;
+  /** Whether it is a doorbell, of which a bus holds any number; false by default. */
+  readonly ioeventfd?: boolean;
   /** Whether it takes a write. */
   write(address: number, length: number, value: bigint): boolean;
 }
@@ -31,7 +33,7 @@ export interface IoBusCounters {
   offers: number;
 }
 
-/** The most devices on a bus, ioeventfds aside (NR_IOBUS_DEVS). */
+/** The most devices on a bus, ioeventfds aside: files limit those (NR_IOBUS_DEVS in include/linux/kvm_host.h). */
 export const NR_IOBUS_DEVS = 1000;
 
 /** The largest address plus one: notifications have 32 bits. */
@@ -50,7 +52,8 @@ export class IoBus {
 
   /**
    * Puts a device on the bus: in front of the first one with a higher range, behind those with the same one
-   * (kvm_io_bus_register_dev). Cookies of those behind it become wrong. Throws `RangeError` for an address that cannot be.
+   * (kvm_io_bus_register_dev). Cookies of those behind it become wrong. Throws `RangeError` for an address that cannot be,
+   * and where the bus is full (ENOSPC).
    */
   register(device: IoBusDevice): void {
     const { address, length } = device;
@@ -61,6 +64,10 @@ export class IoBus {
     }
     if (![0, 1, 2, 4, 8].includes(length)) {
       throw new RangeError(`Cannot register a device of ${length} bytes: allowed are 0, 1, 2, 4, 8`);
+    }
+    // A full bus has no place for another doorbell either.
+    if (this.#devices.filter(({ ioeventfd = false }) => !ioeventfd).length >= NR_IOBUS_DEVS) {
+      throw new RangeError(`Cannot register a device at ${hex(address)}: the bus holds ${NR_IOBUS_DEVS}`);
     }
     const place = this.#devices.findIndex((other) => compareRanges(other, device) > 0);
     this.#devices.splice(place < 0 ? this.#devices.length : place, 0, device);

@@ -2,7 +2,14 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import { encodeSubchannelId } from "../../../abi/mod.ts";
-import { assignIoEventFd, CcwIoEventFd, compareRanges, IoBus, type IoBusDevice } from "../../../host/mod.ts";
+import {
+  assignIoEventFd,
+  CcwIoEventFd,
+  compareRanges,
+  IoBus,
+  type IoBusDevice,
+  NR_IOBUS_DEVS,
+} from "../../../host/mod.ts";
 
 /** A bus with `queues` doorbells for each of `devices` subchannels. */
 function bus(devices: number, queues: number): IoBus {
@@ -144,9 +151,51 @@ describe("the bus of notifications", () => {
       "Cannot assign an ioeventfd to 0x10000, queue 0: it has one",
     );
     assertThrows(() => assignIoEventFd(of, new CcwIoEventFd({ subchannel })), RangeError, "queue any");
+    assertThrows(
+      () => assignIoEventFd(of, new CcwIoEventFd({ subchannel, length: 0 })),
+      RangeError,
+      "it has one",
+    );
     const other = (address: number, length: number) => ({ address, length, write: () => false });
     assertThrows(() => of.register(other(2 ** 32, 8)), RangeError, "allowed are 0 to 0xffffffff");
     assertThrows(() => of.register(other(0, 3)), RangeError, "allowed are 0, 1, 2, 4, 8");
+  });
+});
+
+describe("a doorbell without a length", () => {
+  it("rings at any write to its address, shares that with no other, and has no queue of its own", () => {
+    const of = new IoBus();
+    const doorbell = new CcwIoEventFd({ subchannel: 0x1_0000, length: 0 });
+    assignIoEventFd(of, doorbell);
+    for (const [value, length] of [[0n, 8], [77n, 8], [1n, 2]] as const) {
+      assertEquals(of.write(0x1_0000, length, value, -1n), 0);
+    }
+    assertEquals(of.write(0x1_0001, 1, 0n, -1n), undefined);
+    assertEquals(doorbell.rung, 3);
+    const second = new CcwIoEventFd({ subchannel: 0x1_0000, queue: 3 });
+    assertThrows(() => assignIoEventFd(of, second), RangeError, "queue 3: it has one");
+    assertThrows(
+      () => assignIoEventFd(of, new CcwIoEventFd({ subchannel: 0x1_0002, queue: 3, length: 0 })),
+      RangeError,
+      "without a length it takes any queue",
+    );
+  });
+});
+
+describe("a bus that is full", () => {
+  it("holds 1000 devices and any number of doorbells, and with so many devices no doorbell more", () => {
+    const of = new IoBus();
+    const device = (address: number): IoBusDevice => ({ address, length: 8, write: () => false });
+    const doorbell = (queue: number) => new CcwIoEventFd({ subchannel: 0x1_0000, queue });
+    for (let queue = 0; queue < 1100; queue++) assignIoEventFd(of, doorbell(queue));
+    for (let i = 0; i < 1000; i++) of.register(device(8 * i));
+    assertEquals([of.devices.length, NR_IOBUS_DEVS], [2100, 1000]);
+    const full = "Cannot register a device at 0x10000: the bus holds 1000";
+    assertThrows(() => of.register(device(0x1_0000)), RangeError, full);
+    assertThrows(() => assignIoEventFd(of, doorbell(1100)), RangeError, full);
+    assertEquals(of.devices.length, 2100);
+    of.unregister(of.devices[0]);
+    assignIoEventFd(of, doorbell(1100));
   });
 });
 
