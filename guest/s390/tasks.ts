@@ -25,7 +25,7 @@ import {
   S390Kernel,
   s390Wait,
 } from "./kernel.ts";
-import { pfaultInit, pfaultStep, type PfaultWait } from "./pfault.ts";
+import { pfaultFini, pfaultInit, pfaultStep, type PfaultWait } from "./pfault.ts";
 import { s390SpinLock, s390SpinUnlock } from "./spinlock.ts";
 import { s390LoadField } from "./storage.ts";
 
@@ -48,6 +48,8 @@ export const S390_TASK_DEAD = 0x80;
 export const S390_SVC_EXIT = 1;
 /** Supervisor call: others may run. */
 export const S390_SVC_YIELD = 2;
+/** Supervisor call: this CPU goes without pseudo page faults, as one does that is taken offline; who waits for a page is woken. */
+export const S390_SVC_PFAULT_FINI = 3;
 
 /** How a kernel with tasks is built. */
 export interface S390TasksOptions {
@@ -102,9 +104,14 @@ export class S390Tasks {
     return this.row(this.#options.tasks.length + 1);
   }
 
+  /** Behind that word, pfault's parameter block. */
+  get #block(): number {
+    return this.row(this.#options.tasks.length + 2);
+  }
+
   *#main(cpu: S390Cpu): S390Guest {
     this.#idle = cpu;
-    const { tasks, pfault = true, tables, helper } = this.#options;
+    const { tasks, pfault = true, helper } = this.#options;
     if (helper !== undefined) yield cpu.stap(S390_LC_CPU_NR);
     yield cpu.store32(this.row(0) + S390_TASK.fields.pid.offset, 0);
     for (let pid = 1; pid <= tasks.length; pid++) {
@@ -114,7 +121,7 @@ export class S390Tasks {
     }
     if (pfault) {
       yield* enableServiceSignals(cpu);
-      yield* pfaultInit(cpu, tables + S390_TASK.size * (tasks.length + 2));
+      yield* pfaultInit(cpu, this.#block);
     }
     // The idle task: number 0.
     for (;;) {
@@ -168,6 +175,20 @@ export class S390Tasks {
     const pid = yield* this.#current(cpu);
     if (nr === S390_SVC_EXIT) yield* this.#setState(cpu, pid, S390_TASK_DEAD);
     if (nr === S390_SVC_EXIT || nr === S390_SVC_YIELD) yield* this.#schedule(cpu);
+    if (nr === S390_SVC_PFAULT_FINI) {
+      yield* pfaultFini(cpu, this.#block);
+      yield* this.#locked(cpu, () => this.#wakeAll(cpu));
+    }
+  }
+
+  /** pfault_cpu_dead: nobody knows whose completions still come. */
+  *#wakeAll(cpu: S390Cpu): S390Guest {
+    for (let pid = 1; pid <= this.#contexts.length; pid++) {
+      const wait = yield* s390LoadField(cpu, this.row(pid), S390_TASK.fields.pfault_wait);
+      if (wait !== 1n) continue;
+      yield* this.#setWait(cpu, pid, 0);
+      yield* this.#setState(cpu, pid, S390_TASK_RUNNING);
+    }
   }
 
   /** pfault_interrupt. */

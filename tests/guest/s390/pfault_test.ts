@@ -2,12 +2,29 @@ import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import {
+  EXT_IRQ_CP_SERVICE,
+  PFAULT_DONE,
   PFAULT_DONE_SUBCODE,
   PFAULT_INIT_SUBCODE,
+  PFAULT_NOT_ACTIVE,
   type S390Cpu,
   type S390Function,
 } from "../../../abi/mod.ts";
-import { pfaultStep, type PfaultWait, S390_SVC_YIELD, S390_TASK, S390Tasks } from "../../../guest/mod.ts";
+import {
+  enableServiceSignals,
+  pfaultFini,
+  pfaultInit,
+  pfaultStep,
+  type PfaultWait,
+  S390_LC_LPP,
+  S390_SVC_PFAULT_FINI,
+  S390_SVC_YIELD,
+  S390_TASK,
+  s390EnterUserMode,
+  S390Kernel,
+  S390Tasks,
+  s390Wait,
+} from "../../../guest/mod.ts";
 import { Disk, type DiskOptions, Machine, type MachineOptions, type S390Vm } from "../../../host/mod.ts";
 
 const TABLES = 0x8000;
@@ -245,6 +262,91 @@ describe("a task that touches a page which the host has to bring in", () => {
         "touches",
       ]]);
     }
+  });
+});
+
+describe("a CPU that ends its handshake", () => {
+  it("hears of a page that it was promised, and of no other: the host waits for those", () => {
+    const machine = new Machine();
+    const vm = machine.createS390Vm({ memory: 2 ** 21 });
+    const residency = vm.pageTo(new Disk(machine.engine, { pages: 512, latency: 1_000_000 }));
+    residency.evictRange(PAGES, 2 * 4096);
+    const log: string[] = [];
+    const kernel = new S390Kernel({
+      *main(cpu) {
+        yield cpu.store64(S390_LC_LPP, 42);
+        yield* enableServiceSignals(cpu);
+        yield* pfaultInit(cpu, TABLES);
+        yield* s390EnterUserMode(cpu);
+        for (const page of [PAGES, PAGES + 4096]) {
+          yield cpu.load8(page);
+          log.push(`has 0x${page.toString(16)}`);
+        }
+      },
+    });
+    kernel.onExternal(EXT_IRQ_CP_SERVICE, function* pfault(cpu, { subcode, parameter }) {
+      log.push(`0x${subcode.toString(16)} of ${parameter}`);
+      if (subcode !== PFAULT_INIT_SUBCODE) return;
+      for (let i = 0; i < 2; i++) {
+        yield* pfaultFini(cpu, TABLES);
+        log.push(`fini: ${cpu.register(3)}`);
+      }
+      yield* s390Wait(cpu);
+    });
+    vm.load(kernel.text);
+    vm.start(kernel.entry);
+    assertEquals(machine.run(1e8).end, "finished");
+    assertEquals(log, [
+      "0x600 of 42",
+      `fini: ${PFAULT_DONE}`,
+      `fini: ${PFAULT_NOT_ACTIVE}`,
+      "0x680 of 42",
+      "has 0x100000",
+      "has 0x101000",
+    ]);
+    const [{ stats, pfault }] = vm.vcpus;
+    assertEquals([stats.pfault_sync, vm.counters().kvm_s390_inject_vm, pfault.active], [1, 1, false]);
+  });
+
+  it("wakes who waits, who then waits in the host; the completion that still comes is taken for one that was first", () => {
+    const log: string[] = [];
+    const { vm, end, waits } = run({
+      absent: [PAGES],
+      tasks: [
+        function* touches(cpu: S390Cpu) {
+          log.push("touches");
+          yield cpu.load8(PAGES);
+          log.push("has it");
+        },
+        function* goesOffline(cpu: S390Cpu) {
+          yield cpu.svc(S390_SVC_PFAULT_FINI);
+          log.push("fini");
+        },
+      ],
+    });
+    assertEquals([end, log], ["finished", ["touches", "fini", "has it"]]);
+    assertEquals(vm.vcpus[0].stats.pfault_sync, 1);
+    assertEquals([vm.counters().kvm_s390_inject_vm, vm.floating], [1, []]);
+    // pfault_interrupt: the task runs, so its completion seems to have overtaken an initial that is to come.
+    assertEquals(waits, [-1, 0]);
+  });
+
+  it("leaves a task alone that waits for no page", () => {
+    const log: string[] = [];
+    const { end, waits } = run({
+      absent: [],
+      tasks: [
+        function* ends(cpu: S390Cpu) {
+          log.push("ends");
+          yield cpu.nop();
+        },
+        function* goesOffline(cpu: S390Cpu) {
+          yield cpu.svc(S390_SVC_PFAULT_FINI);
+          log.push("fini");
+        },
+      ],
+    });
+    assertEquals([end, log, waits], ["finished", ["ends", "fini"], [0, 0]]);
   });
 });
 
