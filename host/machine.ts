@@ -36,6 +36,8 @@ export interface MachineOptions {
   readonly x2apicHost?: boolean;
   /** A time slice in cycles, for CPUs that several vCPUs share; 7,500,000 (3 ms at 2.5 GHz) by default. */
   readonly timeSlice?: number;
+  /** The host's CLOCK_REALTIME in cycle 0, in whole seconds since 1970; 0 by default. It runs with the TSC. */
+  readonly realtime?: number;
   /** Who runs next; "timed" by default. */
   readonly policy?: PolicySpec;
   /** What random data is drawn from under the timed policy; 0 by default. */
@@ -119,6 +121,8 @@ export class Machine {
   declare readonly asids: number;
   /** Whether VMRUN can flush one ASID. */
   declare readonly flushByAsid: boolean;
+  /** The host's CLOCK_REALTIME in cycle 0, in seconds since 1970. */
+  declare readonly realtime: number;
   /** How many directed yields of s390 guests may be passed on. */
   declare readonly diag9cForwarding: ForwardingBudget;
   /** Whether the host's local APICs are in x2APIC mode. */
@@ -146,6 +150,7 @@ export class Machine {
     this.engine = new Engine(options.policy ?? "timed", limits, options.seed ?? 0);
     this.asids = checkAsids(options.asids ?? DEFAULT_ASIDS);
     this.flushByAsid = options.flushByAsid ?? true;
+    this.realtime = checkRealtime(options.realtime ?? 0);
     this.x2apicHost = options.x2apicHost ?? true;
     this.diag9cForwarding = new ForwardingBudget(options.diag9cForwardingHz ?? 0);
     const most = this.x2apicHost ? DEFAULT_PCPUS : XAPIC_PCPUS;
@@ -237,6 +242,11 @@ export class Machine {
       this.archVms.every((vm) => vm.finished);
     return finished ? "finished" : "halted";
   }
+}
+
+function checkRealtime(seconds: number): number {
+  if (Number.isInteger(seconds) && seconds >= 0 && seconds < 2 ** 40) return seconds;
+  throw new RangeError(`Cannot build a machine in second ${seconds}: allowed are 0 to 2^40 - 1`);
 }
 
 function checkAsids(asids: number): number {

@@ -19,6 +19,22 @@ export const KVM_PV_EOI_BIT = 0;
 /** The flag's value while the host allows the short way. */
 export const KVM_PV_EOI_ENABLED = 1;
 
+/** What KVM_HC_CLOCK_PAIRING writes: a time of the host's, and the guest's TSC at that moment. */
+export const KVM_CLOCK_PAIRING: Layout<"sec" | "nsec" | "tsc" | "flags" | "pad"> = layout(
+  "kvm_clock_pairing",
+  {
+    sec: "s64",
+    nsec: "s64",
+    tsc: "u64",
+    flags: "u32",
+    pad: ["u32", 9],
+  },
+  { align: 8 },
+);
+
+/** The only clock that can be asked for: the host's CLOCK_REALTIME. */
+export const KVM_CLOCK_PAIRING_WALLCLOCK = 0;
+
 /** An IDT gate in 64-bit mode (SDM 3A figure 6-8). */
 export const IDT_GATE64: Layout<
   "offsetLow" | "selector" | "ist" | "type" | "offsetMiddle" | "offsetHigh" | "reserved"

@@ -58,6 +58,19 @@ export function writeGuest(vm: Vm, address: number, bytes: number, value: bigint
   return true;
 }
 
+/** The same for more bytes: page after page, so that those before the first that cannot be written are. */
+export function writeGuestBytes(vm: Vm, address: number, bytes: Uint8Array): boolean {
+  for (let done = 0; done < bytes.length;) {
+    const at = address + done;
+    const part = bytes.subarray(done, done + PAGE_SIZE - at % PAGE_SIZE);
+    if (!vm.memory.writable(at, part.length) || !bringIn(vm, at, part.length)) return false;
+    vm.memory.load(at, part);
+    vm.dirtyLog.mark(at, part.length);
+    done += part.length;
+  }
+  return true;
+}
+
 /**
  * The guest's memory as KVM walks the guest's tables in it: what cannot be read is not there, and tables in a read-only
  * slot keep their accessed and dirty flags (update_accessed_dirty_bits).

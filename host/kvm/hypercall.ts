@@ -5,8 +5,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { type HypercallName, hypercallName, type KvmFeature } from "../../abi/mod.ts";
-import { NotModelled } from "../cpu/errors.ts";
+import type { HypercallName, KvmFeature } from "../../abi/mod.ts";
 import { PV_HYPERCALLS } from "../pv/registry.ts";
 import * as tracing from "../trace/mod.ts";
 import type { Vcpu } from "./vcpu.ts";
@@ -29,6 +28,7 @@ interface Row {
   readonly handler: HypercallHandler;
 }
 
+/** MAP_GPA_RANGE is not here: it is off unless user space enables it. */
 const ROWS: readonly (Row | undefined)[] = byNumber([
   // The call exists for the exit that it causes.
   { name: "KVM_HC_VAPIC_POLL_IRQ", call: () => 0 },
@@ -43,9 +43,6 @@ function byNumber(handlers: readonly HypercallHandler[]): (Row | undefined)[] {
   }
   return table;
 }
-
-/** The call that KVM serves on x86 and this host does not model. MAP_GPA_RANGE is off unless user space enables it. */
-const NOT_MODELLED: HypercallName = "KVM_HC_CLOCK_PAIRING";
 
 /** VMCALL or VMMCALL was executed: traces the registers unmasked, masks them, checks CPL, and calls. */
 export function emulateHypercall(vcpu: Vcpu): void {
@@ -65,12 +62,7 @@ export function emulateHypercall(vcpu: Vcpu): void {
 function dispatch(vcpu: Vcpu, nr: number, nrHigh: number): number {
   if (nrHigh !== 0) return -KVM_ENOSYS;
   const row = nr < ROWS.length ? ROWS[nr] : undefined;
-  if (row !== undefined) {
-    const { feature, handler } = row;
-    return feature === null || vcpu.vm.pvHas(vcpu, feature) ? handler.call(vcpu) : -KVM_ENOSYS;
-  }
-  if (hypercallName(nr) === NOT_MODELLED && vcpu.vm.behaviour.clockPairing) {
-    throw new NotModelled(NOT_MODELLED, "Documentation/virt/kvm/x86/hypercalls.rst");
-  }
-  return -KVM_ENOSYS;
+  if (row === undefined) return -KVM_ENOSYS;
+  const { feature, handler } = row;
+  return feature === null || vcpu.vm.pvHas(vcpu, feature) ? handler.call(vcpu) : -KVM_ENOSYS;
 }

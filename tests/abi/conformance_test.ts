@@ -11,6 +11,7 @@ import {
   EXCEPTIONS,
   HYPERCALLS,
   IDT_GATE64,
+  KVM_CLOCK_PAIRING,
   KVM_CPUID_FEATURES,
   KVM_ERRORS,
   KVM_FEATURES,
@@ -306,6 +307,10 @@ describe("x86's tables against the headers", () => {
     };
     for (const [name, mask] of Object.entries(bits)) assertValue("x86", `_PAGE_BIT_${name}`, Math.log2(mask));
     assertValue("x86", "_PAGE_BIT_NX", 32 + Math.log2(x86.PTE_NX_HIGH));
+  });
+
+  it("lay out what a call has KVM write", () => {
+    assertLayout(["x86"], "kvm_clock_pairing", KVM_CLOCK_PAIRING);
   });
 
   it("lay descriptors out as the kernel does", () => {

@@ -16,7 +16,7 @@ import {
   UD_VECTOR,
   type X86Cpu,
 } from "../../../abi/mod.ts";
-import { BACKENDS, LimitExceeded, NotModelled, type Vm } from "../../../host/mod.ts";
+import { BACKENDS, LimitExceeded, type Vm } from "../../../host/mod.ts";
 import { type Asking, completes } from "../../support/apic.ts";
 import { chain, count, eventsOf, type Exit, exits, mark, tracingRig } from "../../support/events.ts";
 import type { Rig, RigOptions } from "../../support/guests.ts";
@@ -101,17 +101,6 @@ for (const backend of BACKENDS) {
           assertEquals(cpu.rax, ENOSYS, `number ${nr}`);
         }
       });
-    });
-
-    it("that KVM has and this host has not is a loud error", () => {
-      assertThrows(
-        () =>
-          rigWith().run(function* (cpu) {
-            yield native(cpu.loadHypercall(9));
-          }),
-        NotModelled,
-        "KVM_HC_CLOCK_PAIRING",
-      );
     });
 
     it("that a host of 2012 had not yet is KVM_ENOSYS there", () => {
