@@ -34,9 +34,10 @@ export const HCALL_WORDS_PR: readonly number[] = [
 export const HCALL_WORDS_BOOKE_HV: readonly number[] = [PPC_SC1, PPC_NOP, PPC_NOP, PPC_NOP];
 
 /**
- * What QEMU writes where the host has no call: r3 becomes -1 in either byte order. Read one way round, the words are
- * a trap that never traps, `li r3,-1` and a branch over the last; read the other way, a branch over the second, and
- * the same two.
+ * What QEMU writes where the host has no call (target/ppc/kvm.c, kvmppc_get_hypercall): r3 becomes -1 in either byte
+ * order. Read one way round, the words are a trap that never traps, `li r3,-1` and a branch over the last; read the
+ * other way, a branch over the second, and the same two. That trap, `tdi`, is a word of 64-bit processors alone: a
+ * 32-bit guest takes an illegal instruction instead.
  */
 export const HCALL_WORDS_FAIL: readonly number[] = [0x0800_0048, ppcAsm.li(3, -1), 0x4800_0008, 0xffff_6038];
 

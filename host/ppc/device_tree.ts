@@ -15,7 +15,7 @@ import {
   HYPERVISOR_NODE,
   KVM_COMPATIBLE,
 } from "../../abi/mod.ts";
-import type { PpcHost } from "./hosts.ts";
+import type { HypervisorNode, PpcHost } from "./hosts.ts";
 
 /** What a tree tells. */
 export interface DeviceTreeOptions {
@@ -51,22 +51,16 @@ export function deviceTree({ host, memory, vcpus, timebase }: DeviceTreeOptions)
         device_type: fdtStrings("memory"),
         reg: fdtCells(0, 0, Math.floor(memory / 2 ** 32), memory % 2 ** 32),
       }),
-      [HYPERVISOR_NODE]: hypervisor(host),
+      ...(host.hypervisor === undefined ? {} : { [HYPERVISOR_NODE]: hypervisor(host.hypervisor) }),
     }),
   };
 }
 
-/**
- * What KVM_PPC_GET_PVINFO says, where KVM has it. KVM_PPC_PVINFO_FLAGS_EV_IDLE is set on every host, but QEMU tells the
- * guests of its e500 boards alone. For Book3S of 32 bits, whose node firmware writes, that is not confirmed.
- */
-function hypervisor({ family, convention }: PpcHost): FdtNode {
+function hypervisor({ words, idle }: HypervisorNode): FdtNode {
   return node({
     compatible: fdtStrings(KVM_COMPATIBLE),
-    ...(convention === undefined
-      ? {}
-      : { [HCALL_INSTRUCTIONS]: fdtCells(...convention.instructions[0].units) }),
-    ...(family === "booke" ? { [HAS_IDLE]: new Uint8Array(0) } : {}),
+    ...(words === undefined ? {} : { [HCALL_INSTRUCTIONS]: fdtCells(...words) }),
+    ...(idle ? { [HAS_IDLE]: new Uint8Array(0) } : {}),
   });
 }
 

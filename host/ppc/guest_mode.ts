@@ -128,8 +128,9 @@ export class PpcGuestMode {
     const { host, interrupts } = this.#vcpu;
     const level = instruction.name === "sc" ? instruction.LEV : 0;
     if (host.problemState) this.#vcpu.leave("SYSCALL");
-    else if (level === 1) this.#vcpu.leave(host.family === "booke" ? "HV_SYSCALL" : "SYSCALL");
-    else interrupts.inject("SYSCALL");
+    else if (level === 1 && host.hypervisor !== undefined) {
+      this.#vcpu.leave(host.family === "booke" ? "HV_SYSCALL" : "SYSCALL");
+    } else interrupts.inject("SYSCALL");
   }
 
   #dataFault(): void {

@@ -113,7 +113,8 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     const value = BigInt.asUintN(this.processor.bits, msr);
     shared.set("msr", value);
     this.processor.takeMode(value);
-    if ((value & BigInt(MSR_POW)) === 0n) return;
+    // KVM-PR waits for a guest of any processor; POWER8, which has instructions to wait, ignores the bit.
+    if ((value & BigInt(MSR_POW)) === 0n || !this.host.problemState) return;
     // Book3S keeps the bit where something is pending already.
     if (this.host.family === "booke" || !this.interrupts.pending) shared.set("msr", value & ~BigInt(MSR_POW));
     this.halt();
@@ -146,10 +147,19 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
       this.wake();
       return;
     }
-    this.#kicked = exit;
+    if (!this.#isHardwares(exit)) this.#kicked = exit;
     const { now } = this.engine;
     if (this === this.engine.running || !this.guestMode.takeBack(now)) return;
     this.engine.wake(this, now);
+  }
+
+  /**
+   * Whether an interrupt reaches the guest without its host: all of a machine without one, and decrementers of guests
+   * of KVM-HV, which are the processor's own.
+   */
+  #isHardwares(exit: "EXTERNAL" | "DECREMENTER"): boolean {
+    const { family, problemState, hypervisor } = this.host;
+    return hypervisor === undefined || (exit === "DECREMENTER" && family === "book3s" && !problemState);
   }
 
   /** User space raises the external interrupt: until it lowers it, or for one delivery (KVM_INTERRUPT). */

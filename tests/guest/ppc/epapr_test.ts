@@ -3,20 +3,25 @@ import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import {
   type ByteOrder,
+  encodePpc,
   fdtCells,
   type FdtNode,
   fdtStrings,
   type FdtTree,
   HCALL_STUB,
   HCALL_WORDS_BOOKE_HV,
+  HCALL_WORDS_FAIL,
   HCALL_WORDS_PR,
   parseFdt,
   PPC_BLR,
+  PPC_HYPERCALLS,
   type PpcCpu,
+  type PpcHypercallName,
+  ppcHypercallToken,
 } from "../../../abi/mod.ts";
-import { epaprInit, type EpaprParavirt, FlatTree } from "../../../guest/mod.ts";
+import { epaprInit, type EpaprParavirt, FlatTree, useMagicPage } from "../../../guest/mod.ts";
 import type { PpcVmOptions } from "../../../host/mod.ts";
-import { nameOf, PR_HOSTS, runPpc, STUB } from "../../support/ppc.ts";
+import { CODE, nameOf, PR_HOSTS, routine, runPpc, SPACE, STUB, withHypercalls } from "../../support/ppc.ts";
 
 function node(properties: FdtNode["properties"], children: FdtNode["children"] = {}): FdtNode {
   return { properties, children };
@@ -51,6 +56,46 @@ describe("a guest that looks for its hypercall", () => {
     const found = { enabled: false, hasIdle: false, kvm: true };
     assertEquals(boot({ host: "book3s-64-hv" }), { found, stub: [...HCALL_STUB] });
   });
+
+  for (const order of ["big", "little"] as const) {
+    it(`patches words that always fail where QEMU 2.5 runs it on KVM-HV, and calls nobody: ${order}-endian`, () => {
+      const failing: PpcVmOptions = { host: "book3s-64-hv+qemu-2.5", order };
+      assertEquals(boot(failing), {
+        found: { enabled: true, hasIdle: false, kvm: true },
+        stub: [...HCALL_WORDS_FAIL, PPC_BLR],
+      });
+      assertCallsNobody(failing);
+    });
+
+    it(`finds no KVM where there is none, and calls nobody: ${order}-endian`, () => {
+      const alone: PpcVmOptions = { host: "none", order };
+      assertEquals(boot(alone), { found: NOTHING, stub: [...HCALL_STUB] });
+      assertCallsNobody(alone);
+    });
+  }
+
+  /** Every call answers -1, and nothing else happens: r4 keeps its value, nobody hears of it, there is no magic page. */
+  function assertCallsNobody(options: PpcVmOptions): void {
+    const vm = runPpc(
+      options,
+      withHypercalls(function* (cpu) {
+        for (const name of Object.keys(PPC_HYPERCALLS) as PpcHypercallName[]) {
+          const before = PPC_HYPERCALLS[name].args.map((_, index) => BigInt(index + 5));
+          cpu.loadHypercall({ number: BigInt(ppcHypercallToken(name)), arguments: before });
+          const r4 = cpu.r4;
+          yield cpu.call(STUB);
+          assertEquals([BigInt.asIntN(64, cpu.r3), cpu.r4], [-1n, r4], name);
+        }
+        const text = [{ from: CODE, to: CODE + 4 }];
+        const { outcome } = yield* useMagicPage(cpu, { stub: STUB, text, space: SPACE });
+        assertEquals(outcome, "absent");
+      }, options.order),
+      { code: routine(encodePpc("mfmsr", { RT: 3 })) },
+    );
+    assertEquals(vm.exits(), {});
+    assertEquals([...vm.userspaceExits], []);
+    assertEquals(vm.words.read(CODE, 4), encodePpc("mfmsr", { RT: 3 }));
+  }
 
   const trees:
     readonly (readonly [what: string, tree: FdtTree, found: EpaprParavirt, words: readonly number[]])[] = [

@@ -28,6 +28,7 @@ import {
   DATA,
   loadWords,
   nameOf,
+  ppcGuest,
   PR_HOSTS,
   routine,
   runPpc,
@@ -153,6 +154,23 @@ describe("a PowerPC hypercall", () => {
       }
     }
   });
+
+  it("through those words is an illegal instruction on a 32-bit processor: the first is a 64-bit one's", () => {
+    for (const host of ["book3s-32-pr", "e500v2", "e500mc"] as const) {
+      let caught: unknown;
+      const vm = ppcGuest({ host }, function* (cpu) {
+        try {
+          yield cpu.call(CODE);
+        } catch (error) {
+          caught = error;
+        }
+      }, { code: routine(...HCALL_WORDS_FAIL) });
+      vm.machine.run();
+      // KVM of e500v2 gives up there and then: it cannot emulate the word.
+      if (host === "e500v2") assertEquals(vm.ending, "it cannot emulate 0x8000048 at 0x20000");
+      else assertEquals((caught as MachineFault).exception, "PROGRAM", host);
+    }
+  });
 });
 
 /** Exits by which a guest calls somebody. */
@@ -255,6 +273,14 @@ describe("a system call", () => {
       assertEquals(BigInt.asIntN(64, cpu.r3), -2n); // H_FUNCTION
     }, { code: routine(PPC_SC1) });
     assertEquals([...vm.userspaceExits], [["KVM_EXIT_PAPR_HCALL", 1]]);
+  });
+
+  it("to the hypervisor is the kernel's own where there is none", () => {
+    const vm = runPpc({ host: "none" }, function* (cpu) {
+      yield cpu.call(CODE);
+      assertEquals(cpu.r3, 7n);
+    }, { code: routine(PPC_SC1), handlers: { SYSCALL: handler } });
+    assertEquals(vm.exits(), {});
   });
 
   it("to the hypervisor from a user program of KVM-HV is a system call to its kernel, and user space hears nothing", () => {

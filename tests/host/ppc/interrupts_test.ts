@@ -26,7 +26,9 @@ import {
   withHypercalls,
 } from "../../support/ppc.ts";
 
-const HOSTS: readonly PpcVmOptions[] = [...PR_HOSTS, { host: "e500mc" }, { host: "book3s-64-hv" }];
+const HOSTS: readonly PpcVmOptions[] = [...PR_HOSTS, { host: "e500mc" }, { host: "book3s-64-hv" }, {
+  host: "none",
+}];
 
 /** Counts itself in memory, and acknowledges: Book3S by a new count, BookE by the status register. */
 function decrementerHandler(next: number = 0x7fff_ffff): MachineFunction<PpcCpu> {
