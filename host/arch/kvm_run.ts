@@ -18,3 +18,11 @@ export const KVM_EXITS = {
 
 /** The name of a reason. */
 export type KvmExit = keyof typeof KVM_EXITS;
+
+/** KVM_SYSTEM_EVENT_*: the types of KVM_EXIT_SYSTEM_EVENT that a host here reports. */
+export const KVM_SYSTEM_EVENTS = {
+  KVM_SYSTEM_EVENT_SHUTDOWN: 1,
+} as const;
+
+/** The name of a type. */
+export type KvmSystemEvent = keyof typeof KVM_SYSTEM_EVENTS;

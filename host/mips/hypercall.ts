@@ -64,6 +64,7 @@ export const MIPS_HOSTS: Readonly<Record<MipsHost, MipsHostBehaviour>> = {
     followsConditions: false,
     calls: {
       KVM_HC_MIPS_GET_CLOCK_FREQ: ({ countHz }) => returns(BigInt.asIntN(32, BigInt(countHz))),
+      // Of type KVM_SYSTEM_EVENT_SHUTDOWN; the rest of kvm_run.system_event is zeros.
       KVM_HC_MIPS_EXIT_VM: () => exitsWith("KVM_EXIT_SYSTEM_EVENT"),
       KVM_HC_MIPS_CONSOLE_OUTPUT: () => exitsWith("KVM_EXIT_HYPERCALL"),
     },

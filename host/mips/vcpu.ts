@@ -26,7 +26,7 @@ import {
   mipsRegisterAddress,
   unitsToBytes,
 } from "../../abi/mod.ts";
-import { ArchVcpu } from "../arch/mod.ts";
+import { ArchVcpu, type KvmSystemEvent } from "../arch/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
 import { branchOf, type BranchRegisters, floatingPointBranchOf } from "./branches.ts";
 import { executeMips } from "./execute.ts";
@@ -223,8 +223,14 @@ export class MipsVcpu extends ArchVcpu<MipsCpu> {
       this.#setResults(outcome.values);
     } else if (outcome.kind === "user-space") {
       if (outcome.exit === "KVM_EXIT_HYPERCALL") this.#exitHypercall();
-      else this.#giveUp(outcome.exit as "KVM_EXIT_SHUTDOWN" | "KVM_EXIT_SYSTEM_EVENT");
+      else if (outcome.exit === "KVM_EXIT_SYSTEM_EVENT") this.#exitSystemEvent("KVM_SYSTEM_EVENT_SHUTDOWN");
+      else this.#giveUp(outcome.exit as "KVM_EXIT_SHUTDOWN");
     }
+  }
+
+  #exitSystemEvent(type: KvmSystemEvent): void {
+    this.vm.systemEvent = type;
+    this.#giveUp("KVM_EXIT_SYSTEM_EVENT", type);
   }
 
   /** KVM_RUN comes back with the call; when user space runs the vCPU again, its result is there. */

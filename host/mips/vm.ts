@@ -11,7 +11,7 @@ import {
   mipsUnmapped,
   type WidthMode,
 } from "../../abi/mod.ts";
-import { type ArchShape, ArchVm, type ArchVmOptions } from "../arch/mod.ts";
+import { type ArchShape, ArchVm, type ArchVmOptions, type KvmSystemEvent } from "../arch/mod.ts";
 import { type CostProfile, SKYLAKE_VMX } from "../cost/mod.ts";
 import type { Machine } from "../machine.ts";
 import { MIPS_HOSTS, type MipsHost } from "./hypercall.ts";
@@ -52,6 +52,8 @@ export class MipsVm extends ArchVm<MipsCpu> {
   readonly countHz: number;
   /** User space. */
   readonly userspace: MipsUserspace;
+  /** The system event that KVM_RUN came back with (kvm_run.system_event.type); undefined while there was none. */
+  systemEvent: KvmSystemEvent | undefined = undefined;
   /** The vCPUs, by index. */
   override readonly vcpus: readonly MipsVcpu[];
 

@@ -43,7 +43,7 @@ import * as mips from "../../abi/mips/mod.ts";
 import * as ppc from "../../abi/ppc/mod.ts";
 import * as s390 from "../../abi/s390/mod.ts";
 import * as x86 from "../../abi/x86/mod.ts";
-import { KVM_EXITS } from "../../host/mod.ts";
+import { KVM_EXITS, KVM_SYSTEM_EVENTS } from "../../host/mod.ts";
 import { SAMPLES } from "../../lab/conform/samples.ts";
 import { ENCODINGS, HEADERS, namesLike, setsOf, valuesOf } from "../support/headers.ts";
 
@@ -213,6 +213,7 @@ describe("what KVM_RUN comes back with", () => {
   it("has the headers' numbers on every architecture", () => {
     for (const arch of ["x86", "s390", "ppc", "mips"] as const) {
       for (const [name, reason] of Object.entries(KVM_EXITS)) assertValue(arch, name, reason);
+      for (const [name, type] of Object.entries(KVM_SYSTEM_EVENTS)) assertValue(arch, name, type);
     }
   });
 });

@@ -130,7 +130,7 @@ describe("the example of MIPS hypercalls", () => {
       const line = "clock 100000000 Hz, 200000 loops a tick\n";
       assertEquals(runs, [
         ["", undefined, 3],
-        [line, "KVM_EXIT_SYSTEM_EVENT", 3],
+        [line, "KVM_EXIT_SYSTEM_EVENT: KVM_SYSTEM_EVENT_SHUTDOWN", 3],
         [line, "KVM_EXIT_SHUTDOWN", 3],
       ]);
     }

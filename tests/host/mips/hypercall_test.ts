@@ -103,12 +103,14 @@ describe("hosts' calls on MIPS", () => {
         yield* mipsHypercall(cpu, "KVM_HC_MIPS_EXIT_VM", {});
         cameBack = true;
       }, { host });
-      return [vm.ending, cameBack, [...vm.userspaceExits.keys()]];
+      return [vm.ending, vm.systemEvent, cameBack, [...vm.userspaceExits.keys()]];
     });
+    // Imagination's: system_event.type = KVM_SYSTEM_EVENT_SHUTDOWN (arch/mips/kvm/hypcall.c).
+    const shutdown = "KVM_SYSTEM_EVENT_SHUTDOWN";
     assertEquals(ends, [
-      [undefined, true, []],
-      ["KVM_EXIT_SYSTEM_EVENT", false, ["KVM_EXIT_SYSTEM_EVENT"]],
-      ["KVM_EXIT_SHUTDOWN", false, ["KVM_EXIT_SHUTDOWN"]],
+      [undefined, undefined, true, []],
+      [`KVM_EXIT_SYSTEM_EVENT: ${shutdown}`, shutdown, false, ["KVM_EXIT_SYSTEM_EVENT"]],
+      ["KVM_EXIT_SHUTDOWN", undefined, false, ["KVM_EXIT_SHUTDOWN"]],
     ]);
   });
 
