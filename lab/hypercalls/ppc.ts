@@ -135,5 +135,5 @@ function made({ host, order, watcher }: PpcCallOptions, call: PlannedCall<PpcCpu
 
 /** What stands in the stub. */
 function stubText(vm: PpcVm): string {
-  return [0, 4, 8, 12].map((at) => disassemblePpc(vm.words.read(STUB + at, 4) ?? 0)).join("; ");
+  return [0, 4, 8, 12].map((at) => disassemblePpc(vm.words.read(STUB + at, 4) ?? 0, STUB + at)).join("; ");
 }

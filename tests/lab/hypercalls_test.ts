@@ -191,12 +191,20 @@ describe("run hypercalls: PowerPC", () => {
     assertEquals(outcome, "r3 = 0 (EV_SUCCESS), r4 = 0");
   });
 
-  it("calls nobody where the device tree has no words: the stub answers -1", () => {
-    const found = calls("--arch", "ppc", "--host", "book3s-64-hv");
-    assert(Object.keys(found).length > 17);
-    for (const call of Object.values(found)) {
-      assertEquals([call.exits, call.outcome], [[], "nobody is called; r3 = -1"]);
-      assertStringIncludes(call.instruction, "li r3,-1");
+  it("calls nobody where the device tree has no words, or words that fail, or no hypervisor: r3 is -1", () => {
+    const failing = "tdi 0,r0,72; li r3,-1; b 0x8010; .long 0xffff6038";
+    const stub = "li r3,-1; nop; nop; nop";
+    for (
+      const [host, words] of [["book3s-64-hv", stub], ["book3s-64-hv+qemu-2.5", failing], ["none", stub]]
+    ) {
+      for (const order of ["big", "little"]) {
+        const found = calls("--arch", "ppc", "--host", host, "--order", order);
+        assert(Object.keys(found).length > 17);
+        for (const call of Object.values(found)) {
+          assertEquals([call.exits, call.outcome], [[], "nobody is called; r3 = -1"]);
+          assertEquals(call.instruction, words);
+        }
+      }
     }
   });
 
@@ -286,7 +294,15 @@ describe("run hypercalls", () => {
     const hosts = {
       x86: ["v6.19", "2012", "2018", "2021", "2022"],
       s390: ["kvm", "kvm+qemu-7.2", "kvm+qemu-2.5", "tcg-7.2"],
-      ppc: ["book3s-64-pr", "book3s-32-pr", "e500v2", "e500mc", "book3s-64-hv"],
+      ppc: [
+        "book3s-64-pr",
+        "book3s-32-pr",
+        "e500v2",
+        "e500mc",
+        "book3s-64-hv",
+        "book3s-64-hv+qemu-2.5",
+        "none",
+      ],
       mips: ["mainline", "imgtec", "cavium", "none"],
     };
     for (const [arch, own] of Object.entries(hosts)) {
