@@ -29,13 +29,14 @@ import {
   type PpcVm,
   type PpcVmOptions,
   setPpcVectors,
+  TEMPLATE_SPACE,
   useMagicPage,
 } from "@exitless/exitless";
 
 /** Where the guest has its hypercall stub. */
 const STUB = 0x8000;
 /** Where copies of templates go. */
-const TEMPLATES = { from: 0x4_0000, to: 0x5_0000 };
+const TEMPLATES = { from: 0x4_0000, to: 0x4_0000 + TEMPLATE_SPACE };
 /** Where it counts its ticks. */
 const TICKS = 0x9000;
 /** Cycles from one tick to the next. */

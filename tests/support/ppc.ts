@@ -12,13 +12,14 @@ import {
   placePpcHandlers,
   type PpcHandlers,
   setPpcVectors,
+  TEMPLATE_SPACE,
   type TextRange,
 } from "../../guest/mod.ts";
 
 /** Where the tests' guests have their hypercall stub, raw code, templates and data. */
 export const STUB = 0x8000;
 export const CODE = 0x2_0000;
-export const SPACE: TextRange = { from: 0x4_0000, to: 0x5_0000 };
+export const SPACE: TextRange = { from: 0x4_0000, to: 0x4_0000 + TEMPLATE_SPACE };
 export const DATA = 0x10_0000;
 
 /** Every way to run a guest whose kernel is in problem state: the hosts with a magic page. */

@@ -20,7 +20,7 @@ import { ppcHypercall } from "../hypercall.ts";
 import { patchFor } from "./patch_table.ts";
 import { assembleTemplate } from "./templates.ts";
 
-/** Bytes that copies of templates may take up (arch/powerpc/kernel/kvm_emul.S, kvm_tmp). */
+/** Bytes that Linux sets aside for copies of templates (arch/powerpc/kernel/kvm_emul.S, kvm_tmp). */
 export const TEMPLATE_SPACE = 0x1_0000;
 
 /** A range of text: its first address, and one past its last. */
