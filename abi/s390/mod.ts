@@ -15,4 +15,5 @@ export * from "./lowcore.ts";
 export * from "./pfault.ts";
 export * from "./psw.ts";
 export * from "./sysib.ts";
+export * from "./sysib_machine.ts";
 export * from "./virtio_ccw.ts";

@@ -60,6 +60,9 @@ export const SYSIB_322_ENTRY: Layout<
   uuid: ["u8", 16],
 }, { endian: "big", size: 64 });
 
+/** {@linkcode SYSIB_322_ENTRY}'s evmne: the extended name is in UTF-8. */
+export const EVMNE_UTF_8 = 2;
+
 /** A character's place in the letters of EBCDIC, which come in three runs: first character, its code, how many. */
 const RUNS: readonly (readonly [first: string, code: number, count: number])[] = [
   ["a", 0x81, 9],

@@ -14,6 +14,7 @@ export const KVM_EXITS = {
   KVM_EXIT_INTERNAL_ERROR: 17,
   KVM_EXIT_PAPR_HCALL: 19,
   KVM_EXIT_SYSTEM_EVENT: 24,
+  KVM_EXIT_S390_STSI: 25,
 } as const;
 
 /** The name of a reason. */

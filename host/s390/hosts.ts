@@ -19,7 +19,7 @@ export interface S390HostBehaviour {
   readonly css: boolean;
   /** DIAGNOSE 0x500 subcode 4 exists. Since QEMU 10.0. */
   readonly storageLimit: boolean;
-  /** What the virtual machine calls itself in STSI 3.2.2. */
+  /** What the virtual machine calls itself in STSI 3.2.2, in its short and its extended name. */
   readonly name: string;
 }
 

@@ -23,6 +23,7 @@ export * from "./reset.ts";
 export * from "./stats.ts";
 export * from "./storage.ts";
 export * from "./stsi.ts";
+export * from "./stsi_emulated.ts";
 export * from "./tracepoints.ts";
 export * from "./vcpu.ts";
 export * from "./virtqueue.ts";

@@ -14,7 +14,8 @@ import {
   SYSIB_SIZE,
 } from "../../abi/mod.ts";
 import { operandAddress } from "./execute.ts";
-import { storeSystemInformation, STSI_LEVEL_3 } from "./stsi.ts";
+import { nameVirtualMachine, storeSystemInformation, STSI_LEVEL_3, virtualMachines } from "./stsi.ts";
+import { emulatedBlocks } from "./stsi_emulated.ts";
 import { S390_TP } from "./tracepoints.ts";
 import type { S390Vcpu } from "./vcpu.ts";
 
@@ -45,15 +46,16 @@ function setPrefix(vcpu: S390Vcpu, prefix: number): number | undefined {
 
 function stsi(vcpu: S390Vcpu, address: bigint): number | undefined {
   const { context, vm } = vcpu;
+  const { kvm, name } = vm.behaviour;
   vcpu.stats.instruction_stsi++;
   const [gpr0, gpr1] = [context.register(0), context.register(1)];
   const problemState = (vcpu.pswMask & PSW_MASK_PSTATE) !== 0n;
-  const answer = storeSystemInformation({ gpr0, gpr1, address, problemState }, {
-    cpus: vm.vcpus.length,
-    name: vm.behaviour.name,
-    hardware: () => undefined,
-    ...(vm.outerSystem === undefined ? {} : { outer: vm.outerSystem }),
-  });
+  const machine = { cpus: vm.vcpus.length, name };
+  const blocks = kvm
+    // Levels 1 and 2 are the host's own hardware, of which there is none here.
+    ? (which: string) => which === "3.2.2" ? virtualMachines(machine, vm.outerSystem) : undefined
+    : emulatedBlocks(machine, vcpu.index);
+  const answer = storeSystemInformation({ gpr0, gpr1, address, problemState }, blocks);
   if (answer === "no-data") {
     vcpu.setConditionCode(3);
     return undefined;
@@ -66,8 +68,12 @@ function stsi(vcpu: S390Vcpu, address: bigint): number | undefined {
     if (vcpu.storage.fault(address, SYSIB_SIZE)?.kind === "addressing") return PGM_ADDRESSING;
     const [functionCode, selector1, selector2] = [gpr0 >> 28n, gpr0 & 0xffn, gpr1 & 0xffffn];
     vcpu.trace(S390_TP.kvm_s390_handle_stsi, Number(functionCode), Number(selector1), Number(selector2));
+    if (kvm) {
+      context.setRegister(0, 0); // The emulator leaves the register.
+      vcpu.toUserspace("KVM_EXIT_S390_STSI"); // QEMU asks for that: KVM_CAP_S390_USER_STSI.
+      nameVirtualMachine(answer.block, name);
+    }
     vcpu.storage.writeBytes(Number(address), answer.block);
-    context.setRegister(0, 0);
   }
   vcpu.setConditionCode(0);
   return undefined;

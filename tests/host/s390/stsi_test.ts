@@ -13,7 +13,13 @@ import {
   toEbcdic,
 } from "../../../abi/mod.ts";
 import { detectMachineType, s390EnterUserMode, type S390MachineType } from "../../../guest/mod.ts";
-import { type S390VmOptions, storeSystemInformation, virtualMachines } from "../../../host/mod.ts";
+import {
+  emulatedBlocks,
+  nameVirtualMachine,
+  type S390VmOptions,
+  storeSystemInformation,
+  virtualMachines,
+} from "../../../host/mod.ts";
 import { MEMORY, runS390 } from "../../support/s390.ts";
 
 const PAGE = 0x10_0000;
@@ -73,7 +79,19 @@ describe("STSI", () => {
       Array.from(bytes(block, 56, 16), (byte) => byte.toString(16)).join(" "),
       "d2 e5 d4 61 d3 89 95 a4 a7 40 40 40 40 40 40 40",
     );
-    assertEquals(block.subarray(72).some((byte) => byte !== 0), false);
+  });
+
+  it("has QEMU name the virtual machine at length, behind KVM", () => {
+    // insert_stsi_3_2_2: ext_name_encoding is 2, UTF-8; the UUID stays zeros.
+    for (const host of ["kvm", "kvm+qemu-7.2", "kvm+qemu-2.5"] as const) {
+      const { block, vm } = stsi(SELECT_322, undefined, { host });
+      assertEquals([...bytes(block, 72, 24)], [0, 0, 0, 2, ...new Array(20).fill(0)]);
+      assertEquals(new TextDecoder().decode(bytes(block, 2048, 9)), "KVMguest\0");
+      assertEquals(block.subarray(96, 2048).some((byte) => byte !== 0), false);
+      assertEquals(block.subarray(2056).some((byte) => byte !== 0), false);
+      assertEquals([...vm.userspaceExits], [["KVM_EXIT_S390_STSI", 1]]);
+    }
+    assertEquals([...stsi({ gpr0: 0, gpr1: 0 }).vm.userspaceExits], [], "KVM tells the level alone");
   });
 
   it("names an emulated machine so, under the same control program", () => {
@@ -82,6 +100,51 @@ describe("STSI", () => {
       "TCGguest",
       "KVM/Linux",
     ]);
+    assertEquals([block[75], new TextDecoder().decode(bytes(block, 2048, 9))], [2, "TCGguest\0"]);
+  });
+
+  it("tells of the machine and the partition too where it is emulated, and leaves gpr 0", () => {
+    const ask = (level: number, selector1: number, selector2: number) => {
+      const gpr0 = level * 0x1000_0000 + selector1;
+      const found = stsi({ gpr0, gpr1: selector2 }, undefined, { host: "tcg-7.2", vcpus: 3 });
+      assertEquals([found.pic, found.cc, found.gpr0], [0, 0, BigInt(gpr0)]);
+      assertEquals([...found.vm.userspaceExits], []);
+      const used: [number, number[]][] = [];
+      for (const [at, byte] of found.block.entries()) {
+        if (byte === 0) continue;
+        const last = used.at(-1);
+        if (last !== undefined && last[0] + last[1].length === at) last[1].push(byte);
+        else used.push([at, [byte]]);
+      }
+      return used;
+    };
+    const qemu = (length: number) => [...toEbcdic("QEMU", length)];
+    const repeated = [...toEbcdic("QEMUQEMUQEMUQEMU")];
+    // Offsets: SysIB_111 and so on in QEMU's target/s390x/cpu.h.
+    assertEquals(ask(1, 1, 1), [
+      [32, [...qemu(16), ...toEbcdic("8561")]],
+      [64, [...qemu(16), ...qemu(16), ...qemu(4)]],
+    ]);
+    assertEquals(ask(1, 2, 1), [[80, [...repeated, ...qemu(4)]]]);
+    assertEquals(ask(1, 2, 2), [[32, [0x44, 0x3a, 0xfc, 0x29]], [37, [3]], [39, [3]]]);
+    assertEquals(ask(2, 2, 1), [[80, [...repeated, ...qemu(4)]]]);
+    assertEquals(ask(2, 2, 2), [
+      [35, [0x80]],
+      [37, [3]],
+      [39, [3]],
+      [44, qemu(8)],
+      [54, [3, 0xe8]],
+      [73, [3]],
+    ]);
+    for (const [gpr0, gpr1] of [[0x1000_0001, 2], [0x1000_0002, 3], [0x2000_0001, 1], [0x3000_0001, 1]]) {
+      assertEquals(stsi({ gpr0, gpr1 }, undefined, { host: "tcg-7.2" }).cc, 3);
+    }
+  });
+
+  it("tells an emulated CPU its own address", () => {
+    const blocks = emulatedBlocks({ cpus: 9, name: "TCGguest" }, 7);
+    for (const name of ["1.2.1", "2.2.1"]) assertEquals([...bytes(blocks(name)!, 102, 2)], [0, 7]);
+    assertEquals(blocks("1.1.2"), undefined);
   });
 
   it("refuses what is reserved, not on a page, not in memory, or not for users", () => {
@@ -115,14 +178,10 @@ describe("STSI", () => {
     assertEquals(stsi({ gpr0: 0x4000_0100, gpr1: 0 }).cc, 3);
   });
 
-  it("hands blocks of the hardware through where there are some", () => {
-    const host = {
-      cpus: 1,
-      name: "KVMguest",
-      hardware: (which: string) => which === "1.1.1" ? new Uint8Array(4096) : undefined,
-    };
+  it("names blocks by function code and selectors", () => {
+    const blocks = (which: string) => which === "1.1.1" ? new Uint8Array(4096) : undefined;
     const ask = (gpr0: bigint, gpr1: bigint) =>
-      storeSystemInformation({ gpr0, gpr1, address: 0n, problemState: false }, host);
+      storeSystemInformation({ gpr0, gpr1, address: 0n, problemState: false }, blocks);
     assertEquals(typeof ask(0x1000_0001n, 1n), "object");
     assertEquals(ask(0x1000_0001n, 2n), "no-data");
   });
@@ -143,9 +202,7 @@ describe("nested levels", () => {
   it("move down, up to eight", () => {
     let block = new Uint8Array(4096);
     for (let level = 1; level <= 12; level++) {
-      block = Uint8Array.from(
-        virtualMachines({ cpus: level, name: `level${level}`, outer: block, hardware: () => undefined }),
-      );
+      block = virtualMachines({ cpus: level, name: `level${level}` }, block);
       assertEquals(block[31], Math.min(level, 8));
       const behind = block.subarray(32 + 64 * block[31], 2048);
       assertEquals(behind.some((byte) => byte !== 0), false, "nothing behind the last level");
@@ -162,12 +219,45 @@ describe("nested levels", () => {
       fc.property(fc.nat(15), fc.nat(8), (reserved, count) => {
         const outer = new Uint8Array(4096).fill(0x5a, 2048);
         outer[31] = (reserved << 4) | count;
-        const block = virtualMachines({ cpus: 1, name: "KVMguest", outer, hardware: () => undefined });
+        const block = virtualMachines({ cpus: 1, name: "KVMguest" }, outer);
         assertEquals(block[31], (reserved << 4) | Math.min(count + 1, 8));
         assertEquals([...block.subarray(2048)], [...outer.subarray(2048)]);
       }),
       { numRuns: 20 },
     );
+  });
+});
+
+describe("extended names", () => {
+  const decode = (block: Uint8Array, level: number) =>
+    new TextDecoder().decode(bytes(block, 2048 + 256 * level, 256)).replace(/\0+$/, "");
+
+  it("move down with their levels, up to eight", () => {
+    let block: Uint8Array<ArrayBufferLike> | undefined;
+    for (let level = 1; level <= 12; level++) {
+      block = virtualMachines({ cpus: 1, name: "KVMguest" }, block);
+      nameVirtualMachine(block, `the name of level ${level}`);
+      assertEquals(
+        Array.from({ length: 8 }, (_, i) => decode(block!, i)),
+        Array.from({ length: 8 }, (_, i) => i < level ? `the name of level ${level - i}` : ""),
+      );
+    }
+  });
+
+  it("end at the first level that has none, or does not say how it is written", () => {
+    for (const forget of ["encoding", "name"] as const) {
+      let block = new Uint8Array(4096);
+      for (let level = 0; level < 3; level++) {
+        block = virtualMachines({ cpus: 1, name: "KVMguest" }, block) as Uint8Array<ArrayBuffer>;
+        nameVirtualMachine(block, `level ${level}`);
+      }
+      // The middle one of three forgets.
+      if (forget === "encoding") block[32 + 64 + 43] = 0;
+      else block.fill(0, 2048 + 256, 2048 + 512);
+      const next = virtualMachines({ cpus: 1, name: "KVMguest" }, block);
+      nameVirtualMachine(next, "new");
+      assertEquals([0, 1, 2, 3].map((level) => decode(next, level)), ["new", "level 2", "", ""]);
+    }
   });
 });
 
@@ -181,7 +271,7 @@ describe("a guest that asks who its host is", () => {
   };
 
   it("finds KVM on top of z/VM", () => {
-    const outer = virtualMachines({ cpus: 1, name: "ZVM", hardware: () => undefined });
+    const outer = virtualMachines({ cpus: 1, name: "ZVM" });
     outer.set(toEbcdic("z/VM    7.3.0", 16), 32 + 24);
     assertEquals(detect({ outerSystem: outer }), "KVM");
   });
