@@ -12,14 +12,21 @@ export interface MmioDevice {
   readonly base: number;
   /** Addresses. */
   readonly length: number;
+  /** Whether it is an ioeventfd, of which a bus holds any number; false by default. */
+  readonly ioeventfd?: boolean;
   /** Serves a read; undefined leaves it to user space. */
   read(address: number, bytes: number): bigint | undefined;
   /** Serves a write; `false` leaves it to user space. */
   write(address: number, bytes: number, value: bigint): boolean | void;
 }
 
-/** A bus: the most devices on one (KVM's NR_IOBUS_DEVS). */
+/** The most devices on a bus, ioeventfds aside: files limit those (NR_IOBUS_DEVS in include/linux/kvm_host.h). */
 export const BUS_DEVICE_LIMIT = 1000;
+
+/** Whether a bus with these devices takes no more, not even an ioeventfd (kvm_io_bus_register_dev). */
+export function busIsFull(devices: readonly { readonly ioeventfd?: boolean }[]): boolean {
+  return devices.filter(({ ioeventfd = false }) => !ioeventfd).length >= BUS_DEVICE_LIMIT;
+}
 
 /** A bus of devices. */
 export class DeviceBus {
@@ -33,7 +40,7 @@ export class DeviceBus {
 
   /** Puts a device on the bus. Throws `RangeError` where it overlaps another. */
   add(device: MmioDevice): void {
-    if (this.#devices.length >= BUS_DEVICE_LIMIT) {
+    if (busIsFull(this.#devices)) {
       throw new RangeError(`Cannot add a device to the ${this.#name} bus: it holds ${BUS_DEVICE_LIMIT}`);
     }
     const end = device.base + device.length;

@@ -13,6 +13,8 @@ export class IoEventFd implements MmioDevice {
   readonly base: number;
   /** Addresses or ports. */
   readonly length: number;
+  /** {@linkcode MmioDevice.ioeventfd}. */
+  readonly ioeventfd = true;
   /** How often it was rung. */
   rung = 0;
   readonly #signal: (value: bigint) => void;

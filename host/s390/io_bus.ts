@@ -6,6 +6,7 @@
  */
 
 import { hex } from "../../abi/mod.ts";
+import { BUS_DEVICE_LIMIT, busIsFull } from "../devices/bus.ts";
 
 /** A device, or a doorbell, on the bus. */
 export interface IoBusDevice {
@@ -32,9 +33,6 @@ export interface IoBusCounters {
   /** Devices that were asked to take a write. */
   offers: number;
 }
-
-/** The most devices on a bus, ioeventfds aside: files limit those (NR_IOBUS_DEVS in include/linux/kvm_host.h). */
-export const NR_IOBUS_DEVS = 1000;
 
 /** The largest address plus one: notifications have 32 bits. */
 const ADDRESS_LIMIT = 2 ** 32;
@@ -65,9 +63,8 @@ export class IoBus {
     if (![0, 1, 2, 4, 8].includes(length)) {
       throw new RangeError(`Cannot register a device of ${length} bytes: allowed are 0, 1, 2, 4, 8`);
     }
-    // A full bus has no place for another doorbell either.
-    if (this.#devices.filter(({ ioeventfd = false }) => !ioeventfd).length >= NR_IOBUS_DEVS) {
-      throw new RangeError(`Cannot register a device at ${hex(address)}: the bus holds ${NR_IOBUS_DEVS}`);
+    if (busIsFull(this.#devices)) {
+      throw new RangeError(`Cannot register a device at ${hex(address)}: the bus holds ${BUS_DEVICE_LIMIT}`);
     }
     const place = this.#devices.findIndex((other) => compareRanges(other, device) > 0);
     this.#devices.splice(place < 0 ? this.#devices.length : place, 0, device);

@@ -42,8 +42,10 @@ describe("a bus of devices", () => {
     for (const [base, length] of [[0x100, 1], [0xf8, 9], [0x10f, 1], [0, 0x1000]]) {
       assertThrows(() => bus.add(device(base, length)), RangeError, "one at 0x100 is in the way");
     }
+    for (let i = 1; i <= BUS_DEVICE_LIMIT; i++) bus.add(new IoEventFd(0x1000 * i + 8, 4));
     for (let i = 1; i < BUS_DEVICE_LIMIT; i++) bus.add(device(0x1000 * i, 4));
     assertThrows(() => bus.add(device(0, 4)), RangeError, `it holds ${BUS_DEVICE_LIMIT}`);
+    assertThrows(() => bus.add(new IoEventFd(0, 4)), RangeError, `it holds ${BUS_DEVICE_LIMIT}`);
   });
 });
 
