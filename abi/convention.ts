@@ -43,8 +43,8 @@ export interface ErrorModel {
   readonly status: StatusKind;
   /** What a number gets that names no call. */
   readonly unknown: CallOutcome;
-  /** What a call from user mode gets; null where nobody looks. */
-  readonly fromUserMode: CallOutcome | null;
+  /** What a call from user mode gets. */
+  readonly fromUserMode: CallOutcome;
 }
 
 /** A hypercall convention. `Register` names registers as the architecture's manual does. */

@@ -284,9 +284,7 @@ function facts(convention: Convention, hosts: readonly string[] = []): CallingCo
     ].join("; "),
     status: STATUS[errors.status],
     unknown: outcomeText(convention, errors.unknown),
-    fromUserMode: errors.fromUserMode === null
-      ? "KVM does not look"
-      : outcomeText(convention, errors.fromUserMode),
+    fromUserMode: outcomeText(convention, errors.fromUserMode),
     advance: ADVANCE[convention.advance],
     discovery: convention.discovery,
   };

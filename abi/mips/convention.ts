@@ -5,9 +5,10 @@
  * @module
  */
 
-import { type Convention, returns } from "../convention.ts";
+import { type Convention, raises, returns } from "../convention.ts";
 import type { InstructionFormat } from "../instruction_format.ts";
 import { KVM_ENOSYS } from "../kvm_errors.ts";
+import { MIPS_EXCEPTIONS } from "./registers.ts";
 
 /** HYPCALL code (MIPS Virtualization Module, MD00847): COP0 with CO set, function 0x28. KVM's code is 0. */
 export const MIPS_HYPCALL: InstructionFormat<"code"> = {
@@ -38,7 +39,8 @@ export const MIPS_CONVENTION: Convention<"v0" | "a0" | "a1" | "a2" | "a3"> = {
   errors: {
     status: "negative-kvm-error",
     unknown: returns(BigInt(-KVM_ENOSYS)),
-    fromUserMode: null,
+    // Coprocessor 0 is not usable there (MIPS64 Architecture, volume III), unless Status.CU0 is set: KVM does not look.
+    fromUserMode: raises("CpU", MIPS_EXCEPTIONS.CpU.code),
   },
   advance: "host-with-delay-slot",
   discovery: "none at run time: the guest's kernel is built for a paravirtual machine (CONFIG_MIPS_PARAVIRT)",

@@ -98,6 +98,10 @@ export class MipsCpu extends MachineContext<MipsCpu> {
   mtc0Status(value: number): number {
     return this.build(ops.MIPS_OP_MTC0_STATUS, [t1, value | 0]);
   }
+  /** MTC0 to SegCtl2. */
+  mtc0SegCtl2(value: number): number {
+    return this.build(ops.MIPS_OP_MTC0_SEGCTL2, [t1, value | 0]);
+  }
   /** MFC0 from Cause. */
   mfc0Cause(): number {
     return this.begin(ops.MIPS_OP_MFC0_CAUSE);

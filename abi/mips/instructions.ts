@@ -49,6 +49,9 @@ export const MIPS_OP_ERET = 19;
 /** BGTZ to itself with a decrement in its delay slot: computation of two instructions a turn; t1 counts. */
 export const MIPS_OP_WORK = 20;
 
+/** MTC0 t1, SegCtl2. */
+export const MIPS_OP_MTC0_SEGCTL2 = 21;
+
 const NOP = 0x0000_0000;
 /** BREAK 0: what a jump to nowhere meets. */
 const BREAK = 0x0000_000d;
@@ -73,6 +76,7 @@ const FORMS: readonly SiteForm[] = [
   { opcode: MIPS_OP_SYSCALL, text: "syscall", units: [0x0000_000c] },
   { opcode: MIPS_OP_BREAK, text: "break", units: [BREAK] },
   { opcode: MIPS_OP_ERET, text: "eret", units: [0x4200_0018] },
+  { opcode: MIPS_OP_MTC0_SEGCTL2, text: "mtc0 $t1, $5, 4", units: [0x4089_2804] },
   { opcode: MIPS_OP_WORK, text: "bgtz $t1, .; addiu $t1, $t1, -1", units: [0x1d20_ffff, 0x2529_ffff] },
 ];
 

@@ -46,6 +46,8 @@ export type MipsGpr = keyof typeof MIPS_GPR;
 
 /** The registers of coprocessor 0 that are here. */
 export const MIPS_CP0 = {
+  /** What the segments of useg are. */
+  segCtl2: 8 * 5 + 4,
   /** The address of the last access that failed. */
   badVAddr: 8 * 8,
   /** The counter. */

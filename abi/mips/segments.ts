@@ -15,6 +15,23 @@ const KSEG_SIZE = 0x2000_0000;
 /** xkphys holds physical addresses of 59 bits, behind a cache attribute. */
 const XKPHYS_BITS = 59;
 
+/** SegCtl2 describes addresses from 0x4000_0000 on in bits 15:0 (CFG4), and those below in bits 31:16 (CFG5). */
+const CFG5_SHIFT = 16;
+/** A segment's configuration: the lowest bit of PA, address bits 35:29 of the memory that an unmapped segment leads to. */
+export const MIPS_SEGCFG_PA_SHIFT = 9;
+/** The lowest bit of AM, the access mode. */
+export const MIPS_SEGCFG_AM_SHIFT = 4;
+/** AM: mapped, for user, supervisor and kernel mode. */
+export const MIPS_SEGCFG_MUSK = 3;
+/** AM: unmapped, for user, supervisor and kernel mode. */
+export const MIPS_SEGCFG_UUSK = 7;
+/** EU: unmapped while Status.ERL is set, whatever AM says. */
+export const MIPS_SEGCFG_EU: number = 1 << 3;
+
+const USEG = (MIPS_SEGCFG_MUSK << MIPS_SEGCFG_AM_SHIFT) | MIPS_SEGCFG_EU;
+/** SegCtl2 after reset: useg as it was before there was segmentation control. */
+export const MIPS_SEGCTL2_RESET: number = (USEG << CFG5_SHIFT) | (2 << MIPS_SEGCFG_PA_SHIFT) | USEG;
+
 /** kseg0's address of a physical one below 512 MiB. Throws `RangeError` above. */
 export function mipsKseg0(physical: number): number {
   if (!Number.isInteger(physical) || physical < 0 || physical >= KSEG_SIZE) {
@@ -36,4 +53,14 @@ export function mipsUnmapped(address: bigint): bigint | undefined {
   if ((address & 0xffff_ffff_c000_0000n) === 0xffff_ffff_8000_0000n) return address & 0x1fff_ffffn;
   if (address >> 62n === 2n) return BigInt.asUintN(XKPHYS_BITS, address);
   return undefined;
+}
+
+/**
+ * The physical address that a 32-bit one leads to while Status.ERL is set, as after reset: then useg is unmapped, too. It is
+ * where a boot loader puts text; undefined for kseg2 and above.
+ */
+export function mipsBootAddress(address: number): number | undefined {
+  if (address < MIPS_KSEG0) return address;
+  const physical = mipsUnmapped(mipsRegisterAddress(address));
+  return physical === undefined ? undefined : Number(physical);
 }

@@ -13,13 +13,13 @@ import {
   MIPS_STATUS_CU1,
   MIPS_STATUS_ERL,
   MIPS_STATUS_EXL,
-  MIPS_STATUS_KSU,
+  type MipsException,
   mipsRegisterAddress,
-  mipsUnmapped,
 } from "../../abi/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
 import { branchOf, floatingPointBranchOf } from "./branches.ts";
 import { deliverException } from "./exceptions.ts";
+import { kernelMode, type MipsNowhere, mipsPhysical } from "./segments.ts";
 import type { MipsVcpu } from "./vcpu.ts";
 
 const COP0 = 0x10;
@@ -49,16 +49,19 @@ const ACCESSES: Readonly<Record<number, readonly [bytes: 1 | 2 | 4 | 8, store: b
   0x3f: [8, true, false], // SD
 };
 
+/** What becomes of a fetch or load that leads nowhere, and of a store. */
+const LOAD_FAULTS: Readonly<Record<MipsNowhere, MipsException>> = { "address error": "AdEL", TLB: "TLBL" };
+const STORE_FAULTS: Readonly<Record<MipsNowhere, MipsException>> = { "address error": "AdES", TLB: "TLBS" };
+
 /** Fetches the instruction at the program counter and executes it. */
 export function executeMips(vcpu: MipsVcpu): void {
   const { context, vm } = vcpu;
   const { pc } = context;
-  if ((pc & 3) !== 0 || (!kernelMode(vcpu) && pc >= 0x8000_0000)) {
-    return deliverException(vcpu, "AdEL", { badVAddr: mipsRegisterAddress(pc) });
+  const address = (pc & 3) === 0 ? mipsPhysical(context, mipsRegisterAddress(pc)) : "address error";
+  if (typeof address === "string") {
+    return deliverException(vcpu, LOAD_FAULTS[address], { badVAddr: mipsRegisterAddress(pc) });
   }
-  const address = mipsUnmapped(mipsRegisterAddress(pc));
-  if (address === undefined) return deliverException(vcpu, "TLBL", { badVAddr: mipsRegisterAddress(pc) });
-  const word = vm.words.read(Number(address), 4);
+  const word = vm.words.read(address, 4);
   if (word === undefined) return vcpu.leaveForMemory(mipsRegisterAddress(pc), "fetch");
   vcpu.charge(vm.cost.insn);
   const registers = vcpu.registers;
@@ -92,7 +95,8 @@ const TURNS = 0x10_0000;
 function countsDown(vcpu: MipsVcpu, word: number): boolean {
   const { context, vm, registers } = vcpu;
   const counter = (word >>> 21) & 0x1f;
-  const slot = vm.words.read(Number(mipsUnmapped(mipsRegisterAddress(context.pc + 4))), 4);
+  const address = mipsPhysical(context, mipsRegisterAddress(context.pc + 4));
+  const slot = typeof address === "string" ? undefined : vm.words.read(address, 4);
   if (word !== (BGTZ_SELF | (counter << 21)) >>> 0) return false;
   if (slot !== (ADDIU_MINUS_1 | (counter << 21) | (counter << 16)) >>> 0) return false;
   const left = BigInt.asIntN(64, registers.get(counter));
@@ -175,17 +179,12 @@ function access(vcpu: MipsVcpu, word: number): boolean {
   const { registers, vm } = vcpu;
   const rt = (word >>> 16) & 0x1f;
   const address = BigInt.asUintN(64, registers.get((word >>> 21) & 0x1f) + BigInt((word << 16) >> 16));
-  const unaligned = address % BigInt(bytes) !== 0n;
-  if (unaligned || (!kernelMode(vcpu) && address >> 31n !== 0n)) {
-    deliverException(vcpu, store ? "AdES" : "AdEL", { badVAddr: address });
+  const aligned = address % BigInt(bytes) === 0n;
+  const at = aligned ? mipsPhysical(vcpu.context, address) : "address error";
+  if (typeof at === "string") {
+    deliverException(vcpu, (store ? STORE_FAULTS : LOAD_FAULTS)[at], { badVAddr: address });
     return false;
   }
-  const physical = mipsUnmapped(address);
-  if (physical === undefined) {
-    deliverException(vcpu, store ? "TLBS" : "TLBL", { badVAddr: address });
-    return false;
-  }
-  const at = Number(physical);
   vcpu.charge(store ? vm.cost.store : vm.cost.load);
   if (store) {
     if (vm.words.write(at, bytes, registers.get(rt))) return true;
@@ -203,7 +202,7 @@ function access(vcpu: MipsVcpu, word: number): boolean {
 function coprocessor0(vcpu: MipsVcpu, word: number): boolean {
   const { context, registers } = vcpu;
   const status = context.sys[2 * MIPS_CP0.status];
-  if (!kernelMode(vcpu) && (status & MIPS_STATUS_CU0) === 0) {
+  if (!kernelMode(context) && (status & MIPS_STATUS_CU0) === 0) {
     deliverException(vcpu, "CpU");
     return false;
   }
@@ -246,12 +245,6 @@ function operation(vcpu: MipsVcpu, word: number): boolean {
     return false;
   }
   return reserved(vcpu);
-}
-
-/** Status.KSU does not matter while EXL or ERL is set. */
-function kernelMode({ context }: MipsVcpu): boolean {
-  const status = context.sys[2 * MIPS_CP0.status];
-  return (status & (MIPS_STATUS_EXL | MIPS_STATUS_ERL)) !== 0 || (status & MIPS_STATUS_KSU) === 0;
 }
 
 const KNOWN: ReadonlySet<number> = new Set(Object.values(MIPS_CP0));

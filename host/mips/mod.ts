@@ -6,6 +6,7 @@
 
 export { type Branch, branchOf, type BranchRegisters } from "./branches.ts";
 export * from "./hypercall.ts";
+export { type MipsNowhere, mipsPhysical } from "./segments.ts";
 export { MIPS_EXIT_NAMES, MIPS_TP, MIPS_TRACEPOINTS, type MipsTracepoint } from "./tracepoints.ts";
 export * from "./userspace.ts";
 export { type MipsAccess, MipsVcpu } from "./vcpu.ts";

@@ -19,6 +19,7 @@ import {
   MIPS_EBASE,
   MIPS_GPR,
   MIPS_HYPCALL,
+  MIPS_SEGCTL2_RESET,
   MIPS_STATUS_ERL,
   MIPS_STATUS_EXL,
   MipsCpu,
@@ -83,6 +84,7 @@ export class MipsVcpu extends ArchVcpu<MipsCpu> {
   constructor(vm: MipsVm, index: number) {
     super(vm, index, new MipsCpu(vm.mode));
     this.context.setSystem(MIPS_CP0.status, MIPS_STATUS_ERL | MIPS_STATUS_EXL);
+    this.context.setSystem(MIPS_CP0.segCtl2, MIPS_SEGCTL2_RESET);
     this.context.setSystem(MIPS_CP0.ebase, mipsRegisterAddress(MIPS_EBASE));
   }
 

@@ -4,13 +4,7 @@
  * @module
  */
 
-import {
-  type ByteOrder,
-  type MipsCpu,
-  mipsRegisterAddress,
-  mipsUnmapped,
-  type WidthMode,
-} from "../../abi/mod.ts";
+import { type ByteOrder, mipsBootAddress, type MipsCpu, type WidthMode } from "../../abi/mod.ts";
 import { type ArchShape, ArchVm, type ArchVmOptions, type KvmSystemEvent } from "../arch/mod.ts";
 import { type CostProfile, SKYLAKE_VMX } from "../cost/mod.ts";
 import type { Machine } from "../machine.ts";
@@ -39,7 +33,7 @@ const SHAPE: Omit<ArchShape, "order"> = {
   tracepoints: MIPS_TRACEPOINTS,
   exitNames: MIPS_EXIT_NAMES,
   costs: GENERIC_MIPS_VZ,
-  loadAddress: (address) => Number(mipsUnmapped(mipsRegisterAddress(address)) ?? -1n),
+  loadAddress: (address) => mipsBootAddress(address) ?? -1,
 };
 
 /** A virtual machine. */

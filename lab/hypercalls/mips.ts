@@ -13,13 +13,13 @@ import {
   MIPS_HYPCALL,
   MIPS_STATUS_ERL,
   MIPS_STATUS_EXL,
+  mipsBootAddress,
   type MipsCpu,
   mipsKseg0,
   mipsRegisterAddress,
   mipsText,
-  mipsUnmapped,
 } from "../../abi/mod.ts";
-import { mipsFixup, mipsVectors } from "../../guest/mod.ts";
+import { mipsEnterUserMode, mipsFixup, mipsUnmapUseg, mipsVectors } from "../../guest/mod.ts";
 import { Machine, type MipsHost } from "../../host/mod.ts";
 import type { Watcher } from "../experiments/experiment.ts";
 import { conventionRegisters, type CountedCall, Observer, type PlannedCall } from "./observe.ts";
@@ -43,18 +43,39 @@ const ARGUMENTS: Readonly<Record<string, number | bigint>> = {
   buffer: mipsRegisterAddress(BUFFER),
   length: TEXT.length,
 };
+/** Where a program is that goes to user mode: in useg. */
+const USER_TEXT = 0x10_0000;
 /** A number that no host knows. */
 const UNKNOWN = 13;
 
-function plan(): PlannedCall<MipsCpu>[] {
+interface MipsCall extends PlannedCall<MipsCpu> {
+  /** Whether a program makes it, in user mode. */
+  readonly user?: boolean;
+}
+
+function plan(): MipsCall[] {
   const table: [string, HypercallSpec][] = Object.entries(HYPERCALLS);
   const known = table.filter(([, { arch }]) => arch.includes("mips")).map(([name, { nr, args }]) =>
     planned(name, nr, argumentsInOrder(args, ARGUMENTS))
   );
-  return [...known, planned(`unknown number ${UNKNOWN}`, UNKNOWN, [])];
+  return [...known, planned(`unknown number ${UNKNOWN}`, UNKNOWN, []), fromUserMode(known[0])];
 }
 
-function planned(name: string, nr: number, values: readonly bigint[]): PlannedCall<MipsCpu> {
+/** The same in user mode. */
+function fromUserMode(call: MipsCall): MipsCall {
+  return {
+    ...call,
+    name: `${call.name}, from user mode`,
+    user: true,
+    *prepare(cpu) {
+      yield* mipsUnmapUseg(cpu);
+      yield* call.prepare(cpu);
+      yield* mipsEnterUserMode(cpu);
+    },
+  };
+}
+
+function planned(name: string, nr: number, values: readonly bigint[]): MipsCall {
   return {
     name,
     *prepare(cpu) {
@@ -82,12 +103,13 @@ export function mipsCalls({ host, order, bits, watcher }: MipsCallOptions): Map<
       read: (cpu: MipsCpu, register) => cpu.gpr(register),
       site: (cpu, opcode) => ({
         text: MIPS_HYPCALL.text,
-        address: Number(mipsUnmapped(mipsRegisterAddress(cpu.top!.block.address + cpu.layout.site[opcode]))),
+        address: mipsBootAddress(cpu.top!.block.address + cpu.layout.site[opcode])!,
         bytes: 4,
         unitBytes: 4,
       }),
     }, call);
-    const entry = text.add((cpu) => observer.make(cpu), "main");
+    const main = (cpu: MipsCpu) => observer.make(cpu);
+    const entry = call.user ? text.addAt(USER_TEXT, main, "program") : text.add(main, "main");
     vm.load(text);
     vm.start(entry);
     vm.machine.run();

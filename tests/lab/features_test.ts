@@ -113,7 +113,7 @@ describe("exitless features", () => {
         ["x86", "rax = -1000 (-KVM_ENOSYS)", "rax = -1 (-KVM_EPERM)"],
         ["s390", "specification exception (0x6)", "privileged-operation exception (0x2)"],
         ["ppc", "r3 = 12 (EV_UNIMPLEMENTED), r4 = 0", "SYSCALL (0xc00)"],
-        ["mips", "v0 = -1000 (-KVM_ENOSYS)", "KVM does not look"],
+        ["mips", "v0 = -1000 (-KVM_ENOSYS)", "CpU (0xb)"],
       ]
     ) {
       assertStringIncludes(paragraph(arch), `  unknown number  ${unknown}\n`);
