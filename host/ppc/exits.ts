@@ -86,7 +86,8 @@ export function handleExit(vcpu: PpcVcpu, exit: PpcExit): void {
       return dataStorage(vcpu);
     case "INST_STORAGE":
       vcpu.stats.pf_instruc++;
-      return vcpu.interrupts.instStorage();
+      if (!mapsMagicPage(vcpu)) vcpu.interrupts.instStorage();
+      return;
     case "EXTERNAL":
       // The host merely wanted the CPU; what is pending is delivered at the entry.
       vcpu.stats.ext_intr_exits++;
@@ -187,14 +188,17 @@ function systemCall(vcpu: PpcVcpu): void {
 const H_FUNCTION = -2n;
 
 function dataStorage(vcpu: PpcVcpu): void {
-  const { processor: p } = vcpu;
-  const { address, store, magic } = p.fault!;
+  const { address, store } = vcpu.processor.fault!;
   vcpu.stats.pf_storage++;
-  if (magic) {
-    // The access is made again, and meets the page.
-    vcpu.charge(vcpu.vm.cost.tdpFault);
-    p.magicMapped = true;
-    return;
-  }
+  if (mapsMagicPage(vcpu)) return;
   vcpu.interrupts.dataStorage(address, storageCause(vcpu, store), vcpu.faultOf("DATA_STORAGE"));
+}
+
+/** Makes the translation of the magic page, where its lack was why: the access is made again, and meets the page. */
+function mapsMagicPage(vcpu: PpcVcpu): boolean {
+  const { processor: p } = vcpu;
+  if (!p.fault!.magic) return false;
+  vcpu.charge(vcpu.vm.cost.tdpFault);
+  p.magicMapped = true;
+  return true;
 }

@@ -12,6 +12,7 @@
 import {
   type ByteOrder,
   HIGH,
+  MAGIC_PAGE_BYTES,
   MSR_DR,
   MSR_IR,
   MSR_LE,
@@ -63,6 +64,11 @@ export interface DataFault {
   readonly magic: boolean;
 }
 
+/** Whether an access reaches from one page into the next. */
+function crosses(address: bigint, bytes: number): boolean {
+  return Number(address & 0xfffn) + bytes > MAGIC_PAGE_BYTES;
+}
+
 /** The registers, mode and addresses of one processor. */
 export class PpcProcessor {
   /** The core. */
@@ -84,7 +90,7 @@ export class PpcProcessor {
    * page then (booke_interrupts.S), and no access of the guest's meets KVM.
    */
   readonly readable: Map<number, bigint> = new Map();
-  /** Why the last access failed. */
+  /** Why the last access, or fetch, failed. */
   fault: DataFault | undefined = undefined;
 
   /** MSR[SF]: addresses and comparisons have 64 bits. */
@@ -178,21 +184,28 @@ export class PpcProcessor {
   /** What an effective address means. */
   place(effective: bigint, fetch: boolean, bytes: number): Place {
     const { real, effective: virtual } = this.magic;
-    // BookE translates always; the two bits of its MSR choose an address space.
-    const booke = this.core === "booke";
-    const translated = booke || (fetch ? this.#ir : this.#dr);
-    if (translated && virtual !== 0n && !this.user && (effective & PAGE) === virtual) {
-      return this.#magic(effective);
+    const named = !this.user && virtual !== 0n && (effective & PAGE) === virtual;
+    if (this.core === "booke") {
+      // BookE translates always; the two bits of its MSR choose an address space. The page is mapped for data alone
+      // (e500_mmu_host.c, kvmppc_map_magic), whatever its real address.
+      return named && !fetch ? this.#magic(effective) : this.#memory(effective & KVM_PAM, bytes);
     }
-    const address = effective & KVM_PAM;
+    // Book3S knows the page by its real address. KVM's own translation to that comes before the guest's tables
+    // (book3s_64_mmu.c, kvmppc_mmu_book3s_64_xlate); these, or the lack of translation, may lead there too.
+    const translated = fetch ? this.#ir : this.#dr;
+    const mapped = named && translated;
+    const address = (mapped ? real | (effective & ~PAGE) : effective) & KVM_PAM;
+    const page = (this.sf ? real : BigInt.asUintN(32, real)) & KVM_PAM; // book3s.c, kvmppc_gpa_to_pfn
+    const place = this.#memory(address, bytes);
+    const reached = mapped || !translated || place.kind === "memory";
+    return reached && page !== 0n && page === (address & PAGE) ? this.#magic(effective) : place;
+  }
+
+  #memory(address: bigint, bytes: number): Place {
     const number = Number(address);
-    const backed = address <= BigInt(Number.MAX_SAFE_INTEGER) && this.memory.backed(number, bytes);
-    // The real address counts where the guest's tables, or the lack of translation, let an access reach it.
-    if (!booke && real !== 0n && (backed || !translated)) {
-      const page = this.sf ? real : BigInt.asUintN(32, real);
-      if ((page & KVM_PAM) === (address & PAGE)) return this.#magic(effective);
-    }
-    return backed ? { kind: "memory", address: number } : { kind: "none" };
+    return address <= BigInt(Number.MAX_SAFE_INTEGER) && this.memory.backed(number, bytes)
+      ? { kind: "memory", address: number }
+      : { kind: "none" };
   }
 
   #magic(effective: bigint): Place {
@@ -207,6 +220,7 @@ export class PpcProcessor {
   /** Loads 1 to 8 bytes in a byte order. undefined where it failed: then {@linkcode fault} says why. */
   load(address: bigint, bytes: 1 | 2 | 4 | 8, little: boolean = this.little): bigint | undefined {
     const effective = this.effective(address);
+    if (crosses(effective, bytes)) return this.#loadAcross(effective, bytes, little);
     const place = this.place(effective, false, bytes);
     let value = 0n;
     for (let i = 0; i < bytes; i++) {
@@ -221,6 +235,17 @@ export class PpcProcessor {
     return value;
   }
 
+  /** Loads bytes of two pages, which may be of two kinds. */
+  #loadAcross(address: bigint, bytes: 1 | 2 | 4 | 8, little: boolean): bigint | undefined {
+    let value = 0n;
+    for (let i = 0; i < bytes; i++) {
+      const byte = this.load(address + BigInt(little ? bytes - 1 - i : i), 1);
+      if (byte === undefined) return undefined;
+      value = (value << 8n) | byte;
+    }
+    return value;
+  }
+
   #byte(place: Place, at: number): number | undefined {
     if (place.kind === "memory") return this.memory.byte(place.address + at);
     if (place.kind === "magic") return this.shared.bytes[place.offset + at];
@@ -230,9 +255,10 @@ export class PpcProcessor {
   /** Stores the low 1 to 8 bytes of a value in a byte order. false where it failed. */
   store(address: bigint, bytes: 1 | 2 | 4 | 8, value: bigint, little: boolean = this.little): boolean {
     const effective = this.effective(address);
+    if (crosses(effective, bytes)) return this.#storeAcross(effective, bytes, value, little);
     const place = this.place(effective, false, bytes);
-    const inPage = place.kind === "magic" && place.offset + bytes <= this.shared.bytes.length;
-    const taken = inPage || (place.kind === "memory" && this.memory.writable(place.address, bytes));
+    const taken = place.kind === "magic" ||
+      (place.kind === "memory" && this.memory.writable(place.address, bytes));
     if (!taken) {
       this.fault = { address: effective, store: true, magic: place.kind === "magic-miss" };
       return false;
@@ -247,12 +273,34 @@ export class PpcProcessor {
     return true;
   }
 
-  /** Fetches the word at the program counter. undefined where there is none. */
+  /** Stores bytes to two pages, or nothing. */
+  #storeAcross(address: bigint, bytes: 1 | 2 | 4 | 8, value: bigint, little: boolean): boolean {
+    const last = address + BigInt(bytes - 1);
+    for (const at of [address, last]) if (!this.#takesByte(at)) return false;
+    for (let i = 0; i < bytes; i++) {
+      this.store(address + BigInt(little ? i : bytes - 1 - i), 1, (value >> BigInt(8 * i)) & 0xffn);
+    }
+    return true;
+  }
+
+  #takesByte(address: bigint): boolean {
+    const effective = this.effective(address);
+    const place = this.place(effective, false, 1);
+    if (place.kind === "magic" || (place.kind === "memory" && this.memory.writable(place.address, 1))) {
+      return true;
+    }
+    this.fault = { address: effective, store: true, magic: place.kind === "magic-miss" };
+    return false;
+  }
+
+  /** Fetches the word at the program counter. undefined where there is none: {@linkcode fault} says why. */
   fetch(): number | undefined {
     const { pc } = this.context;
-    if (!Number.isSafeInteger(pc)) return undefined;
-    const place = this.place(BigInt(pc), true, 4);
-    if (place.kind !== "memory" && place.kind !== "magic") return undefined;
+    const place: Place = Number.isSafeInteger(pc) ? this.place(BigInt(pc), true, 4) : { kind: "none" };
+    if (place.kind !== "memory" && place.kind !== "magic") {
+      this.fault = { address: BigInt(pc), store: false, magic: place.kind === "magic-miss" };
+      return undefined;
+    }
     let word = 0;
     for (let i = 0; i < 4; i++) word = (word << 8) | this.#byte(place, this.little ? 3 - i : i)!;
     return word >>> 0;

@@ -13,11 +13,14 @@ import {
   MSR_IR,
   MSR_PR,
   MSR_SF,
+  PPC_BLR,
+  PPC_LR,
+  ppcAsm,
   type PpcCpu,
   SWABBED_FIELDS,
 } from "../../../abi/mod.ts";
 import { ppcHypercall } from "../../../guest/mod.ts";
-import { SharedPage } from "../../../host/mod.ts";
+import { type PpcVcpu, SharedPage } from "../../../host/mod.ts";
 import { DATA, nameOf, PR_HOSTS, runPpc, STUB, withHypercalls } from "../../support/ppc.ts";
 
 /** Maps the page. */
@@ -189,6 +192,80 @@ describe("a guest that maps the magic page", () => {
         assertEquals(cpu.r3, 0x5678n);
       }),
     );
+  });
+
+  it("at real address 0 has memory on Book3S, which knows the page by that; BookE has the page", () => {
+    for (const host of ["book3s-64-pr", "book3s-32-pr", "e500v2"] as const) {
+      runPpc(
+        { host },
+        withHypercalls(function* (cpu) {
+          yield cpu.stw(0x2c, 0x4d);
+          yield cpu.mtspr("SPRG1", 0x5678);
+          yield* map(cpu, 0, 0x7777_0001);
+          yield cpu.lwz(0x7777_002c);
+          assertEquals(cpu.r3, host === "e500v2" ? 0x5678n : 0x4dn, host);
+        }),
+      );
+    }
+  });
+
+  it("runs what it has written there on Book3S; BookE maps it for data alone", () => {
+    for (const host of ["book3s-64-pr", "book3s-32-pr", "e500v2"] as const) {
+      let stopped = 0;
+      const page = 0x7777_0000;
+      const vm = runPpc(
+        { host },
+        withHypercalls(function* (cpu) {
+          yield* map(cpu, KVM_MAGIC_PAGE, page | 1);
+          yield cpu.stw(page + 0xff8, ppcAsm.li(3, 42));
+          yield cpu.stw(page + 0xffc, PPC_BLR);
+          vm0().processor.magicMapped = false; // the host has dropped its translations
+          yield cpu.call(page + 0xff8);
+          assertEquals([cpu.r3 === 42n, stopped], host === "e500v2" ? [false, 1] : [true, 0], host);
+        }),
+        {
+          prepare: (vm) => {
+            vm0 = () => vm.vcpus[0];
+          },
+          handlers: {
+            *INST_STORAGE(cpu) {
+              stopped++;
+              yield cpu.mtspr("SRR0", cpu.interruptedRegister(PPC_LR));
+            },
+          },
+        },
+      );
+      assertEquals(vm.exits().INST_STORAGE, 1);
+    }
+  });
+
+  let vm0!: () => PpcVcpu;
+
+  it("meets it with the part of an access that lies in it, at either end", () => {
+    for (const order of ["big", "little"] as const) {
+      const vm = runPpc(
+        { order },
+        withHypercalls(function* (cpu) {
+          yield* map(cpu, DATA, 0x7777_0001);
+          for (const at of [DATA - 3, DATA + 0xffd]) {
+            yield cpu.std(at, 0x1122_3344_5566_7788n);
+            yield cpu.ld(at);
+            assertEquals(cpu.r3, 0x1122_3344_5566_7788n);
+            yield cpu.lwbrx(at);
+            assertEquals(cpu.r3, order === "big" ? 0x4433_2211n : 0x8877_6655n);
+          }
+        }, order),
+      );
+      const { bytes } = vm.vcpus[0].processor.shared;
+      const stored = [0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88];
+      if (order === "little") stored.reverse();
+      assertEquals([...bytes.subarray(0, 5)], stored.slice(3));
+      assertEquals([...bytes.subarray(0xffd)], stored.slice(0, 3));
+      assertEquals([...vm.words.bytes(DATA - 3, 3)!], stored.slice(0, 3));
+      assertEquals([...vm.words.bytes(DATA + 0x1000, 5)!], stored.slice(3));
+      // The page hides memory, which nobody wrote.
+      assertEquals([...vm.words.bytes(DATA, 5)!], [0, 0, 0, 0, 0]);
+    }
   });
 
   it("keeps its kernel's no-execute pages only where it says that it takes care of them", () => {
