@@ -25,6 +25,27 @@ export const S390_RESET_SAVE: Layout<"cr0" | "prefix" | "prefix_zero"> = layout(
 /**
  * Has all CPUs reset and the others stopped, and goes on here, interruptions disabled: prefix and control register 0 are as
  * they were, the handshake about page faults is over. What it needs for that it keeps at `save`, outside of all lowcores.
+ *
+ * @example The other CPU stops
+ * ```ts
+ * import { diag308Reset, Machine, S390Kernel } from "@exitless/exitless";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const kernel = new S390Kernel({
+ *   *main(cpu) {
+ *     yield* diag308Reset(cpu, 0x8000);
+ *   },
+ * });
+ * const spins = kernel.cpu(0x4000, function* spins(cpu) {
+ *   for (;;) yield cpu.nop();
+ * });
+ * const vm = new Machine().createS390Vm({ vcpus: 2 });
+ * vm.load(kernel.text);
+ * vm.start(kernel.entry);
+ * vm.vcpus[1].start(spins);
+ * assertEquals(vm.machine.run().end, "finished");
+ * assertEquals(vm.vcpus[1].phase, "ended");
+ * ```
  */
 export function* diag308Reset(cpu: S390Cpu, save: number): S390Guest {
   const { cr0, prefix, prefix_zero } = S390_RESET_SAVE.fields;
