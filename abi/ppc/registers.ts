@@ -94,6 +94,8 @@ export const SPRS = {
   SPRG5: 0x115,
   SPRG6: 0x116,
   SPRG7: 0x117,
+  TBWL: 0x11c,
+  TBWU: 0x11d,
   BOOKE_PIR: 0x11e,
   PVR: 0x11f,
   TSR: 0x150,

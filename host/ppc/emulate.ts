@@ -10,12 +10,15 @@ import {
   type MagicField,
   MSR_EE,
   MSR_RI,
+  type PpcFamily,
   type PpcInstruction,
+  type PpcMnemonic,
   sprIsPrivileged,
   SPRS,
   SRR1_PROGILL,
   SRR1_PROGPRIV,
 } from "../../abi/mod.ts";
+import type { PpcProcessor } from "./processor.ts";
 import type { PpcVcpu } from "./vcpu.ts";
 
 /** What became of an instruction. */
@@ -58,9 +61,16 @@ const BOOKE_WRITTEN: ReadonlyMap<number, MagicField> = new Map<number, MagicFiel
 ]);
 const IVORS: readonly number[] = [SPRS.IVOR2, SPRS.IVOR3, SPRS.IVOR4, SPRS.IVOR6, SPRS.IVOR8, SPRS.IVOR10];
 
+/** What KVM of the other family does not know. Of what its processors lack, KVM-PR knows more than they do. */
+const FOREIGN: Readonly<Record<PpcFamily, ReadonlySet<PpcMnemonic>>> = {
+  book3s: new Set<PpcMnemonic>(["wrtee", "wrteei"]),
+  booke: new Set<PpcMnemonic>(["mtmsrd", "rfid", "mtsr", "mtsrin", "mfsr", "mfsrin"]),
+};
+
 /** Emulates a privileged instruction. */
 export function emulate(vcpu: PpcVcpu, i: PpcInstruction): Emulated {
   const { processor: p } = vcpu;
+  if (FOREIGN[vcpu.host.family].has(i.name)) return "fail";
   switch (i.name) {
     case "mfspr": {
       const value = readSpr(vcpu, i.SPR);
@@ -97,16 +107,16 @@ export function emulate(vcpu: PpcVcpu, i: PpcInstruction): Emulated {
       setEe(vcpu, BigInt(i.E * MSR_EE));
       break;
     case "mtsr":
-      p.shared.set("sr", p.gpr(i.RS), i.SR);
+      setSegment(p, i.SR, i.RS);
       break;
     case "mtsrin":
-      p.shared.set("sr", p.gpr(i.RS), p.low(i.RB) >>> 28);
+      setSegment(p, p.low(i.RB) >>> 28, i.RS);
       break;
     case "mfsr":
-      p.setGpr(i.RT, p.shared.get("sr", i.SR));
+      segment(p, i.SR, i.RT);
       break;
     case "mfsrin":
-      p.setGpr(i.RT, p.shared.get("sr", p.low(i.RB) >>> 28));
+      segment(p, p.low(i.RB) >>> 28, i.RT);
       break;
     case "tlbsync":
       break;
@@ -121,6 +131,18 @@ export function emulate(vcpu: PpcVcpu, i: PpcInstruction): Emulated {
   }
   p.advance(4);
   return "done";
+}
+
+/**
+ * A guest of 64 bits has no segment registers. What it writes becomes an entry of its SLB, and what it reads leaves the
+ * register as it was (book3s_64_mmu.c, kvmppc_mmu_book3s_64_init).
+ */
+function setSegment(p: PpcProcessor, segment: number, RS: number): void {
+  if (p.core === "book3s-32") p.shared.set("sr", p.gpr(RS), segment);
+}
+
+function segment(p: PpcProcessor, segment: number, RT: number): void {
+  if (p.core === "book3s-32") p.setGpr(RT, p.shared.get("sr", segment));
 }
 
 function setEe(vcpu: PpcVcpu, value: bigint): void {
@@ -146,6 +168,10 @@ function readSpr(vcpu: PpcVcpu, spr: number): bigint | Emulated {
     case book3s ? SPRS.PIR : SPRS.BOOKE_PIR:
       // KVM does not read it from the page, which on Book3S it never fills in.
       return BigInt(vcpu.index);
+    case SPRS.TBWL: // The halves are exchanged there.
+      return BigInt(vcpu.clock) >> 32n;
+    case SPRS.TBWU:
+      return BigInt(vcpu.clock);
   }
   if (book3s) return unknownSpr(vcpu, spr, [0, 4, 5, 6]) ?? 0n;
   switch (spr) {
@@ -178,7 +204,9 @@ function writeSpr(vcpu: PpcVcpu, spr: number, value: bigint): Emulated {
       vcpu.decrementer.write(low);
       return "done";
     case book3s ? SPRS.PIR : SPRS.BOOKE_PIR:
-      return "done"; // "PIR can legally be written, but we ignore it".
+    case SPRS.TBWL:
+    case SPRS.TBWU:
+      return "done"; // KVM ignores them: the time base is the host's.
   }
   if (book3s) return unknownSpr(vcpu, spr, [0]) ?? "done";
   const whole = shared.get("mas7_3");

@@ -18,6 +18,7 @@ import {
   KVM_SC_MAGIC_R0,
   MSR_LE,
   PPC_SC,
+  type PpcInstruction,
   SRR1_PROGILL,
   SRR1_PROGPRIV,
   SRR1_PROGTRAP,
@@ -38,6 +39,7 @@ export const PPC_EXITS = [
   "HV_SYSCALL",
   "HV_PRIV",
   "GUEST_DBELL",
+  "ITLB_MISS",
 ] as const;
 
 /** The name of an exit. */
@@ -72,12 +74,12 @@ export function storageCause(vcpu: PpcVcpu, store: boolean): number {
 export function handleExit(vcpu: PpcVcpu, exit: PpcExit): void {
   switch (exit) {
     case "PROGRAM":
-    case "HV_PRIV":
       return programExit(vcpu);
+    case "HV_PRIV":
+      return emulationExit(vcpu);
     case "SYSCALL":
       return systemCall(vcpu);
     case "HV_SYSCALL":
-      vcpu.stats.syscall_exits++;
       if (vcpu.userMode) vcpu.interrupts.program(ESR_PPR, vcpu.faultOf("PROGRAM"));
       else hypercall(vcpu);
       return;
@@ -85,6 +87,7 @@ export function handleExit(vcpu: PpcVcpu, exit: PpcExit): void {
     case "DTLB_MISS":
       return dataStorage(vcpu);
     case "INST_STORAGE":
+    case "ITLB_MISS":
       vcpu.stats.pf_instruc++;
       if (!mapsMagicPage(vcpu)) vcpu.interrupts.instStorage();
       return;
@@ -102,22 +105,22 @@ export function handleExit(vcpu: PpcVcpu, exit: PpcExit): void {
   }
 }
 
-/** kvmppc_exit_pr_progint, and BookE's emulation_exit. */
 function programExit(vcpu: PpcVcpu): void {
-  const cause = programCause(vcpu, vcpu.programCause);
-  if (vcpu.userMode) {
-    // A user program's problem is its kernel's.
-    vcpu.interrupts.program(cause, vcpu.faultOf("PROGRAM"));
-    return;
-  }
+  // A user program's problem is its kernel's, and so is what remains for a kernel with a state of its own.
+  if (!vcpu.userMode && vcpu.host.problemState) return emulationExit(vcpu);
+  vcpu.interrupts.program(programCause(vcpu, vcpu.programCause), vcpu.faultOf("PROGRAM"));
+}
+
+/** kvmppc_exit_pr_progint, and BookE's emulation_exit. */
+function emulationExit(vcpu: PpcVcpu): void {
   vcpu.charge(vcpu.vm.cost.emulate);
   const { pc } = vcpu.processor.context;
-  const emulated = emulateInstruction(vcpu, cause);
+  const emulated = emulateInstruction(vcpu);
   vcpu.traceInstruction(pc, emulated);
-  vcpu.stats.emulated_inst_exits++;
+  if (vcpu.host.family === "book3s" || emulated === "done") vcpu.stats.emulated_inst_exits++;
   if (emulated !== "fail") return;
   if (vcpu.host.family === "book3s") {
-    vcpu.interrupts.program(cause, vcpu.faultOf("PROGRAM"));
+    vcpu.interrupts.program(programCause(vcpu, vcpu.programCause), vcpu.faultOf("PROGRAM"));
     return;
   }
   // BookE tells user space too, which gives up.
@@ -126,12 +129,8 @@ function programExit(vcpu: PpcVcpu): void {
   vcpu.vm.shutDown(`it cannot emulate ${hex(vcpu.lastInstruction)} at ${hex(pc)}`);
 }
 
-function emulateInstruction(vcpu: PpcVcpu, cause: number): Emulated {
+function emulateInstruction(vcpu: PpcVcpu): Emulated {
   const { processor: p, lastInstruction: word } = vcpu;
-  if (vcpu.programCause === "trap") {
-    vcpu.interrupts.program(cause, vcpu.faultOf("PROGRAM"));
-    return "done";
-  }
   if (isReversedSystemCall(vcpu, word)) {
     // An early little-endian Linux that wrote the stub without exchanging its bytes: its calls always fail. The
     // emulation leaves the instruction behind, and its caller does so once more: the word that follows is skipped.
@@ -140,7 +139,17 @@ function emulateInstruction(vcpu: PpcVcpu, cause: number): Emulated {
     return "done";
   }
   const instruction = decodePpc(word);
-  return instruction === undefined ? "fail" : emulate(vcpu, instruction);
+  if (instruction === undefined) return "fail";
+  if (!isTrap(vcpu, instruction)) return emulate(vcpu, instruction);
+  // On BookE, what ESR holds of an earlier interrupt stays (emulate.c, kvmppc_emulate_instruction).
+  const esr = vcpu.host.family === "booke" ? Number(p.shared.get("esr")) : 0;
+  vcpu.interrupts.program(esr | programCause(vcpu, "trap"), vcpu.faultOf("PROGRAM"));
+  return "done";
+}
+
+/** Whether KVM takes an instruction for a trap: Book3S' does tdi, even where the processor has no such word. */
+function isTrap(vcpu: PpcVcpu, { name }: PpcInstruction): boolean {
+  return name === "tw" || name === "twi" || (name === "tdi" && vcpu.host.family === "book3s");
 }
 
 function isReversedSystemCall(vcpu: PpcVcpu, word: number): boolean {

@@ -6,11 +6,11 @@
 
 /** What KVM counts of a vCPU, by the names of its statistics (arch/powerpc/kvm/book3s.c). */
 export interface PpcStats {
-  /** Exits. */
+  /** Exits; BookE does not count them. */
   sum_exits: number;
   /** Emulated instructions. */
   emulated_inst_exits: number;
-  /** System calls of the guest; on BookE hypercalls too. */
+  /** System calls of the guest; on BookE without hypervisor state hypercalls too. */
   syscall_exits: number;
   /** The host wanted the CPU. */
   ext_intr_exits: number;

@@ -15,8 +15,8 @@ import {
   MSR_POW,
   MSR_PR,
   MSR_SF,
+  type PpcCore,
   PpcCpu,
-  type PpcFamily,
   type PpcInterrupt,
   SPRS,
 } from "../../abi/mod.ts";
@@ -38,8 +38,9 @@ const EXIT_NUMBERS: Readonly<Record<string, number>> = Object.fromEntries(
 );
 
 /** Registers that problem state may read, and the fields of the page that KVM loads them from at each entry. */
-const READABLE: Readonly<Record<PpcFamily, readonly (readonly [spr: number, field: MagicField])[]>> = {
-  book3s: [[SPRS.USPRG3, "sprg3"]],
+const READABLE: Readonly<Record<PpcCore, readonly (readonly [spr: number, field: MagicField])[]>> = {
+  "book3s-64": [[SPRS.USPRG3, "sprg3"]],
+  "book3s-32": [],
   booke: [[SPRS.SPRG4R, "sprg4"], [SPRS.SPRG5R, "sprg5"], [SPRS.SPRG6R, "sprg6"], [SPRS.SPRG7R, "sprg7"]],
 };
 
@@ -198,7 +199,7 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
 
   /** Leaves guest mode. */
   leave(exit: PpcExit): void {
-    this.stats.sum_exits++;
+    if (this.host.family === "book3s") this.stats.sum_exits++; // BookE has it, and counts nothing there.
     this.exit(EXIT_NUMBERS[exit]);
   }
 
@@ -228,7 +229,7 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     this.#kicked = undefined;
     this.interrupts.deliver();
     const { readable, shared } = this.processor;
-    for (const [spr, field] of READABLE[this.host.family]) readable.set(spr, shared.get(field));
+    for (const [spr, field] of READABLE[this.host.core]) readable.set(spr, shared.get(field));
     return true;
   }
 

@@ -9,6 +9,7 @@ import {
   MSR_PR,
   ppcAsm,
   type PpcCpu,
+  ppcHypercallToken,
   type SprName,
   SPRS,
 } from "../../../abi/mod.ts";
@@ -103,10 +104,26 @@ describe("KVM's emulation of privileged instructions", () => {
     }
   });
 
-  /** What a handler finds of an instruction's cause. */
-  function cause(options: PpcVmOptions, word: number, user: boolean): number {
+  it("keeps what ESR held where a kernel of e500v2 meets a trap", () => {
+    // emulate.c, kvmppc_emulate_instruction: shared->esr | ESR_PTR.
+    const trap = encodePpc("twi", { TO: 31, RA: 0, SI: 0 });
+    assertEquals(cause({ host: "e500v2" }, trap, false, 0x80_0000), 0x280_0000);
+    assertEquals(cause({ host: "e500v2" }, trap, true, 0x80_0000), 0x200_0000);
+    assertEquals(cause({ host: "e500mc" }, trap, false, 0x80_0000), 0x200_0000);
+  });
+
+  it("takes tdi for a trap on a 32-bit processor of Book3S, which does not have it, and for nothing on BookE", () => {
+    const never = encodePpc("tdi", { TO: 0, RA: 0, SI: 0 });
+    assertEquals(cause({ host: "book3s-32-pr" }, never, false), 0x2_0000);
+    assertEquals(cause({ host: "book3s-32-pr" }, never, true), 0x8_0000);
+    assertEquals(outcome({ host: "book3s-64-pr" }, [never]).fault, undefined);
+  });
+
+  /** What a handler finds of an instruction's cause. `esr` is what ESR held. */
+  function cause(options: PpcVmOptions, word: number, user: boolean, esr: number = 0): number {
     const booke = options.host!.startsWith("e500");
     const vm = runPpc(options, function* (cpu) {
+      if (booke) yield cpu.mtspr("ESR", esr);
       yield cpu.mfmsr();
       if (user) yield cpu.mtmsr(cpu.r3 | BigInt(MSR_PR));
       try {
@@ -175,13 +192,67 @@ describe("KVM's emulation of privileged instructions", () => {
     }
   });
 
-  it("gives up on BookE where it does not know a register, and tells user space", () => {
-    const vm = ppcGuest({ host: "e500v2" }, function* (cpu) {
-      yield cpu.call(CODE);
-    }, { code: routine(ppcAsm.mfspr(3, SPRS.SPRG4)) });
-    assertEquals(vm.machine.run().end, "shutdown");
-    assertEquals([...vm.userspaceExits], [["KVM_EXIT_UNKNOWN", 1]]);
-    assertEquals(vm.ending, "it cannot emulate 0x7c7442a6 at 0x20000");
+  it("gives up on BookE where it does not know a register or an instruction, and tells user space", () => {
+    const unknown: readonly (readonly [word: number, text: string])[] = [
+      [ppcAsm.mfspr(3, SPRS.SPRG4), "0x7c7442a6"],
+      [encodePpc("mtmsrd", { RS: 5 }), "0x7ca00164"],
+      [encodePpc("rfid", {}), "0x4c000024"],
+      [encodePpc("mtsr", { SR: 2, RS: 5 }), "0x7ca201a4"],
+    ];
+    for (const [word, text] of unknown) {
+      const vm = ppcGuest({ host: "e500v2" }, function* (cpu) {
+        yield cpu.call(CODE);
+      }, { code: routine(word) });
+      assertEquals(vm.machine.run().end, "shutdown");
+      assertEquals([...vm.userspaceExits], [["KVM_EXIT_UNKNOWN", 1]]);
+      assertEquals(vm.ending, `it cannot emulate ${text} at 0x20000`);
+      assertEquals(vm.vcpus[0].processor.shared.get("sr", 2), 0n);
+    }
+  });
+
+  it("ignores what a guest writes to the time base, and reads its halves exchanged", () => {
+    for (const options of [...PR_HOSTS, { host: "e500mc" } as const]) {
+      const { r3, r4, fault } = outcome(options, [
+        ppcAsm.mtspr(SPRS.TBWU, 5),
+        ppcAsm.mtspr(SPRS.TBWL, 5),
+        ppcAsm.mfspr(3, SPRS.TBWL),
+        ppcAsm.mfspr(4, SPRS.TBWU),
+      ]);
+      assertEquals([r3, r4 > 5n, fault], [0n, true, undefined], nameOf(options));
+    }
+  });
+
+  it("has no segment registers in the page of a 64-bit guest, and reads none", () => {
+    const { r3, vm } = outcome({}, [
+      encodePpc("mtsr", { SR: 2, RS: 5 }),
+      encodePpc("mtsrin", { RS: 6, RB: 7 }),
+      encodePpc("mfsr", { RT: 3, SR: 2 }),
+    ]);
+    assertEquals(r3, 3n);
+    for (let i = 0; i < 16; i++) assertEquals(vm.vcpus[0].processor.shared.get("sr", i), 0n);
+  });
+
+  it("hears of every program interrupt on BookE, and of no trap where Book3S has hypervisor state", () => {
+    const trap = encodePpc("tw", { TO: 31, RA: 0, RB: 0 });
+    const exits = (host: PpcHostName) => outcome({ host }, [trap]).vm.exits().PROGRAM;
+    assertEquals([exits("e500v2") > 0, exits("e500mc"), exits("book3s-64-hv")], [true, 1, undefined]);
+  });
+
+  it("is counted by KVM's own statistics: BookE sums no exits, and a call by sc 1 is no system call", () => {
+    const count = (host: PpcHostName, token: number) => {
+      const { stats } = runPpc(
+        { host },
+        withHypercalls(function* (cpu) {
+          cpu.setRegister(11, token);
+          yield cpu.call(STUB);
+        }),
+      ).vcpus[0];
+      return [stats.sum_exits > 0, stats.syscall_exits];
+    };
+    const token = ppcHypercallToken("KVM_HC_FEATURES");
+    assertEquals(count("book3s-64-pr", token), [true, 0]);
+    assertEquals(count("e500v2", token), [false, 1]);
+    assertEquals(count("e500mc", token), [false, 0]);
   });
 
   it("refuses instructions of other cores", () => {
@@ -254,5 +325,12 @@ describe("registers that user programs read", () => {
     const { r3, fault } = outcome({}, [ppcAsm.mfspr(3, SPRS.USPRG3)], true);
     assertEquals([r3, fault], [0n, undefined]);
     assertEquals(outcome({}, [ppcAsm.mtspr(SPRS.USPRG3, 5)], true).fault, "PROGRAM");
+  });
+
+  it("are none on 32-bit Book3S, where kernels read 0 from their numbers", () => {
+    const read = ppcAsm.mfspr(3, SPRS.USPRG3);
+    assertEquals(outcome({ host: "book3s-32-pr" }, [read], true).fault, "PROGRAM");
+    const { r3, fault } = outcome({ host: "book3s-32-pr" }, [ppcAsm.mtspr(SPRS.SPRG3, 5), read]);
+    assertEquals([r3, fault], [0n, undefined]);
   });
 });

@@ -244,7 +244,8 @@ describe("a system call", () => {
       handlers: { SYSCALL: handler },
       prepare: (vm) => loadWords(vm, CODE + 0x100, routine(...magic, PPC_SC)),
     });
-    assertEquals(vm.exits(), { HV_SYSCALL: 1 });
+    // The hypervisor has the registers of the vectors, which the guest has set (booke_emulate.c).
+    assertEquals(vm.exits(), { HV_PRIV: 7, HV_SYSCALL: 1 });
   });
 
   it("to the hypervisor from a user program of BookE is a privileged instruction", () => {
