@@ -71,6 +71,17 @@ function uapi(triplet: string, cross?: string): Pick<HeaderSet, "origins"> {
   };
 }
 
+/** What a kernel of x86 and the tasks that it runs have in common. */
+const SYSTEM_CALLS = {
+  "asm/unistd_64.h": /^__NR_/,
+  "asm-generic/errno-base.h": /^E[A-Z0-9]+$/,
+  "asm-generic/errno.h": /^E[A-Z0-9]+$/,
+  "asm-generic/mman-common.h": /^(PROT|MAP|MADV)_/,
+  "linux/mman.h": /^MAP_/,
+  "linux/futex.h": /^FUTEX_/,
+  "asm/signal.h": /^SIG[A-Z0-9]+$/,
+};
+
 const X86: HeaderSet = {
   name: "x86",
   target: "x86_64-linux-gnu",
@@ -83,6 +94,7 @@ const X86: HeaderSet = {
     "asm/vmx.h": /^EXIT_REASON_|^VMX_(ABORT|EXIT_REASONS_FAILED)/,
     "asm/svm.h": /^SVM_/,
     "asm/processor-flags.h": /^X86_/,
+    ...SYSTEM_CALLS,
   },
   structs: {
     ...KVM_RUN,
