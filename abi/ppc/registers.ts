@@ -10,6 +10,8 @@
 export const MSR_SF: bigint = 1n << 63n;
 /** MSR, Book3S: waits for an interrupt (arch/powerpc/include/asm/reg.h, MSR_POW). */
 export const MSR_POW = 0x4_0000;
+/** MSR, BookE: waits for an interrupt (reg.h, MSR_WE). */
+export const MSR_WE = 0x4_0000;
 /** MSR, BookE: critical interrupts are enabled. */
 export const MSR_CE = 0x2_0000;
 /** MSR: external interrupts are enabled. */

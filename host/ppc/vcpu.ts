@@ -15,6 +15,7 @@ import {
   MSR_POW,
   MSR_PR,
   MSR_SF,
+  MSR_WE,
   type PpcCore,
   PpcCpu,
   type PpcInterrupt,
@@ -114,11 +115,21 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     const value = BigInt.asUintN(this.processor.bits, msr);
     shared.set("msr", value);
     this.processor.takeMode(value);
-    // KVM-PR waits for a guest of any processor; POWER8, which has instructions to wait, ignores the bit.
-    if ((value & BigInt(MSR_POW)) === 0n || !this.host.problemState) return;
-    // Book3S keeps the bit where something is pending already.
-    if (this.host.family === "booke" || !this.interrupts.pending) shared.set("msr", value & ~BigInt(MSR_POW));
+    // KVM-PR waits for a guest of any processor; POWER8, which has instructions to wait, ignores the bit. BookE's KVM
+    // waits where it enters.
+    if ((value & BigInt(MSR_POW)) === 0n || !this.host.problemState || this.host.family === "booke") return;
+    // The bit stays where something is pending already.
+    if (!this.interrupts.pending) shared.set("msr", value & ~BigInt(MSR_POW));
     this.halt();
+  }
+
+  /**
+   * Whether a guest of e500v2 waits: MSR[WE] is set, and no interrupt began, which would have taken it away (booke.c,
+   * kvmppc_core_prepare_to_enter). Where one is pending that may not begin, KVM looks again and again; here it sleeps.
+   */
+  get #waits(): boolean {
+    const { family, problemState } = this.host;
+    return family === "booke" && problemState && (this.processor.shared.get("msr") & BigInt(MSR_WE)) !== 0n;
   }
 
   /** Maps the magic page (kvmppc_kvm_pv). */
@@ -228,6 +239,11 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   protected override beforeEntry(): boolean {
     this.#kicked = undefined;
     this.interrupts.deliver();
+    if (this.#waits) {
+      this.charge(this.vm.cost.halt);
+      this.block();
+      return false;
+    }
     const { readable, shared } = this.processor;
     for (const [spr, field] of READABLE[this.host.core]) readable.set(spr, shared.get(field));
     return true;

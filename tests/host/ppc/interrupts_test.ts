@@ -6,6 +6,7 @@ import {
   type MachineFunction,
   MSR_EE,
   MSR_RI,
+  MSR_WE,
   ppcAsm,
   type PpcCpu,
   ppcFamily,
@@ -125,6 +126,55 @@ describe("the decrementer", () => {
         assertEquals(host === "e500v2" ? cpu.r3 === 0n : cpu.r3 > 0x8000_0000n, true);
       });
     }
+  });
+});
+
+describe("a kernel of e500v2 that sets MSR[WE]", () => {
+  for (const [who, expected] of [["takes the bit out of SRR1", 1], ["does not", 3]] as const) {
+    it(`waits until an interrupt begins, and again where its handler ${who}`, () => {
+      const seen: bigint[] = [];
+      const vm = runPpc({ host: "e500v2" }, function* (cpu) {
+        yield* arm(cpu, 50_000);
+        yield cpu.mfmsr();
+        yield cpu.mtmsr(cpu.r3 | BigInt(MSR_EE | MSR_WE));
+        yield cpu.mfmsr();
+        assertEquals(cpu.r3 & BigInt(MSR_EE | MSR_WE), BigInt(MSR_EE));
+        assertEquals(yield* taken(cpu), expected);
+      }, {
+        handlers: {
+          *DECREMENTER(cpu) {
+            yield* decrementerHandler(50_000)(cpu);
+            const ticks = yield* taken(cpu);
+            yield cpu.mfspr("SRR1");
+            seen.push(cpu.r3 & BigInt(MSR_WE));
+            if (ticks === expected) yield cpu.mtspr("SRR1", cpu.r3 & ~BigInt(MSR_WE));
+          },
+        },
+      });
+      assertEquals(seen, new Array(expected).fill(BigInt(MSR_WE)));
+      assertEquals(vm.vcpus[0].clock >= 50_000 * expected, true);
+    });
+  }
+
+  it("does not wait where an interrupt is due already, and the handler sees the bit all the same", () => {
+    let srr1 = 0n;
+    const vm = runPpc({ host: "e500v2" }, function* (cpu) {
+      yield* arm(cpu, 100);
+      yield cpu.work(1000);
+      yield cpu.mfmsr();
+      yield cpu.mtmsr(cpu.r3 | BigInt(MSR_EE | MSR_WE));
+    }, {
+      handlers: {
+        *DECREMENTER(cpu) {
+          yield* decrementerHandler()(cpu);
+          yield cpu.mfspr("SRR1");
+          srr1 = cpu.r3;
+          yield cpu.mtspr("SRR1", srr1 & ~BigInt(MSR_WE));
+        },
+      },
+    });
+    assertEquals(srr1 & BigInt(MSR_WE), BigInt(MSR_WE));
+    assertEquals(vm.vcpus[0].clock < 1_000_000, true); // the next tick is far away
   });
 });
 
