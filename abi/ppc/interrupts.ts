@@ -23,6 +23,7 @@ export const BOOK3S_INTERRUPTS = {
   DECREMENTER: 0x900,
   SYSCALL: 0xc00,
   TRACE: 0xd00,
+  H_EMUL_ASSIST: 0xe40,
 } as const;
 
 /** Interrupts of BookE: the exit's number. Up to 15 it is the IVOR's number too. */

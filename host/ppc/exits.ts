@@ -40,6 +40,7 @@ export const PPC_EXITS = [
   "HV_PRIV",
   "GUEST_DBELL",
   "ITLB_MISS",
+  "H_EMUL_ASSIST",
 ] as const;
 
 /** The name of an exit. */
@@ -74,6 +75,7 @@ export function storageCause(vcpu: PpcVcpu, store: boolean): number {
 export function handleExit(vcpu: PpcVcpu, exit: PpcExit): void {
   switch (exit) {
     case "PROGRAM":
+    case "H_EMUL_ASSIST":
       return programExit(vcpu);
     case "HV_PRIV":
       return emulationExit(vcpu);

@@ -132,6 +132,11 @@ export class PpcGuestMode {
   #program(cause: ProgramCause): void {
     const vcpu = this.#vcpu;
     vcpu.programCause = cause;
+    const { core, hypervisor } = vcpu.host;
+    if (cause === "illegal" && core === "book3s-64" && hypervisor !== undefined) {
+      vcpu.leave("H_EMUL_ASSIST"); // POWER8 asks the hypervisor, which may know better.
+      return;
+    }
     this.#interrupt(
       "PROGRAM",
       () => vcpu.interrupts.program(programCause(vcpu, cause), vcpu.faultOf("PROGRAM")),

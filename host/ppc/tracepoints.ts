@@ -1,5 +1,5 @@
 /**
- * KVM's tracepoints on PowerPC (arch/powerpc/kvm/{trace,trace_pr,trace_booke}.h), and virt/kvm's that this host
+ * KVM's tracepoints on PowerPC (arch/powerpc/kvm/{trace,trace_pr,trace_booke,trace_hv}.h), and virt/kvm's that this host
  * emits.
  *
  * @module
@@ -14,12 +14,14 @@ export type PpcEvent =
   | "kvm_ppc_instr"
   | "kvm_book3s_reenter"
   | "kvm_booke_queue_irqprio"
+  | "kvm_guest_enter"
+  | "kvm_guest_exit"
   | "kvm_userspace_exit";
 
 const TABLE: TracepointTable<PpcEvent> = tracepointTable<PpcEvent>({
   kvm_exit: {
     args: [["exit", "exit"], ["pc", "hex"], ["msr", "hex64"], ["last_inst", "hex"]],
-    fires: "each exit, before any handling",
+    fires: "each exit, before any handling; not on KVM-HV",
   },
   kvm_ppc_instr: {
     args: [["inst", "dec"], ["pc", "hex"], ["emulate", "dec"]],
@@ -32,6 +34,11 @@ const TABLE: TracepointTable<PpcEvent> = tracepointTable<PpcEvent>({
   kvm_booke_queue_irqprio: {
     args: [["priority", "dec"]],
     fires: "an interrupt becomes pending on BookE",
+  },
+  kvm_guest_enter: { args: [["pc", "hex"]], fires: "KVM-HV enters" },
+  kvm_guest_exit: {
+    args: [["trap", "exit"], ["pc", "hex"], ["msr", "hex64"]],
+    fires: "each exit to KVM-HV, but for what its real-mode handlers have done already",
   },
   kvm_userspace_exit: { args: [["reason", "dec"]], fires: "KVM_RUN comes back" },
 });

@@ -83,6 +83,11 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   /** KVM_HC_PPC_MAP_MAGIC_PAGE came without the flag: no page of the guest's kernel is no-execute any more. */
   disableKernelNx = false;
   #kicked: PpcExit | undefined = undefined;
+  /**
+   * Whether the last exit was dealt with in real mode, where KVM-HV takes it, and neither statistics nor tracepoints
+   * hear of it: on POWER8 a user program's `sc 1` (book3s_hv_rmhandlers.S, sc_1_fast_return).
+   */
+  #unheard = false;
   /** Whether KVM_RUN is under way. */
   #inKvmRun = false;
 
@@ -170,8 +175,7 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
    * of KVM-HV, which are the processor's own.
    */
   #isHardwares(exit: "EXTERNAL" | "DECREMENTER"): boolean {
-    const { family, problemState, hypervisor } = this.host;
-    return hypervisor === undefined || (exit === "DECREMENTER" && family === "book3s" && !problemState);
+    return this.host.hypervisor === undefined || (exit === "DECREMENTER" && this.#isHv);
   }
 
   /** User space raises the external interrupt: until it lowers it, or for one delivery (KVM_INTERRUPT). */
@@ -210,7 +214,9 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
 
   /** Leaves guest mode. */
   leave(exit: PpcExit): void {
-    if (this.host.family === "book3s") this.stats.sum_exits++; // BookE has it, and counts nothing there.
+    this.#unheard = this.#isHv && exit === "SYSCALL" && this.userMode;
+    // BookE has it too, and counts nothing there.
+    if (this.host.family === "book3s" && !this.#unheard) this.stats.sum_exits++;
     this.exit(EXIT_NUMBERS[exit]);
   }
 
@@ -251,26 +257,29 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
 
   // Tracing.
 
-  /** Emits kvm_book3s_reenter, where KVM_RUN goes on. */
+  /** Emits kvm_book3s_reenter, where KVM_RUN goes on; KVM-HV's kvm_guest_enter. */
   protected override traceEntry(): void {
-    if (this.#inKvmRun && this.host.family === "book3s" && this.host.problemState) {
-      this.trace(PPC_TP.kvm_book3s_reenter, 1, this.processor.context.pc);
+    const { pc } = this.processor.context;
+    if (this.#isHv) {
+      if (!this.#unheard) this.trace(PPC_TP.kvm_guest_enter, pc);
+    } else if (this.#inKvmRun && this.host.family === "book3s" && this.host.problemState) {
+      this.trace(PPC_TP.kvm_book3s_reenter, 1, pc);
     }
     this.#inKvmRun = true;
   }
 
-  /** Emits kvm_exit. */
+  /** Emits kvm_exit; KVM-HV's kvm_guest_exit. */
   protected override traceExit(): void {
     const { context, shared } = this.processor;
     const msr = shared.get("msr");
-    this.trace(
-      PPC_TP.kvm_exit,
-      this.exitReason,
-      context.pc,
-      Number(BigInt.asUintN(32, msr)),
-      Number(msr >> 32n),
-      this.lastInstruction,
-    );
+    const args = [context.pc, Number(BigInt.asUintN(32, msr)), Number(msr >> 32n)] as const;
+    if (!this.#isHv) this.trace(PPC_TP.kvm_exit, this.exitReason, ...args, this.lastInstruction);
+    else if (!this.#unheard) this.trace(PPC_TP.kvm_guest_exit, this.exitReason, ...args);
+  }
+
+  get #isHv(): boolean {
+    const { family, problemState, hypervisor } = this.host;
+    return family === "book3s" && !problemState && hypervisor !== undefined;
   }
 
   /** Emits kvm_userspace_exit. */

@@ -210,6 +210,19 @@ describe("KVM's emulation of privileged instructions", () => {
     }
   });
 
+  it("is asked about illegal instructions where POWER8 has hypervisor state, for KVM-HV's guests too", () => {
+    const exits = (host: PpcHostName) => {
+      const { fault, vm } = outcome({ host }, [0]);
+      const { SYSCALL: _, ...others } = vm.exits();
+      return [fault, others];
+    };
+    assertEquals(exits("book3s-64-hv"), ["PROGRAM", { H_EMUL_ASSIST: 1 }]);
+    assertEquals(exits("none"), ["PROGRAM", {}]);
+    assertEquals(outcome({}, [0]).vm.exits().H_EMUL_ASSIST, 1);
+    assertEquals(outcome({ host: "book3s-32-pr" }, [0]).vm.exits().H_EMUL_ASSIST, undefined);
+    assertEquals(cause({ host: "book3s-64-hv" }, 0, false), 0x8_0000);
+  });
+
   it("ignores what a guest writes to the time base, and reads its halves exchanged", () => {
     for (const options of [...PR_HOSTS, { host: "e500mc" } as const]) {
       const { r3, r4, fault } = outcome(options, [

@@ -309,6 +309,21 @@ describe("a system call", () => {
     });
     assertEquals(vm.exits(), { SYSCALL: 1 });
     assertEquals([...vm.userspaceExits], []);
+    // Real mode sees to it: neither KVM's tracepoints nor its statistics hear of it.
+    assertEquals(vm.counters(), { kvm_guest_enter: 1 });
+    assertEquals(vm.vcpus[0].stats.sum_exits, 0);
+  });
+
+  it("of a kernel of KVM-HV is traced by kvm_guest_exit, and not by kvm_exit", () => {
+    const vm = runPpc({ host: "book3s-64-hv", trace: 16 }, function* (cpu) {
+      yield cpu.call(CODE);
+    }, { code: routine(PPC_SC1) });
+    assertEquals(vm.counters(), { kvm_guest_enter: 2, kvm_guest_exit: 1, kvm_userspace_exit: 1 });
+    assertEquals(vm.vcpus[0].stats.sum_exits, 1);
+    const lines = [...vm.traceText()].filter((line) => line.includes("kvm_guest_exit"));
+    assertEquals(lines.map((line) => line.replace(/^.*kvm_guest/, "kvm_guest")), [
+      "kvm_guest_exit: trap SYSCALL pc 0x20004 msr 0x8000000000001030",
+    ]);
   });
 
   it("of PAPR or OSI is a system call to the guest itself on KVM-PR, where user space enables neither", () => {
@@ -346,7 +361,7 @@ describe("a system call", () => {
       assertEquals([cpu.r3, cpu.r4], [BigInt(EV_UNIMPLEMENTED), 0x44n]);
     }, { code: routine(...reversed) });
     // One exit, for the third word; the fourth would be an illegal instruction, and is not reached.
-    assertEquals(vm.exits(), { PROGRAM: 1 });
+    assertEquals(vm.exits(), { H_EMUL_ASSIST: 1 });
     assertEquals(vm.vcpus[0].lastOutcome, undefined);
   });
 
