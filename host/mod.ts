@@ -50,8 +50,41 @@ export type {
 export * from "./machine.ts";
 export * from "./memory/mod.ts";
 export * from "./mips/mod.ts";
+export {
+  type CachedTranslation,
+  type CpuTlb,
+  Ept,
+  type EptMisconfigurationFound,
+  type EptViolationFound,
+  type Freshness,
+  type HostFault,
+  type HostPage,
+  type HostPageTranslation,
+  type HostRights,
+  type Invalidation,
+  type InvalidationName,
+  type MappedNow,
+  type Mapping,
+  type NestedPageFaultFound,
+  Npt,
+  type Paging,
+  type PagingState,
+  type PhysicalAccess,
+  type PhysicalMemory,
+  type Rights,
+  type Scope,
+  type SecondDimension,
+  type ShootdownComplete,
+  StalenessOracle,
+  StaleTranslation,
+  type Tlb,
+  type TlbArray,
+  type TlbFill,
+  type TlbTags,
+  type TlbTranslation,
+  type TranslationRange,
+} from "./mmu/mod.ts";
 export * from "./ppc/mod.ts";
-export * from "./mmu/mod.ts";
 export type { PvEoi, PvEoiState } from "./pv/pv_eoi.ts";
 export * from "./quirks.ts";
 export * from "./s390/mod.ts";

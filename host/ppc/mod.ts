@@ -4,16 +4,16 @@
  * @module
  */
 
-export * from "./decrementer.ts";
-export * from "./device_tree.ts";
+export { Decrementer } from "./decrementer.ts";
+export type { DeviceTreeOptions } from "./device_tree.ts";
 export type { Emulated } from "./emulate.ts";
-export * from "./exits.ts";
+export { PPC_EXITS, type PpcExit, type ProgramCause } from "./exits.ts";
 export * from "./guest_mode.ts";
 export * from "./hosts.ts";
 export * from "./interrupts.ts";
-export * from "./processor.ts";
+export { type DataFault, type MagicPlace, type Place, PpcProcessor } from "./processor.ts";
 export * from "./shared_page.ts";
-export * from "./stats.ts";
+export type { PpcStats } from "./stats.ts";
 export * from "./tracepoints.ts";
 export * from "./vcpu.ts";
 export * from "./vm.ts";

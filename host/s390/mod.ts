@@ -8,7 +8,13 @@
  * @module
  */
 
-export * from "./css.ts";
+export {
+  type CcwDevice,
+  ChannelSubsystem,
+  type LegacyTransport,
+  subchannelOf,
+  VIRTUAL_CSSID,
+} from "./css.ts";
 export * from "./directed_yield.ts";
 export * from "./exits.ts";
 export * from "./host_cpus.ts";
@@ -16,13 +22,21 @@ export * from "./hosts.ts";
 export { LocalInterrupts, type ProgramInterruption } from "./interrupts.ts";
 export * from "./io_bus.ts";
 export * from "./ioeventfd.ts";
-export * from "./ipl.ts";
+export { type IplAnswer, type IplState, kernelResetFlags } from "./ipl.ts";
 export * from "./pfault.ts";
 export * from "./release_pages.ts";
-export * from "./reset.ts";
-export * from "./stats.ts";
+export type { GuestReset } from "./reset.ts";
+export type { S390Stats } from "./stats.ts";
 export * from "./storage.ts";
-export * from "./stsi.ts";
+export {
+  nameVirtualMachine,
+  storeSystemInformation,
+  type StsiAnswer,
+  type StsiBlocks,
+  type StsiRequest,
+  type VirtualMachine,
+  virtualMachines,
+} from "./stsi.ts";
 export * from "./stsi_emulated.ts";
 export * from "./tracepoints.ts";
 export * from "./vcpu.ts";

@@ -200,7 +200,7 @@ describe("STSI's condition code", () => {
 
 describe("nested levels", () => {
   it("move down, up to eight", () => {
-    let block = new Uint8Array(4096);
+    let block: Uint8Array = new Uint8Array(4096);
     for (let level = 1; level <= 12; level++) {
       block = virtualMachines({ cpus: level, name: `level${level}` }, block);
       assertEquals(block[31], Math.min(level, 8));
@@ -246,7 +246,7 @@ describe("extended names", () => {
 
   it("end at the first level that has none, or does not say how it is written", () => {
     for (const forget of ["encoding", "name"] as const) {
-      let block = new Uint8Array(4096);
+      let block: Uint8Array = new Uint8Array(4096);
       for (let level = 0; level < 3; level++) {
         block = virtualMachines({ cpus: 1, name: "KVMguest" }, block) as Uint8Array<ArrayBuffer>;
         nameVirtualMachine(block, `level ${level}`);
