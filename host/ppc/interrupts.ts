@@ -22,18 +22,22 @@ import {
 } from "../../abi/mod.ts";
 import type { PpcVcpu } from "./vcpu.ts";
 
-/** By priority, the highest first; both families have these in the same order. */
-const PRIORITIES: readonly PpcInterrupt[] = [
+/** What may be pending. On BookE an external interrupt that stays until its device lowers it has a place of its own. */
+export type PpcPending = PpcInterrupt | "EXTERNAL_LEVEL";
+
+/** By priority, the highest first; both families have these in the same order (asm/kvm_asm.h, kvm/booke.h). */
+const PRIORITIES: readonly PpcPending[] = [
   "DATA_STORAGE",
   "INST_STORAGE",
   "PROGRAM",
   "SYSCALL",
   "EXTERNAL",
   "DECREMENTER",
+  "EXTERNAL_LEVEL",
 ];
 
 /** What MSR[EE] and a critical section hold back. */
-const MASKABLE: readonly PpcInterrupt[] = ["EXTERNAL", "DECREMENTER"];
+const MASKABLE: readonly PpcPending[] = ["EXTERNAL", "DECREMENTER", "EXTERNAL_LEVEL"];
 
 /** Pending interrupts of one vCPU. */
 export class PpcInterrupts {
@@ -45,12 +49,10 @@ export class PpcInterrupts {
   hior = 0;
   /** How often one was queued. */
   queued = 0;
-  /**
-   * Whether the external interrupt goes away when it is delivered (KVM_INTERRUPT_SET), or when its device says so.
-   */
-  externalOnce = false;
   readonly #vcpu: PpcVcpu;
-  readonly #pending = new Set<PpcInterrupt>();
+  readonly #pending = new Set<PpcPending>();
+  /** Book3S: the next external interrupt goes away when it is delivered, whoever raised it (external_oneshot). */
+  #externalOnce = false;
   /** BookE: what ESR and DEAR will say. */
   #esr = 0;
   #dear = 0n;
@@ -72,15 +74,31 @@ export class PpcInterrupts {
     return PRIORITIES.some((interrupt) => this.#pending.has(interrupt) && this.#allowed(interrupt));
   }
 
+  /** User space raises the external interrupt: until it lowers it, or for one delivery (KVM_INTERRUPT). */
+  raise(how: "level" | "once"): void {
+    if (this.#book3s) {
+      if (how === "once") this.#externalOnce = true;
+      this.queue("EXTERNAL");
+    } else {
+      this.queue(how === "once" ? "EXTERNAL" : "EXTERNAL_LEVEL");
+    }
+  }
+
+  /** User space lowers it, however it was raised. */
+  lower(): void {
+    this.#pending.delete("EXTERNAL_LEVEL");
+    this.dequeue("EXTERNAL");
+  }
+
   /** Makes one pending. */
-  queue(interrupt: PpcInterrupt): void {
+  queue(interrupt: PpcPending): void {
     this.queued++;
     this.#pending.add(interrupt);
     this.#vcpu.traceQueued(interrupt);
   }
 
   /** It is pending no more. Book3S tells the guest at once. */
-  dequeue(interrupt: PpcInterrupt): void {
+  dequeue(interrupt: PpcPending): void {
     const before = this.pending;
     this.#pending.delete(interrupt);
     if (this.#book3s) this.#tell(before);
@@ -136,7 +154,7 @@ export class PpcInterrupts {
     this.#tell(before);
   }
 
-  #begin(interrupt: PpcInterrupt): void {
+  #begin(interrupt: PpcPending): void {
     const { shared } = this.#vcpu.processor;
     if (!this.#book3s) {
       if (interrupt === "DATA_STORAGE") shared.set("dar", this.#dear);
@@ -146,19 +164,19 @@ export class PpcInterrupts {
     }
     const fault = this.#fault;
     this.#fault = undefined;
-    this.inject(interrupt, 0, fault);
+    this.inject(interrupt === "EXTERNAL_LEVEL" ? "EXTERNAL" : interrupt, 0, fault);
   }
 
   /** Whether delivery leaves it pending: the decrementer until it is written, a level until its device lowers it. */
-  #stays(interrupt: PpcInterrupt): boolean {
-    if (interrupt === "DECREMENTER") return true;
-    if (interrupt !== "EXTERNAL") return false;
-    const once = this.externalOnce;
-    this.externalOnce = false;
+  #stays(interrupt: PpcPending): boolean {
+    if (interrupt === "DECREMENTER" || interrupt === "EXTERNAL_LEVEL") return true;
+    if (interrupt !== "EXTERNAL" || !this.#book3s) return false;
+    const once = this.#externalOnce;
+    this.#externalOnce = false;
     return !once;
   }
 
-  #allowed(interrupt: PpcInterrupt): boolean {
+  #allowed(interrupt: PpcPending): boolean {
     if (!MASKABLE.includes(interrupt)) return true;
     const msr = this.#vcpu.processor.shared.get("msr");
     return (msr & BigInt(MSR_EE)) !== 0n && !this.critical;
@@ -184,7 +202,9 @@ export class PpcInterrupts {
     p.shared.set("srr0", BigInt(p.context.pc));
     p.shared.set("srr1", this.#book3s ? (msr & SRR1_MSR_BITS) | BigInt(srr1) : msr);
     if (this.#book3s) {
-      const mode = (p.bits === 64 ? MSR_SF : 0n) | BigInt(this.#vcpu.interruptsLittle ? MSR_LE : 0);
+      // intr_msr: with hypervisor state, machine checks stay enabled.
+      const low = (this.#vcpu.interruptsLittle ? MSR_LE : 0) | (this.#vcpu.host.problemState ? 0 : MSR_ME);
+      const mode = (p.bits === 64 ? MSR_SF : 0n) | BigInt(low);
       p.context.pc = this.hior + BOOK3S_INTERRUPTS[interrupt];
       this.#vcpu.setMsr(mode);
     } else {

@@ -27,7 +27,7 @@ import type { Emulated } from "./emulate.ts";
 import { handleExit, PPC_EXITS, type PpcExit, type ProgramCause } from "./exits.ts";
 import { PpcGuestMode } from "./guest_mode.ts";
 import type { PpcHost } from "./hosts.ts";
-import { PpcInterrupts } from "./interrupts.ts";
+import { PpcInterrupts, type PpcPending } from "./interrupts.ts";
 import { type MagicPlace, PpcProcessor } from "./processor.ts";
 import { SharedPage } from "./shared_page.ts";
 import { noPpcStats, type PpcStats } from "./stats.ts";
@@ -49,13 +49,14 @@ const READABLE: Readonly<Record<PpcCore, readonly (readonly [spr: number, field:
 const EMULATION_RESULTS: Readonly<Record<Emulated, number>> = { done: 0, fail: 2, again: 3 };
 
 /** What kvm_booke_queue_irqprio says (arch/powerpc/kvm/booke.h). */
-const IRQPRIO: Readonly<Record<PpcInterrupt, number>> = {
+const IRQPRIO: Readonly<Record<PpcPending, number>> = {
   DATA_STORAGE: 0,
   INST_STORAGE: 1,
   PROGRAM: 3,
   SYSCALL: 8,
   EXTERNAL: 16,
   DECREMENTER: 18,
+  EXTERNAL_LEVEL: 20,
 };
 
 /** A vCPU. */
@@ -180,14 +181,13 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
 
   /** User space raises the external interrupt: until it lowers it, or for one delivery (KVM_INTERRUPT). */
   raise(how: "level" | "once" = "level"): void {
-    this.interrupts.externalOnce = how === "once";
-    this.interrupts.queue("EXTERNAL");
+    this.interrupts.raise(how);
     this.kick();
   }
 
   /** User space lowers the external interrupt. */
   lower(): void {
-    this.interrupts.dequeue("EXTERNAL");
+    this.interrupts.lower();
   }
 
   /** A handler begins at the program counter. */
@@ -294,7 +294,7 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   }
 
   /** Emits kvm_booke_queue_irqprio. */
-  traceQueued(interrupt: PpcInterrupt): void {
+  traceQueued(interrupt: PpcPending): void {
     if (this.host.family === "booke") this.trace(PPC_TP.kvm_booke_queue_irqprio, IRQPRIO[interrupt]);
   }
 }
