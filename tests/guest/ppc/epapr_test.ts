@@ -116,6 +116,12 @@ describe("a guest that looks for its hypercall", () => {
         [1, 2, ...HCALL_STUB.slice(2)],
       ],
       [
+        "no words from an empty property, and calls the stub as it is",
+        { root: node({}, { hypervisor: node({ "hcall-instructions": new Uint8Array(0) }) }) },
+        { enabled: true, hasIdle: false, kvm: false },
+        HCALL_STUB,
+      ],
+      [
         "nothing from a property of five words",
         { root: node({}, { hypervisor: node({ "hcall-instructions": fdtCells(1, 2, 3, 4, 5) }) }) },
         NOTHING,

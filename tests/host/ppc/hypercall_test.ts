@@ -22,7 +22,7 @@ import {
   ppcHypercallToken,
 } from "../../../abi/mod.ts";
 import { ppcHypercall } from "../../../guest/mod.ts";
-import type { PpcVm, PpcVmOptions } from "../../../host/mod.ts";
+import { PPC_HOSTS, type PpcVm, type PpcVmOptions } from "../../../host/mod.ts";
 import {
   CODE,
   DATA,
@@ -103,6 +103,24 @@ describe("a PowerPC hypercall", () => {
       }),
       { numRuns: 10 },
     );
+  });
+
+  it("may stand at the end of a page, and end on the next one", () => {
+    for (const options of HOSTS) {
+      const words = PPC_HOSTS[options.host!].convention!.instructions[0].units;
+      for (const behind of [4, 8, 12]) {
+        const stub = 0x3_1000 - behind;
+        runPpc(
+          options,
+          function* (cpu) {
+            cpu.setRegister(11, ppcHypercallToken("KVM_HC_FEATURES"));
+            yield cpu.call(stub);
+            assertEquals(cpu.r3, 0n, nameOf(options));
+          },
+          { prepare: (vm) => loadWords(vm, stub, routine(...words)) },
+        );
+      }
+    }
   });
 
   it("has the numbers of Linux's headers", () => {
@@ -379,6 +397,23 @@ describe("a system call", () => {
 });
 
 describe("EV_IDLE", () => {
+  for (const options of HOSTS) {
+    it(`comes back at once where something from outside is held back, and again and again: ${nameOf(options)}`, () => {
+      const vm = runPpc(
+        options,
+        withHypercalls(function* (cpu) {
+          for (let round = 0; round < 3; round++) {
+            const { status } = yield* ppcHypercall(cpu, STUB, "EV_IDLE", {});
+            assertEquals(status, 0);
+          }
+        }, options.order),
+        { prepare: (vm) => vm.vcpus[0].raise() },
+      );
+      assertEquals(callExits(vm), 3);
+      assertEquals(vm.vcpus[0].interrupts.pending, true);
+    });
+  }
+
   for (const options of HOSTS) {
     it(`waits until an interrupt is pending, even one that is held back: ${nameOf(options)}`, () => {
       let waited = 0;

@@ -377,6 +377,55 @@ describe("a critical section", () => {
     }
   });
 
+  it("of a handler is another one, and when it ends the section that was interrupted has ended too", () => {
+    for (const host of ["book3s-64-pr", "book3s-32-pr", "e500v2"] as const) {
+      const store = (cpu: PpcCpu, value: bigint) =>
+        cpu.bits === 64 ? cpu.std(KVM_MAGIC_PAGE + 0x18, value) : cpu.stw(KVM_MAGIC_PAGE + 0x1c, value);
+      const seen: number[] = [];
+      runPpc(
+        { host },
+        withHypercalls(function* (cpu) {
+          yield* mapMagicPage(cpu, STUB);
+          yield store(cpu, cpu.register(1));
+          cpu.setRegister(0, 0); // the stub has left KVM's magic there
+          yield cpu.sc();
+          // The handler's section has ended with a word that is not this r1 either: nothing is held back any more.
+          yield* arm(cpu, 1000);
+          yield* setEe(cpu, true);
+          yield cpu.work(100_000);
+          seen.push(yield* taken(cpu));
+        }),
+        {
+          handlers: {
+            DECREMENTER: decrementerHandler(),
+            *SYSCALL(cpu) {
+              yield cpu.mfspr("SRR0");
+              const srr0 = cpu.r3;
+              yield cpu.mfspr("SRR1");
+              const srr1 = cpu.r3;
+              cpu.setRegister(1, 0x7000); // its own stack: it is in no section
+              yield* arm(cpu, 1000);
+              yield* setEe(cpu, true);
+              yield cpu.work(100_000);
+              seen.push(yield* taken(cpu));
+              yield store(cpu, 0x7000n);
+              yield* arm(cpu, 1000);
+              yield cpu.work(100_000);
+              seen.push(yield* taken(cpu));
+              yield store(cpu, cpu.register(2));
+              yield cpu.mfspr("PVR"); // an exit
+              seen.push(yield* taken(cpu));
+              yield* setEe(cpu, false);
+              yield cpu.mtspr("SRR0", srr0);
+              yield cpu.mtspr("SRR1", srr1);
+            },
+          },
+        },
+      );
+      assertEquals(seen, [1, 1, 2, 3], host);
+    }
+  });
+
   it("holds back no system call and no fault", () => {
     runPpc(
       {},

@@ -280,6 +280,40 @@ describe("a guest that maps the magic page", () => {
     }
   });
 
+  it("may ask with any flags, of which one counts, and with all ones in 32-bit mode", () => {
+    for (
+      const [effective, narrow, expected, nx] of [
+        [0x7777_0ffen, false, { real: ~0xfffn, effective: 0x7777_0000n }, true],
+        [0x7777_0fffn, false, { real: ~0xfffn, effective: 0x7777_0000n }, false],
+        [-1n, false, { real: ~0xfffn, effective: ~0xfffn }, false],
+        [-1n, true, { real: 0xffff_f000n, effective: 0xffff_f000n }, false],
+      ] as const
+    ) {
+      const vm = runPpc(
+        {},
+        withHypercalls(function* (cpu) {
+          yield cpu.mfmsr();
+          const msr = cpu.r3;
+          if (narrow) yield cpu.mtmsrd(msr & ~MSR_SF);
+          for (let r = 3; r <= 10; r++) cpu.setRegister(r, -1n);
+          cpu.setRegister(4, effective);
+          cpu.setRegister(11, 0xffff_ffff_002a_0004n);
+          yield cpu.call(STUB);
+          assertEquals([cpu.r3, cpu.r4], [0n, 3n]);
+          for (let r = 5; r <= 10; r++) assertEquals(cpu.register(r), 2n ** 64n - 1n);
+          assertEquals(cpu.register(11), 0xffff_ffff_002a_0004n);
+          yield cpu.mtmsrd(msr);
+        }),
+      );
+      const [{ processor, disableKernelNx }] = vm.vcpus;
+      assertEquals(processor.magic, {
+        real: BigInt.asUintN(64, expected.real),
+        effective: BigInt.asUintN(64, expected.effective),
+      });
+      assertEquals(disableKernelNx, nx);
+    }
+  });
+
   it("has one for each vCPU, and must ask for each", () => {
     let other = false;
     runPpc(
