@@ -27,7 +27,7 @@ export interface PpcInstructionSpec {
   /** Whether problem state may not execute it; of MFSPR and MTSPR, the register's number says so. */
   readonly privileged?: true;
   /** The cores that alone have it. */
-  readonly only?: "64-bit" | "book3s" | "booke";
+  readonly only?: "64-bit" | "32-bit" | "book3s" | "booke";
 }
 
 /** The instructions by mnemonic. */
@@ -97,7 +97,7 @@ export const PPC_INSTRUCTIONS = {
   mfsr: { word: 0x7c00_04a6, fields: "RT SR", privileged: true, only: "book3s" },
   mfsrin: { word: 0x7c00_0526, fields: "RT RB", privileged: true, only: "book3s" },
   tlbsync: { word: 0x7c00_046c, fields: "", privileged: true },
-  rfi: { word: 0x4c00_0064, fields: "", privileged: true },
+  rfi: { word: 0x4c00_0064, fields: "", privileged: true, only: "32-bit" },
   rfid: { word: 0x4c00_0024, fields: "", privileged: true, only: "64-bit" },
   wrtee: { word: 0x7c00_0106, fields: "RS", privileged: true, only: "booke" },
   wrteei: { word: 0x7c00_0146, fields: "E", privileged: true, only: "booke" },
@@ -187,6 +187,8 @@ export function hasPpcInstruction(core: PpcCore, name: PpcMnemonic): boolean {
   switch (spec.only) {
     case "64-bit":
       return core === "book3s-64";
+    case "32-bit":
+      return core !== "book3s-64";
     case "book3s":
       return core !== "booke";
     case "booke":

@@ -240,10 +240,10 @@ function unknownSpr(vcpu: PpcVcpu, spr: number, illegal: readonly number[]): "ag
   const user = vcpu.userMode;
   if (sprIsPrivileged(spr)) {
     if (!user) return undefined;
-    vcpu.interrupts.program(SRR1_PROGPRIV);
+    vcpu.interrupts.program(SRR1_PROGPRIV, vcpu.faultOf("PROGRAM"));
   } else {
     if (!user && !illegal.includes(spr)) return undefined;
-    vcpu.interrupts.program(SRR1_PROGILL);
+    vcpu.interrupts.program(SRR1_PROGILL, vcpu.faultOf("PROGRAM"));
   }
   return "again";
 }

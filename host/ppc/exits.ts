@@ -118,7 +118,7 @@ function emulationExit(vcpu: PpcVcpu): void {
   vcpu.charge(vcpu.vm.cost.emulate);
   const { pc } = vcpu.processor.context;
   const emulated = emulateInstruction(vcpu);
-  vcpu.traceInstruction(pc, emulated);
+  vcpu.traceInstruction(tracedPc(vcpu, emulated), emulated);
   if (vcpu.host.family === "book3s" || emulated === "done") vcpu.stats.emulated_inst_exits++;
   if (emulated !== "fail") return;
   if (vcpu.host.family === "book3s") {
@@ -129,6 +129,19 @@ function emulationExit(vcpu: PpcVcpu): void {
   vcpu.interrupts.program(ESR_PIL, vcpu.faultOf("PROGRAM"));
   vcpu.toUserspace("KVM_EXIT_UNKNOWN");
   vcpu.vm.shutDown(`it cannot emulate ${hex(vcpu.lastInstruction)} at ${hex(pc)}`);
+}
+
+/** Instructions that KVM does not step over: they lead elsewhere. */
+const ELSEWHERE: ReadonlySet<string | undefined> = new Set(["rfi", "rfid", "tw", "twi", "tdi"]);
+
+/**
+ * What kvm_ppc_instr shows of the program counter: KVM has not yet stepped over the instruction, but where it led to or
+ * which interrupt has begun is done.
+ */
+function tracedPc({ processor: p, lastInstruction }: PpcVcpu, emulated: Emulated): number {
+  const { pc } = p.context;
+  const steps = emulated === "done" && !ELSEWHERE.has(decodePpc(lastInstruction)?.name);
+  return steps ? p.wrapped(pc - 4) : pc;
 }
 
 function emulateInstruction(vcpu: PpcVcpu): Emulated {

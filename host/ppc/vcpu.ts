@@ -45,8 +45,8 @@ const READABLE: Readonly<Record<PpcCore, readonly (readonly [spr: number, field:
   booke: [[SPRS.SPRG4R, "sprg4"], [SPRS.SPRG5R, "sprg5"], [SPRS.SPRG6R, "sprg6"], [SPRS.SPRG7R, "sprg7"]],
 };
 
-/** What kvm_ppc_instr says of an emulation (enum emulation_result). */
-const EMULATION_RESULTS: Readonly<Record<Emulated, number>> = { done: 0, fail: 2, again: 3 };
+/** What kvm_ppc_instr says of an emulation (enum emulation_result). EMULATE_AGAIN is EMULATE_DONE to whoever traces. */
+const EMULATION_RESULTS: Readonly<Record<Emulated, number>> = { done: 0, fail: 2, again: 0 };
 
 /** What kvm_booke_queue_irqprio says (arch/powerpc/kvm/booke.h). */
 const IRQPRIO: Readonly<Record<PpcPending, number>> = {

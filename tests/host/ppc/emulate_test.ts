@@ -7,6 +7,7 @@ import {
   type MachineFunction,
   MSR_EE,
   MSR_PR,
+  PPC_NOP,
   ppcAsm,
   type PpcCpu,
   ppcHypercallToken,
@@ -14,7 +15,7 @@ import {
   SPRS,
 } from "../../../abi/mod.ts";
 import { mapMagicPage, ppcFixup, useMagicPage } from "../../../guest/mod.ts";
-import type { PpcHostName, PpcVm, PpcVmOptions } from "../../../host/mod.ts";
+import { PPC_TP, type PpcHostName, type PpcVm, type PpcVmOptions } from "../../../host/mod.ts";
 import {
   CODE,
   DATA,
@@ -221,6 +222,54 @@ describe("KVM's emulation of privileged instructions", () => {
     assertEquals(outcome({}, [0]).vm.exits().H_EMUL_ASSIST, 1);
     assertEquals(outcome({ host: "book3s-32-pr" }, [0]).vm.exits().H_EMUL_ASSIST, undefined);
     assertEquals(cause({ host: "book3s-64-hv" }, 0, false), 0x8_0000);
+  });
+
+  it("is traced with the program counter as it is then: at the instruction, or where that has led", () => {
+    const traced = (options: PpcVmOptions, word: number) => {
+      const vm = runPpc({ ...options, trace: 64 }, function* (cpu) {
+        yield cpu.mtspr("SRR0", CODE + 8);
+        yield cpu.mfmsr();
+        yield cpu.mtspr("SRR1", cpu.r3);
+        try {
+          yield cpu.call(CODE);
+        } catch (error) {
+          if (!(error instanceof MachineFault)) throw error;
+        }
+      }, { code: routine(word, PPC_NOP) });
+      const records = [...vm.tracer.records()].filter(({ event, args }) =>
+        event === PPC_TP.kvm_ppc_instr && args[0] === word
+      );
+      return records.map(({ args: [, pc, emulate] }) => [pc, emulate]);
+    };
+    const trap = encodePpc("tw", { TO: 31, RA: 0, RB: 0 });
+    assertEquals(traced({}, ppcAsm.mfspr(3, SPRS.SPRG1)), [[CODE, 0]]);
+    assertEquals(traced({}, ppcAsm.mfspr(3, 4)), [[0x700, 0]]); // the program interrupt has begun, and is no failure
+    assertEquals(traced({}, encodePpc("rfid", {})), [[CODE + 8, 0]]);
+    assertEquals(traced({}, trap), [[0x700, 0]]);
+    assertEquals(traced({ host: "e500v2" }, trap), [[CODE, 0]]); // it is only queued
+    assertEquals(traced({}, 0), [[CODE, 2]]);
+    assertEquals(traced({ order: "little" }, 0x0200_0044), [[CODE + 4, 0]]);
+  });
+
+  it("knows rfi for a guest of POWER8, which does not have it; there KVM-HV's guests get a program interrupt", () => {
+    const words = [ppcAsm.mtspr(SPRS.SRR0, 3), ppcAsm.mtspr(SPRS.SRR1, 4), encodePpc("rfi", {})];
+    const run = (host: PpcHostName) => {
+      let fault: string | undefined;
+      const vm = runPpc({ host }, function* (cpu) {
+        yield cpu.mfmsr();
+        cpu.setRegister(4, cpu.r3);
+        cpu.setRegister(3, CODE + 16);
+        try {
+          yield cpu.call(CODE);
+        } catch (error) {
+          fault = (error as MachineFault).exception;
+        }
+      }, { code: routine(...words, 0) });
+      return [fault, vm.exits().H_EMUL_ASSIST];
+    };
+    assertEquals(run("book3s-64-pr"), [undefined, 1]);
+    assertEquals(run("book3s-64-hv"), ["PROGRAM", 1]);
+    assertEquals(run("book3s-32-pr"), [undefined, undefined]);
   });
 
   it("ignores what a guest writes to the time base, and reads its halves exchanged", () => {
