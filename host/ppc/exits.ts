@@ -86,13 +86,18 @@ export function handleExit(vcpu: PpcVcpu, exit: PpcExit): void {
       else hypercall(vcpu);
       return;
     case "DATA_STORAGE":
+      vcpu.stats.pf_storage++;
+      return dataStorage(vcpu);
     case "DTLB_MISS":
+      vcpu.stats[vcpu.processor.fault!.magic ? "dtlb_virt_miss_exits" : "dtlb_real_miss_exits"]++;
       return dataStorage(vcpu);
     case "INST_STORAGE":
-    case "ITLB_MISS":
       vcpu.stats.pf_instruc++;
       if (!mapsMagicPage(vcpu)) vcpu.interrupts.instStorage();
       return;
+    case "ITLB_MISS":
+      vcpu.stats.itlb_real_miss_exits++;
+      return vcpu.interrupts.instStorage();
     case "EXTERNAL":
       // The host merely wanted the CPU; what is pending is delivered at the entry.
       vcpu.stats.ext_intr_exits++;
@@ -213,7 +218,6 @@ const H_FUNCTION = -2n;
 
 function dataStorage(vcpu: PpcVcpu): void {
   const { address, store } = vcpu.processor.fault!;
-  vcpu.stats.pf_storage++;
   if (mapsMagicPage(vcpu)) return;
   vcpu.interrupts.dataStorage(address, storageCause(vcpu, store), vcpu.faultOf("DATA_STORAGE"));
 }

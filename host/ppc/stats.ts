@@ -4,7 +4,7 @@
  * @module
  */
 
-/** What KVM counts of a vCPU, by the names of its statistics (arch/powerpc/kvm/book3s.c). */
+/** What KVM counts of a vCPU, by the names of its statistics (arch/powerpc/kvm/{book3s,booke}.c). */
 export interface PpcStats {
   /** Exits; BookE does not count them. */
   sum_exits: number;
@@ -18,10 +18,16 @@ export interface PpcStats {
   dec_exits: number;
   /** A guest doorbell: an interrupt is pending that the guest has just allowed. */
   gdbell_exits: number;
-  /** Accesses to memory without a translation. */
+  /** Book3S: accesses to memory without a translation. */
   pf_storage: number;
-  /** Fetches from memory without a translation. */
+  /** Book3S: fetches from memory without a translation. */
   pf_instruc: number;
+  /** BookE: accesses for which the guest has no translation. */
+  dtlb_real_miss_exits: number;
+  /** BookE: those for which KVM had yet to make one. */
+  dtlb_virt_miss_exits: number;
+  /** BookE: fetches for which the guest has no translation. */
+  itlb_real_miss_exits: number;
 }
 
 /** Nothing yet. */
@@ -35,5 +41,8 @@ export function noPpcStats(): PpcStats {
     gdbell_exits: 0,
     pf_storage: 0,
     pf_instruc: 0,
+    dtlb_real_miss_exits: 0,
+    dtlb_virt_miss_exits: 0,
+    itlb_real_miss_exits: 0,
   };
 }
