@@ -14,7 +14,7 @@ import { addArea } from "./areas.ts";
 import { copyKernelEntries } from "./boot.ts";
 import { allocZeroed, freeFrame } from "./frames.ts";
 import { MM_STRUCT, MMAP_BASE, mmField, USER_TEXT, VM_IMAGE } from "./layout.ts";
-import { exitMmap } from "./mappings.ts";
+import { exitMmap } from "./unmap.ts";
 import { enterLazyTlb, switchMm } from "./switch.ts";
 import { entryAt, frameOf, loadEntry } from "./tables.ts";
 import type { MemoryManager } from "./manager.ts";
