@@ -8,6 +8,8 @@
 
 /** MSR: the processor is in 64-bit mode. Bit 63; a bigint, as no 32-bit word holds it. */
 export const MSR_SF: bigint = 1n << 63n;
+/** MSR, Book3S: hypervisor state. Bit 60. */
+export const MSR_HV: bigint = 1n << 60n;
 /** MSR, Book3S: waits for an interrupt (arch/powerpc/include/asm/reg.h, MSR_POW). */
 export const MSR_POW = 0x4_0000;
 /** MSR, BookE: waits for an interrupt (reg.h, MSR_WE). */

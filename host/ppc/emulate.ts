@@ -27,6 +27,8 @@ export type Emulated =
   | "done"
   /** The guest has got an interrupt instead. */
   | "again"
+  /** User space has finished it; the program counter is where the guest goes on. */
+  | "user-space"
   /** KVM does not know it. */
   | "fail";
 

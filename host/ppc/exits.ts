@@ -18,6 +18,7 @@ import {
   KVM_SC_MAGIC_R0,
   MSR_LE,
   PPC_SC,
+  PPC_SC1,
   type PpcInstruction,
   SRR1_PROGILL,
   SRR1_PROGPRIV,
@@ -145,7 +146,8 @@ const ELSEWHERE: ReadonlySet<string | undefined> = new Set(["rfi", "rfid", "tw",
  */
 function tracedPc({ processor: p, lastInstruction }: PpcVcpu, emulated: Emulated): number {
   const { pc } = p.context;
-  const steps = emulated === "done" && !ELSEWHERE.has(decodePpc(lastInstruction)?.name);
+  const steps = (emulated === "done" || emulated === "user-space") &&
+    !ELSEWHERE.has(decodePpc(lastInstruction)?.name);
   return steps ? p.wrapped(pc - 4) : pc;
 }
 
@@ -157,6 +159,11 @@ function emulateInstruction(vcpu: PpcVcpu): Emulated {
     p.setGpr(3, BigInt(EV_STATUS.EV_UNIMPLEMENTED));
     p.advance(8);
     return "done";
+  }
+  if (isFakeSystemCall(word) && vcpu.host.papr) {
+    paprCall(vcpu);
+    p.advance(4);
+    return "user-space";
   }
   const instruction = decodePpc(word);
   if (instruction === undefined) return "fail";
@@ -180,13 +187,24 @@ function isReversedSystemCall(vcpu: PpcVcpu, word: number): boolean {
   return reversed >>> 0 === PPC_SC;
 }
 
+/** The word that guests put in place of `sc 1` where that does not trap (book3s_emulate.c, OP_31_XOP_FAKE_SC1). */
+function isFakeSystemCall(word: number): boolean {
+  return (word & 0xfc00_07fe) >>> 0 === 0x7c00_0268;
+}
+
+/** PAPR: no such call. */
+const H_FUNCTION = -2n;
+
+/** A call of PAPR's, which user space does not know: none of them is modelled. */
+function paprCall(vcpu: PpcVcpu): void {
+  vcpu.toUserspace("KVM_EXIT_PAPR_HCALL");
+  vcpu.processor.setGpr(3, H_FUNCTION);
+}
+
 /**
- * A system call: KVM's hypercall where a guest's kernel made it with the magic in r0, else the guest's own.
- *
- * The level of `sc` counts for nothing in problem state: `sc 1` is PAPR's call only after KVM_CAP_PPC_PAPR, and r3 and
- * r4 hold OSI's magic only after KVM_CAP_PPC_OSI. User space enables neither here, so a guest that tries gets its own
- * system call, and the word that old guests put in place of `sc 1` (OP_31_XOP_FAKE_SC1) is an illegal instruction
- * (book3s_pr.c, kvmppc_handle_exit_pr; book3s_emulate.c).
+ * A system call: PAPR's where it is `sc 1` of a guest's kernel and user space has enabled that; KVM's hypercall where a
+ * kernel made it with the magic in r0; else the guest's own. r3 and r4 may hold OSI's magic (KVM_CAP_PPC_OSI), which
+ * user space never enables here (book3s_pr.c, kvmppc_handle_exit_pr).
  */
 function systemCall(vcpu: PpcVcpu): void {
   const { processor: p, host } = vcpu;
@@ -199,9 +217,11 @@ function systemCall(vcpu: PpcVcpu): void {
       vcpu.interrupts.inject("SYSCALL");
       return;
     }
-    // PAPR's call, which user space does not know either.
-    vcpu.toUserspace("KVM_EXIT_PAPR_HCALL");
-    p.setGpr(3, H_FUNCTION);
+    paprCall(vcpu);
+    return;
+  }
+  if (host.papr && vcpu.lastInstruction === PPC_SC1 && !vcpu.userMode) {
+    paprCall(vcpu);
     return;
   }
   if (host.family === "booke") vcpu.stats.syscall_exits++;
@@ -212,9 +232,6 @@ function systemCall(vcpu: PpcVcpu): void {
   if (host.family === "book3s") vcpu.stats.syscall_exits++;
   vcpu.interrupts.queue("SYSCALL");
 }
-
-/** PAPR: no such call. */
-const H_FUNCTION = -2n;
 
 function dataStorage(vcpu: PpcVcpu): void {
   const { address, store } = vcpu.processor.fault!;

@@ -50,6 +50,8 @@ export interface PpcHost {
   readonly convention: Convention<PpcCallRegister> | undefined;
   /** What the device tree says of the hypervisor; undefined where there is none. */
   readonly hypervisor: HypervisorNode | undefined;
+  /** Whether user space has enabled PAPR's calls (KVM_CAP_PPC_PAPR), as QEMU does for its pseries machines. */
+  readonly papr: boolean;
   /** What KVM_HC_FEATURES answers. */
   readonly features: number;
   /** The processor version that its guests read. */
@@ -75,6 +77,7 @@ export const PPC_HOSTS: Readonly<Record<PpcHostName, PpcHost>> = {
     problemState: true,
     convention: PPC_PR_CONVENTION,
     hypervisor: PR,
+    papr: true,
     features: MAGIC,
     pvr: POWER8,
     meaning: "KVM-PR on a 64-bit server: POWER8, translation by hash",
@@ -85,6 +88,7 @@ export const PPC_HOSTS: Readonly<Record<PpcHostName, PpcHost>> = {
     problemState: true,
     convention: PPC_PR_CONVENTION,
     hypervisor: PR,
+    papr: false,
     features: MAGIC,
     pvr: 0x8003_0102,
     meaning: "KVM-PR on a 32-bit Book3S processor: MPC7447A, a G4; translation by segment registers and hash",
@@ -95,6 +99,7 @@ export const PPC_HOSTS: Readonly<Record<PpcHostName, PpcHost>> = {
     problemState: true,
     convention: PPC_BOOKE_PR_CONVENTION,
     hypervisor: { ...PR, idle: true },
+    papr: false,
     features: MAGIC,
     pvr: 0x8021_0030,
     meaning: "KVM on BookE without hypervisor state: e500v2, a TLB that software fills",
@@ -105,6 +110,7 @@ export const PPC_HOSTS: Readonly<Record<PpcHostName, PpcHost>> = {
     problemState: false,
     convention: PPC_BOOKE_HV_CONVENTION,
     hypervisor: { words: PPC_BOOKE_HV_CONVENTION.instructions[0].units, idle: true },
+    papr: false,
     features: 0,
     pvr: 0x8023_0020,
     meaning: "KVM on BookE with hypervisor state: e500mc, a TLB that software fills",
@@ -122,6 +128,7 @@ export const PPC_HOSTS: Readonly<Record<PpcHostName, PpcHost>> = {
   none: {
     ...hv(undefined, "a 64-bit server without a hypervisor: POWER8, translation by hash"),
     hypervisor: undefined,
+    papr: false,
   },
 };
 
@@ -132,6 +139,7 @@ function hv(words: readonly number[] | undefined, meaning: string): PpcHost {
     problemState: false,
     convention: undefined,
     hypervisor: { words, idle: false },
+    papr: true,
     features: 0,
     pvr: POWER8,
     meaning,

@@ -9,6 +9,7 @@ import {
   MachineFault,
   type MagicField,
   MSR_DR,
+  MSR_HV,
   MSR_IR,
   MSR_LE,
   MSR_ME,
@@ -46,7 +47,12 @@ const READABLE: Readonly<Record<PpcCore, readonly (readonly [spr: number, field:
 };
 
 /** What kvm_ppc_instr says of an emulation (enum emulation_result). EMULATE_AGAIN is EMULATE_DONE to whoever traces. */
-const EMULATION_RESULTS: Readonly<Record<Emulated, number>> = { done: 0, fail: 2, again: 0 };
+const EMULATION_RESULTS: Readonly<Record<Emulated, number>> = {
+  done: 0,
+  again: 0,
+  fail: 2,
+  "user-space": 4,
+};
 
 /** What kvm_booke_queue_irqprio says (arch/powerpc/kvm/booke.h). */
 const IRQPRIO: Readonly<Record<PpcPending, number>> = {
@@ -118,7 +124,9 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   /** Sets the guest's MSR and all that follows from it (kvmppc_set_msr). */
   setMsr(msr: bigint): void {
     const { shared } = this.processor;
-    const value = BigInt.asUintN(this.processor.bits, msr);
+    let value = BigInt.asUintN(this.processor.bits, msr);
+    // KVM-PR has a guest of PAPR's see that it has a hypervisor (book3s_pr.c, kvmppc_set_msr_pr).
+    if (this.host.papr && this.host.problemState) value = (value & ~MSR_HV) | BigInt(MSR_ME);
     shared.set("msr", value);
     this.processor.takeMode(value);
     // KVM-PR waits for a guest of any processor; POWER8, which has instructions to wait, ignores the bit. BookE's KVM

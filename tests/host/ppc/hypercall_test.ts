@@ -22,7 +22,7 @@ import {
   ppcHypercallToken,
 } from "../../../abi/mod.ts";
 import { ppcHypercall } from "../../../guest/mod.ts";
-import { PPC_HOSTS, type PpcVm, type PpcVmOptions } from "../../../host/mod.ts";
+import { PPC_HOSTS, type PpcHostName, type PpcVm, type PpcVmOptions } from "../../../host/mod.ts";
 import {
   CODE,
   DATA,
@@ -344,8 +344,26 @@ describe("a system call", () => {
     ]);
   });
 
+  it("to the hypervisor from a kernel is PAPR's on a server, even with KVM's magic in r0; a program's is its kernel's", () => {
+    for (const options of PR_HOSTS.filter(({ host }) => host === "book3s-64-pr")) {
+      const vm = runPpc(options, function* (cpu) {
+        cpu.setRegister(11, ppcHypercallToken("KVM_HC_FEATURES"));
+        cpu.setRegister(4, 0x44);
+        yield cpu.call(CODE);
+        assertEquals([BigInt.asIntN(64, cpu.r3), cpu.r4], [-2n, 0x44n]); // H_FUNCTION
+        yield cpu.mfmsr();
+        yield cpu.mtmsr(cpu.r3 | BigInt(MSR_PR));
+        yield cpu.call(CODE);
+        assertEquals(cpu.r3, 7n);
+      }, { code: routine(...magic, PPC_SC1), handlers: { SYSCALL: handler } });
+      assertEquals([...vm.userspaceExits], [["KVM_EXIT_PAPR_HCALL", 1]], nameOf(options));
+      assertEquals(vm.vcpus[0].lastOutcome, undefined);
+      assertEquals(vm.vcpus[0].stats.syscall_exits, 1);
+    }
+  });
+
   it("of PAPR or OSI is a system call to the guest itself on KVM-PR, where user space enables neither", () => {
-    for (const options of PR_HOSTS) {
+    for (const options of [{ host: "book3s-32-pr" }, { host: "e500v2" }] as const) {
       const vm = runPpc(options, function* (cpu) {
         cpu.setRegister(3, 0x1137_24fa); // OSI_SC_MAGIC_R3
         cpu.setRegister(4, 0x7781_0f9b); // OSI_SC_MAGIC_R4
@@ -357,17 +375,31 @@ describe("a system call", () => {
     }
   });
 
-  it("of PAPR in an old guest's illegal word is an illegal instruction on KVM-PR", () => {
-    const vm = runPpc({}, function* (cpu) {
-      let caught: unknown;
-      try {
-        yield cpu.call(CODE);
-      } catch (error) {
-        caught = error;
-      }
-      assertEquals((caught as MachineFault).exception, "PROGRAM");
-    }, { code: routine(0x7c00_0268) }); // opcode 31, and 308: OP_31_XOP_FAKE_SC1
-    assertEquals([...vm.userspaceExits], []);
+  it("of PAPR may be a word that is illegal otherwise, from a kernel on KVM-PR's server", () => {
+    const illegal: readonly (readonly [host: PpcHostName, user: boolean])[] = [
+      ["book3s-64-pr", true],
+      ["book3s-64-hv", false],
+      ["book3s-32-pr", false],
+      ["e500mc", false],
+    ];
+    for (const [host, user] of [["book3s-64-pr", false], ...illegal] as const) {
+      let caught: MachineFault | undefined;
+      let r3 = 0n;
+      const vm = runPpc({ host }, function* (cpu) {
+        yield cpu.mfmsr();
+        if (user) yield cpu.mtmsr(cpu.r3 | BigInt(MSR_PR));
+        try {
+          yield cpu.call(CODE);
+          r3 = cpu.r3;
+        } catch (error) {
+          caught = error as MachineFault;
+        }
+      }, { code: routine(0x7c00_0268) }); // opcode 31, and 308: OP_31_XOP_FAKE_SC1
+      const call = host === "book3s-64-pr" && !user;
+      assertEquals(caught?.exception, call ? undefined : "PROGRAM", host);
+      assertEquals([...vm.userspaceExits], call ? [["KVM_EXIT_PAPR_HCALL", 1]] : []);
+      if (call) assertEquals(BigInt.asIntN(64, r3), -2n);
+    }
   });
 
   it("of an early little-endian Linux, which did not exchange the words' bytes, always fails and skips a word", () => {
