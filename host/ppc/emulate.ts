@@ -8,7 +8,13 @@
 
 import {
   type MagicField,
+  MSR_DR,
   MSR_EE,
+  MSR_HV,
+  MSR_IR,
+  MSR_LE,
+  MSR_ME,
+  MSR_PR,
   MSR_RI,
   type PpcFamily,
   type PpcInstruction,
@@ -90,12 +96,12 @@ export function emulate(vcpu: PpcVcpu, i: PpcInstruction): Emulated {
       break;
     case "mtmsr":
       p.advance(4);
-      vcpu.setMsr(p.gpr(i.RS));
+      setMsr(vcpu, p.gpr(i.RS), KEPT.mtmsr);
       return "done";
     case "mtmsrd": {
       p.advance(4);
       if (i.L15 === 0) {
-        vcpu.setMsr(p.gpr(i.RS));
+        setMsr(vcpu, p.gpr(i.RS), KEPT.mtmsrd);
       } else {
         const safe = BigInt(MSR_EE | MSR_RI);
         p.shared.set("msr", (p.shared.get("msr") & ~safe) | (p.gpr(i.RS) & safe));
@@ -124,7 +130,7 @@ export function emulate(vcpu: PpcVcpu, i: PpcInstruction): Emulated {
       break;
     case "rfi":
     case "rfid":
-      vcpu.setMsr(p.shared.get("srr1"));
+      setMsr(vcpu, p.shared.get("srr1"), KEPT.rfid);
       p.context.pc = p.codeAddress(p.shared.get("srr0"));
       vcpu.code.settle(); // The handler has ended, and an interrupt may begin before the next instruction.
       return "done";
@@ -133,6 +139,24 @@ export function emulate(vcpu: PpcVcpu, i: PpcInstruction): Emulated {
   }
   p.advance(4);
   return "done";
+}
+
+/** Bits that keep their value on a server's processor when its kernel writes the MSR. */
+const KEPT = {
+  rfid: MSR_HV | BigInt(MSR_ME),
+  mtmsrd: MSR_HV | BigInt(MSR_ME | MSR_LE),
+  mtmsr: 0xffff_ffff_0000_0000n | BigInt(MSR_ME | MSR_LE),
+} as const;
+
+/**
+ * Sets the MSR. A server's processor keeps some bits, and has problem state with translation and interrupts on alone
+ * (Power ISA 2.07, III-S: mtmsr, mtmsrd, rfid). KVM-PR takes the value as it is, and other processors do.
+ */
+function setMsr(vcpu: PpcVcpu, value: bigint, kept: bigint): void {
+  const { core, problemState } = vcpu.host;
+  if (problemState || core !== "book3s-64") return vcpu.setMsr(value);
+  const msr = (vcpu.processor.shared.get("msr") & kept) | (value & ~kept);
+  vcpu.setMsr((msr & BigInt(MSR_PR)) === 0n ? msr : msr | BigInt(MSR_EE | MSR_IR | MSR_DR));
 }
 
 /**

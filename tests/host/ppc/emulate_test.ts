@@ -5,8 +5,14 @@ import {
   KVM_MAGIC_PAGE,
   MachineFault,
   type MachineFunction,
+  MSR_DR,
   MSR_EE,
+  MSR_HV,
+  MSR_IR,
+  MSR_ME,
   MSR_PR,
+  MSR_RI,
+  MSR_SF,
   PPC_NOP,
   ppcAsm,
   type PpcCpu,
@@ -15,7 +21,7 @@ import {
   SPRS,
 } from "../../../abi/mod.ts";
 import { mapMagicPage, ppcFixup, useMagicPage } from "../../../guest/mod.ts";
-import { PPC_TP, type PpcHostName, type PpcVm, type PpcVmOptions } from "../../../host/mod.ts";
+import { PPC_TP, type PpcHostName, type PpcVcpu, type PpcVm, type PpcVmOptions } from "../../../host/mod.ts";
 import {
   CODE,
   DATA,
@@ -271,6 +277,44 @@ describe("KVM's emulation of privileged instructions", () => {
     assertEquals(run("book3s-64-hv"), ["PROGRAM", 1]);
     assertEquals(run("book3s-32-pr"), [undefined, undefined]);
   });
+
+  it("takes any MSR from a guest of KVM-PR; POWER8 itself keeps bits, and has programs interrupted and translated", () => {
+    const start = MSR_SF | BigInt(MSR_ME | MSR_IR | MSR_DR);
+    const user = BigInt(MSR_PR | MSR_EE | MSR_IR | MSR_DR);
+    const written: readonly (readonly [
+      how: "mtmsr" | "mtmsrd" | "rfid",
+      value: bigint,
+      pr: bigint,
+      hardware: bigint,
+    ])[] = [
+      // KVM-PR itself sets MSR[ME] for PAPR's guests.
+      ["mtmsr", BigInt(MSR_RI), BigInt(MSR_RI | MSR_ME), MSR_SF | BigInt(MSR_ME | MSR_RI)],
+      ["mtmsrd", BigInt(MSR_RI), BigInt(MSR_RI | MSR_ME), BigInt(MSR_ME | MSR_RI)],
+      ["mtmsrd", MSR_SF | BigInt(MSR_PR), MSR_SF | BigInt(MSR_PR | MSR_ME), MSR_SF | BigInt(MSR_ME) | user],
+      ["mtmsrd", MSR_SF | MSR_HV, MSR_SF | BigInt(MSR_ME), MSR_SF | BigInt(MSR_ME)],
+      ["rfid", MSR_SF | BigInt(MSR_PR), MSR_SF | BigInt(MSR_PR | MSR_ME), MSR_SF | BigInt(MSR_ME) | user],
+    ];
+    for (const [how, value, pr, hardware] of written) {
+      for (const [host, expected] of [["book3s-64-pr", pr], ["book3s-64-hv", hardware]] as const) {
+        let msr = -1n;
+        runPpc({ host }, function* (cpu) {
+          yield cpu.mtspr("SRR0", CODE + 4);
+          yield cpu.mtspr("SRR1", value);
+          cpu.setRegister(5, value);
+          yield cpu.call(CODE);
+          msr = vm0().processor.shared.get("msr");
+        }, {
+          prepare: (vm) => {
+            vm0 = () => vm.vcpus[0];
+            assertEquals(vm.vcpus[0].processor.shared.get("msr"), start);
+          },
+          code: routine(how === "rfid" ? encodePpc("rfid", {}) : encodePpc(how, { RS: 5 })),
+        });
+        assertEquals(msr, expected, `${host}: ${how} ${value.toString(16)}`);
+      }
+    }
+  });
+  let vm0!: () => PpcVcpu;
 
   it("ignores what a guest writes to the time base, and reads its halves exchanged", () => {
     for (const options of [...PR_HOSTS, { host: "e500mc" } as const]) {
