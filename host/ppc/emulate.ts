@@ -7,7 +7,6 @@
  */
 
 import {
-  type MagicField,
   MSR_DR,
   MSR_EE,
   MSR_HV,
@@ -19,12 +18,9 @@ import {
   type PpcFamily,
   type PpcInstruction,
   type PpcMnemonic,
-  sprIsPrivileged,
-  SPRS,
-  SRR1_PROGILL,
-  SRR1_PROGPRIV,
 } from "../../abi/mod.ts";
 import type { PpcProcessor } from "./processor.ts";
+import { readSpr, writeSpr } from "./sprs.ts";
 import type { PpcVcpu } from "./vcpu.ts";
 
 /** What became of an instruction. */
@@ -37,37 +33,6 @@ export type Emulated =
   | "user-space"
   /** KVM does not know it. */
   | "fail";
-
-/** Registers that are fields of the shared page, and nothing more. */
-const FIELDS: ReadonlyMap<number, MagicField> = new Map<number, MagicField>([
-  [SPRS.SRR0, "srr0"],
-  [SPRS.SRR1, "srr1"],
-  [SPRS.SPRG0, "sprg0"],
-  [SPRS.SPRG1, "sprg1"],
-  [SPRS.SPRG2, "sprg2"],
-  [SPRS.SPRG3, "sprg3"],
-]);
-const BOOK3S_FIELDS: ReadonlyMap<number, MagicField> = new Map<number, MagicField>([
-  [SPRS.DAR, "dar"],
-  [SPRS.DSISR, "dsisr"],
-]);
-const BOOKE_FIELDS: ReadonlyMap<number, MagicField> = new Map<number, MagicField>([
-  [SPRS.DEAR, "dar"],
-  [SPRS.ESR, "esr"],
-  [SPRS.MAS0, "mas0"],
-  [SPRS.MAS1, "mas1"],
-  [SPRS.MAS2, "mas2"],
-  [SPRS.MAS4, "mas4"],
-  [SPRS.MAS6, "mas6"],
-]);
-/** BookE's SPRG4 to SPRG7 are written by these numbers, and read by others that do not trap. */
-const BOOKE_WRITTEN: ReadonlyMap<number, MagicField> = new Map<number, MagicField>([
-  [SPRS.SPRG4, "sprg4"],
-  [SPRS.SPRG5, "sprg5"],
-  [SPRS.SPRG6, "sprg6"],
-  [SPRS.SPRG7, "sprg7"],
-]);
-const IVORS: readonly number[] = [SPRS.IVOR2, SPRS.IVOR3, SPRS.IVOR4, SPRS.IVOR6, SPRS.IVOR8, SPRS.IVOR10];
 
 /** What KVM of the other family does not know. Of what its processors lack, KVM-PR knows more than they do. */
 const FOREIGN: Readonly<Record<PpcFamily, ReadonlySet<PpcMnemonic>>> = {
@@ -174,102 +139,4 @@ function segment(p: PpcProcessor, segment: number, RT: number): void {
 function setEe(vcpu: PpcVcpu, value: bigint): void {
   const { shared } = vcpu.processor;
   shared.set("msr", (shared.get("msr") & ~BigInt(MSR_EE)) | (value & BigInt(MSR_EE)));
-}
-
-function fieldOf(vcpu: PpcVcpu, spr: number): MagicField | undefined {
-  const own = vcpu.host.family === "book3s" ? BOOK3S_FIELDS : BOOKE_FIELDS;
-  return FIELDS.get(spr) ?? own.get(spr);
-}
-
-function readSpr(vcpu: PpcVcpu, spr: number): bigint | Emulated {
-  const { shared } = vcpu.processor;
-  const field = fieldOf(vcpu, spr);
-  if (field !== undefined) return shared.get(field);
-  const book3s = vcpu.host.family === "book3s";
-  switch (spr) {
-    case SPRS.PVR:
-      return BigInt(vcpu.host.pvr);
-    case SPRS.DEC:
-      return BigInt(vcpu.decrementer.value);
-    case book3s ? SPRS.PIR : SPRS.BOOKE_PIR:
-      // KVM does not read it from the page, which on Book3S it never fills in.
-      return BigInt(vcpu.index);
-    case SPRS.TBWL: // The halves are exchanged there.
-      return BigInt(vcpu.clock) >> 32n;
-    case SPRS.TBWU:
-      return BigInt(vcpu.clock);
-  }
-  if (book3s) return unknownSpr(vcpu, spr, [0, 4, 5, 6]) ?? 0n;
-  switch (spr) {
-    case SPRS.MAS3:
-      return BigInt.asUintN(32, shared.get("mas7_3"));
-    case SPRS.MAS7:
-      return shared.get("mas7_3") >> 32n;
-    case SPRS.TSR:
-      return BigInt(vcpu.decrementer.tsr);
-    case SPRS.TCR:
-      return BigInt(vcpu.decrementer.tcr);
-    case SPRS.IVPR:
-      return BigInt(vcpu.interrupts.ivpr);
-    default:
-      return IVORS.includes(spr) ? BigInt(vcpu.interrupts.ivor[spr - 0x190]) : "fail";
-  }
-}
-
-function writeSpr(vcpu: PpcVcpu, spr: number, value: bigint): Emulated {
-  const { shared } = vcpu.processor;
-  const low = Number(BigInt.asUintN(32, value));
-  const book3s = vcpu.host.family === "book3s";
-  const field = fieldOf(vcpu, spr) ?? (book3s ? undefined : BOOKE_WRITTEN.get(spr));
-  if (field !== undefined) {
-    shared.set(field, value);
-    return "done";
-  }
-  switch (spr) {
-    case SPRS.DEC:
-      vcpu.decrementer.write(low);
-      return "done";
-    case book3s ? SPRS.PIR : SPRS.BOOKE_PIR:
-    case SPRS.TBWL:
-    case SPRS.TBWU:
-      return "done"; // KVM ignores them: the time base is the host's.
-  }
-  if (book3s) return unknownSpr(vcpu, spr, [0]) ?? "done";
-  const whole = shared.get("mas7_3");
-  switch (spr) {
-    case SPRS.MAS3:
-      shared.set("mas7_3", (whole & ~0xffff_ffffn) | BigInt(low));
-      return "done";
-    case SPRS.MAS7:
-      shared.set("mas7_3", (whole & 0xffff_ffffn) | (BigInt(low) << 32n));
-      return "done";
-    case SPRS.TSR:
-      vcpu.decrementer.clearStatus(low);
-      return "done";
-    case SPRS.TCR:
-      vcpu.decrementer.setControl(low);
-      return "done";
-    case SPRS.IVPR:
-      vcpu.interrupts.ivpr = low;
-      return "done";
-  }
-  if (!IVORS.includes(spr)) return "fail";
-  vcpu.interrupts.ivor[spr - 0x190] = low;
-  return "done";
-}
-
-/**
- * A register that KVM does not know on Book3S. The guest's kernel reads 0 from it and writes nothing; its user
- * programs, and kernels too for some numbers, get a program interrupt.
- */
-function unknownSpr(vcpu: PpcVcpu, spr: number, illegal: readonly number[]): "again" | undefined {
-  const user = vcpu.userMode;
-  if (sprIsPrivileged(spr)) {
-    if (!user) return undefined;
-    vcpu.interrupts.program(SRR1_PROGPRIV, vcpu.faultOf("PROGRAM"));
-  } else {
-    if (!user && !illegal.includes(spr)) return undefined;
-    vcpu.interrupts.program(SRR1_PROGILL, vcpu.faultOf("PROGRAM"));
-  }
-  return "again";
 }

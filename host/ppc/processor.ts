@@ -1,11 +1,6 @@
 /**
  * What a PowerPC processor has while it runs a guest: registers, the mode that it runs in, and addresses.
  *
- * The guest's own translation is not modelled. With translation on, an effective address means the real address that
- * is left without its top four bits, where memory is; other addresses have no translation. So it is as though the
- * guest's tables mapped all memory where it is, and in the linear mapping at 0xc000000000000000 again.
- * KVM's shadow translations are taken to be there, but for that of the magic page, which the first access makes.
- *
  * @module
  */
 
@@ -25,34 +20,8 @@ import {
   XER_SO,
 } from "../../abi/mod.ts";
 import type { GuestMemory } from "../memory/mod.ts";
+import { type MagicPlace, NO_MAGIC, type Place, placeOf } from "./places.ts";
 import type { SharedPage } from "./shared_page.ts";
-
-/** Address bits that reach real memory (arch/powerpc/include/asm/kvm_host.h, KVM_PAM). */
-export const KVM_PAM = 0x0fff_ffff_ffff_ffffn;
-
-const PAGE = ~0xfffn;
-
-/** Where the guest has the magic page; zeros where it has not. */
-export interface MagicPlace {
-  /** Its real address. */
-  readonly real: bigint;
-  /** Its effective address. */
-  readonly effective: bigint;
-}
-
-/** No magic page. */
-export const NO_MAGIC: MagicPlace = { real: 0n, effective: 0n };
-
-/** What an address means. */
-export type Place =
-  /** Bytes of memory. */
-  | { readonly kind: "memory"; readonly address: number }
-  /** Bytes of the magic page. */
-  | { readonly kind: "magic"; readonly offset: number }
-  /** The magic page, which has no translation for the processor yet. */
-  | { readonly kind: "magic-miss" }
-  /** Nothing. */
-  | { readonly kind: "none" };
 
 /** An access that memory did not take. */
 export interface DataFault {
@@ -99,8 +68,10 @@ export class PpcProcessor {
   user = false;
   /** MSR[LE]: words have their low byte first. */
   little = false;
-  #ir = false;
-  #dr = false;
+  /** MSR[IR]: instruction addresses are translated. */
+  ir = false;
+  /** MSR[DR]: data addresses are translated. */
+  dr = false;
 
   /** A processor whose mode is not set. */
   constructor(core: PpcCore, context: PpcCpu, shared: SharedPage, memory: GuestMemory) {
@@ -117,8 +88,8 @@ export class PpcProcessor {
     this.sf = this.bits === 64 && (msr & MSR_SF) !== 0n;
     this.user = (low & MSR_PR) !== 0;
     this.little = (low & MSR_LE) !== 0;
-    this.#ir = (low & MSR_IR) !== 0;
-    this.#dr = (low & MSR_DR) !== 0;
+    this.ir = (low & MSR_IR) !== 0;
+    this.dr = (low & MSR_DR) !== 0;
   }
 
   /** The byte order of words. */
@@ -181,37 +152,6 @@ export class PpcProcessor {
 
   // Addresses.
 
-  /** What an effective address means. */
-  place(effective: bigint, fetch: boolean, bytes: number): Place {
-    const { real, effective: virtual } = this.magic;
-    const named = !this.user && virtual !== 0n && (effective & PAGE) === virtual;
-    if (this.core === "booke") {
-      // BookE translates always; the two bits of its MSR choose an address space. The page is mapped for data alone
-      // (e500_mmu_host.c, kvmppc_map_magic), whatever its real address.
-      return named && !fetch ? this.#magic(effective) : this.#memory(effective & KVM_PAM, bytes);
-    }
-    // Book3S knows the page by its real address. KVM's own translation to that comes before the guest's tables
-    // (book3s_64_mmu.c, kvmppc_mmu_book3s_64_xlate); these, or the lack of translation, may lead there too.
-    const translated = fetch ? this.#ir : this.#dr;
-    const mapped = named && translated;
-    const address = (mapped ? real | (effective & ~PAGE) : effective) & KVM_PAM;
-    const page = (this.sf ? real : BigInt.asUintN(32, real)) & KVM_PAM; // book3s.c, kvmppc_gpa_to_pfn
-    const place = this.#memory(address, bytes);
-    const reached = mapped || !translated || place.kind === "memory";
-    return reached && page !== 0n && page === (address & PAGE) ? this.#magic(effective) : place;
-  }
-
-  #memory(address: bigint, bytes: number): Place {
-    const number = Number(address);
-    return address <= BigInt(Number.MAX_SAFE_INTEGER) && this.memory.backed(number, bytes)
-      ? { kind: "memory", address: number }
-      : { kind: "none" };
-  }
-
-  #magic(effective: bigint): Place {
-    return this.magicMapped ? { kind: "magic", offset: Number(effective & 0xfffn) } : { kind: "magic-miss" };
-  }
-
   /** An effective address in the mode's width. */
   effective(address: bigint): bigint {
     return BigInt.asUintN(this.sf ? 64 : 32, address);
@@ -221,7 +161,7 @@ export class PpcProcessor {
   load(address: bigint, bytes: 1 | 2 | 4 | 8, little: boolean = this.little): bigint | undefined {
     const effective = this.effective(address);
     if (crosses(effective, bytes)) return this.#loadAcross(effective, bytes, little);
-    const place = this.place(effective, false, bytes);
+    const place = placeOf(this, effective, false, bytes);
     let value = 0n;
     for (let i = 0; i < bytes; i++) {
       const at = little ? bytes - 1 - i : i;
@@ -256,7 +196,7 @@ export class PpcProcessor {
   store(address: bigint, bytes: 1 | 2 | 4 | 8, value: bigint, little: boolean = this.little): boolean {
     const effective = this.effective(address);
     if (crosses(effective, bytes)) return this.#storeAcross(effective, bytes, value, little);
-    const place = this.place(effective, false, bytes);
+    const place = placeOf(this, effective, false, bytes);
     const taken = place.kind === "magic" ||
       (place.kind === "memory" && this.memory.writable(place.address, bytes));
     if (!taken) {
@@ -285,7 +225,7 @@ export class PpcProcessor {
 
   #takesByte(address: bigint): boolean {
     const effective = this.effective(address);
-    const place = this.place(effective, false, 1);
+    const place = placeOf(this, effective, false, 1);
     if (place.kind === "magic" || (place.kind === "memory" && this.memory.writable(place.address, 1))) {
       return true;
     }
@@ -296,7 +236,7 @@ export class PpcProcessor {
   /** Fetches the word at the program counter. undefined where there is none: {@linkcode fault} says why. */
   fetch(): number | undefined {
     const { pc } = this.context;
-    const place: Place = Number.isSafeInteger(pc) ? this.place(BigInt(pc), true, 4) : { kind: "none" };
+    const place: Place = Number.isSafeInteger(pc) ? placeOf(this, BigInt(pc), true, 4) : { kind: "none" };
     if (place.kind !== "memory" && place.kind !== "magic") {
       this.fault = { address: BigInt(pc), store: false, magic: place.kind === "magic-miss" };
       return undefined;

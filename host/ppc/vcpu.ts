@@ -29,7 +29,8 @@ import { handleExit, PPC_EXITS, type PpcExit, type ProgramCause } from "./exits.
 import { PpcGuestMode } from "./guest_mode.ts";
 import type { PpcHost } from "./hosts.ts";
 import { PpcInterrupts, type PpcPending } from "./interrupts.ts";
-import { type MagicPlace, PpcProcessor } from "./processor.ts";
+import type { MagicPlace } from "./places.ts";
+import { PpcProcessor } from "./processor.ts";
 import { SharedPage } from "./shared_page.ts";
 import { noPpcStats, type PpcStats } from "./stats.ts";
 import { PPC_TP } from "./tracepoints.ts";
