@@ -6,7 +6,7 @@
  * @module
  */
 
-import { KVM_S390_INTERRUPTS, PGM_ADDRESSING, S390_SYS_CR0 } from "../../abi/mod.ts";
+import { highOf, KVM_S390_INTERRUPTS, lowOf, PGM_ADDRESSING, S390_SYS_CR0 } from "../../abi/mod.ts";
 import { deliverable } from "./interrupts.ts";
 import type { StorageFault } from "./storage.ts";
 import { S390_TP } from "./tracepoints.ts";
@@ -50,8 +50,11 @@ function tell(vcpu: S390Vcpu, page: number, token: bigint): void {
   const told = {};
   vcpu.asyncPages.add(told);
   vm.residency!.bringIn(page, () => {
-    if (vcpu.asyncPages.delete(told)) vm.injectPfaultDone(token);
+    if (!vcpu.asyncPages.delete(told)) return;
+    vcpu.trace(S390_TP.kvm_s390_pfault_done, lowOf(token), highOf(token));
+    vm.injectPfaultDone(token);
   });
+  vcpu.trace(S390_TP.kvm_s390_pfault_init, lowOf(token), highOf(token));
   vcpu.interrupts.pfaultInit = token;
   const { KVM_S390_INT_PFAULT_INIT } = KVM_S390_INTERRUPTS;
   vcpu.traceInterruption(S390_TP.kvm_s390_inject_vcpu, KVM_S390_INT_PFAULT_INIT, 0, token);

@@ -5,7 +5,9 @@
  */
 
 import {
+  highOf,
   LOWCORE_SIZE,
+  lowOf,
   PGM_ADDRESSING,
   PGM_PRIVILEGED_OP,
   PGM_SPECIFICATION,
@@ -31,9 +33,15 @@ export function carryOut(vcpu: S390Vcpu, instruction: S390Instruction): number |
   if ((address & BigInt(bytes - 1)) !== 0n) return PGM_SPECIFICATION;
   if (vcpu.storage.fault(address, bytes)?.kind === "addressing") return PGM_ADDRESSING;
   const at = Number(address);
-  if (instruction.name === "STAP") vcpu.storage.write(at, 2, BigInt(vcpu.index));
-  else if (instruction.name === "STPX") vcpu.storage.write(at, 4, BigInt(vcpu.storage.prefix));
-  else return setPrefix(vcpu, Number(vcpu.storage.read(at, 4)) & PREFIX_MASK);
+  if (instruction.name === "SPX") return setPrefix(vcpu, Number(vcpu.storage.read(at, 4)) & PREFIX_MASK);
+  if (instruction.name === "STAP") {
+    vcpu.storage.write(at, 2, BigInt(vcpu.index));
+    vcpu.trace(S390_TP.kvm_s390_handle_stap, lowOf(address), highOf(address));
+  } else {
+    const { prefix } = vcpu.storage;
+    vcpu.storage.write(at, 4, BigInt(prefix));
+    vcpu.trace(S390_TP.kvm_s390_handle_prefix, 0, prefix);
+  }
   return undefined;
 }
 
@@ -41,6 +49,7 @@ export function carryOut(vcpu: S390Vcpu, instruction: S390Instruction): number |
 function setPrefix(vcpu: S390Vcpu, prefix: number): number | undefined {
   if (!vcpu.vm.memory.backed(prefix, LOWCORE_SIZE)) return PGM_ADDRESSING;
   vcpu.storage.prefix = prefix;
+  vcpu.trace(S390_TP.kvm_s390_handle_prefix, 1, prefix);
   return undefined;
 }
 
@@ -66,8 +75,8 @@ function stsi(vcpu: S390Vcpu, address: bigint): number | undefined {
     return answer.interruption;
   } else {
     if (vcpu.storage.fault(address, SYSIB_SIZE)?.kind === "addressing") return PGM_ADDRESSING;
-    const [functionCode, selector1, selector2] = [gpr0 >> 28n, gpr0 & 0xffn, gpr1 & 0xffffn];
-    vcpu.trace(S390_TP.kvm_s390_handle_stsi, Number(functionCode), Number(selector1), Number(selector2));
+    const [fc, sel1, sel2] = [(gpr0 >> 28n) & 0xfn, gpr0 & 0xffn, gpr1 & 0xffffn].map(Number);
+    vcpu.trace(S390_TP.kvm_s390_handle_stsi, fc, sel1, sel2, lowOf(address), highOf(address));
     if (kvm) {
       context.setRegister(0, 0); // The emulator leaves the register.
       vcpu.toUserspace("KVM_EXIT_S390_STSI"); // QEMU asks for that: KVM_CAP_S390_USER_STSI.

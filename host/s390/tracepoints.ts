@@ -9,6 +9,8 @@ import type { TracepointSpec } from "../trace/mod.ts";
 
 /** An interruption: KVM's type, and two parameters, the second of 64 bits. */
 const INTERRUPTION = [["type", "hex"], ["parm", "hex"], ["parm64", "hex64"]] as const;
+/** The token of a page. */
+const TOKEN = [["pfault_token", "hex64"]] as const;
 
 const TABLE = tracepointTable({
   kvm_s390_sie_enter: { args: [["address", "hex"]], fires: "each entry" },
@@ -24,13 +26,20 @@ const TABLE = tracepointTable({
     args: [["address", "hex"]],
     fires: "the guest touched a page that has to be brought in",
   },
+  kvm_s390_pfault_init: { args: TOKEN, fires: "the guest is to hear that a page is missing" },
+  kvm_s390_pfault_done: { args: TOKEN, fires: "the guest is to hear that it has come" },
   kvm_s390_intercept_instruction: {
     args: [["ipa", "hex"], ["ipb", "hex"]],
     fires: "an intercepted instruction",
   },
   kvm_s390_handle_diag: { args: [["code", "hex"]], fires: "each DIAGNOSE from the supervisor state" },
+  kvm_s390_handle_prefix: {
+    args: [["set", "dec"], ["address", "hex"]],
+    fires: "each SPX that sets the prefix, and each STPX that stores it",
+  },
+  kvm_s390_handle_stap: { args: [["address", "hex64"]], fires: "each STAP that stores the CPU's address" },
   kvm_s390_handle_stsi: {
-    args: [["fc", "dec"], ["sel1", "dec"], ["sel2", "dec"]],
+    args: [["fc", "dec"], ["sel1", "dec"], ["sel2", "dec"], ["addr", "hex64"]],
     fires: "each STSI that stores a block",
   },
   kvm_s390_request_resets: { args: [["flags", "hex"]], fires: "DIAGNOSE 0x308 asks user space for a reset" },
@@ -49,8 +58,12 @@ export type S390Event =
   | "kvm_s390_sie_exit"
   | "kvm_s390_sie_fault"
   | "kvm_s390_major_guest_pfault"
+  | "kvm_s390_pfault_init"
+  | "kvm_s390_pfault_done"
   | "kvm_s390_intercept_instruction"
   | "kvm_s390_handle_diag"
+  | "kvm_s390_handle_prefix"
+  | "kvm_s390_handle_stap"
   | "kvm_s390_handle_stsi"
   | "kvm_s390_request_resets"
   | "kvm_s390_inject_vm"

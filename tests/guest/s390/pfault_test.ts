@@ -87,6 +87,7 @@ describe("a task that touches a page which the host has to bring in", () => {
     assertEquals(vm.exits(), { HOST_FAULT: 1, ICPT_INST: 1, ICPT_WAIT: 1 });
     const { kvm_s390_inject_vcpu, kvm_s390_inject_vm, kvm_s390_deliver_interrupt } = vm.counters();
     assertEquals([kvm_s390_inject_vcpu, kvm_s390_inject_vm, kvm_s390_deliver_interrupt], [1, 1, 2]);
+    assertEquals([vm.counters().kvm_s390_pfault_init, vm.counters().kvm_s390_pfault_done], [1, 1]);
     assertEquals(waits, [0, 0]);
   });
 
