@@ -90,6 +90,7 @@ export function handleExit(vcpu: PpcVcpu, exit: PpcExit): void {
       vcpu.stats.pf_storage++;
       return dataStorage(vcpu);
     case "DTLB_MISS":
+      // The guest's own handler of misses, which would find nothing, is left out: its kernel has the storage interrupt.
       vcpu.stats[vcpu.processor.fault!.magic ? "dtlb_virt_miss_exits" : "dtlb_real_miss_exits"]++;
       return dataStorage(vcpu);
     case "INST_STORAGE":
