@@ -19,6 +19,11 @@ export interface S390HostBehaviour {
   readonly css: boolean;
   /** DIAGNOSE 0x500 subcode 4 exists. Since QEMU 10.0. */
   readonly storageLimit: boolean;
+  /**
+   * DIAGNOSE 0x308 looks at the parameters of the next IPL, and goes on after a reset at the whole short PSW. QEMU 2.5 takes
+   * any 200 bytes for parameters, and a PSW's address alone, for a 64-bit PSW.
+   */
+  readonly checksIpl: boolean;
   /** What the virtual machine calls itself in STSI 3.2.2, in its short and its extended name. */
   readonly name: string;
 }
@@ -29,24 +34,28 @@ export const S390_HOSTS: Readonly<Record<S390Host, S390HostBehaviour>> = {
     kvm: true,
     css: true,
     storageLimit: true,
+    checksIpl: true,
     name: "KVMguest",
   },
   "kvm+qemu-7.2": {
     kvm: true,
     css: true,
     storageLimit: false,
+    checksIpl: true,
     name: "KVMguest",
   },
   "kvm+qemu-2.5": {
     kvm: true,
     css: false,
     storageLimit: false,
+    checksIpl: false,
     name: "KVMguest",
   },
   "tcg-7.2": {
     kvm: false,
     css: true,
     storageLimit: false,
+    checksIpl: true,
     name: "TCGguest",
   },
 };

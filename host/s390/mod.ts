@@ -3,7 +3,7 @@
  *
  * What is not there says so, or is told by whoever builds the virtual machine: dynamic address translation (an error),
  * SIGP (vCPUs are started from outside), channel programs (devices are added with their rings), I/O interruptions, and what
- * follows a reset (the virtual machine ends).
+ * follows an IPL (the virtual machine ends).
  *
  * @module
  */
@@ -22,10 +22,9 @@ export * from "./hosts.ts";
 export { LocalInterrupts, type ProgramInterruption } from "./interrupts.ts";
 export * from "./io_bus.ts";
 export * from "./ioeventfd.ts";
-export { type IplAnswer, type IplState, kernelResetFlags } from "./ipl.ts";
+export { type IplState, kernelResetFlags } from "./ipl.ts";
 export * from "./pfault.ts";
 export * from "./release_pages.ts";
-export type { GuestReset } from "./reset.ts";
 export type { S390Stats } from "./stats.ts";
 export * from "./storage.ts";
 export {

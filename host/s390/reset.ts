@@ -11,7 +11,14 @@
  * @module
  */
 
-import { decodeShortPsw, isValidPsw, PGM_SPECIFICATION, S390_GPRS, S390_SYS_CR0 } from "../../abi/mod.ts";
+import {
+  decodeShortPsw,
+  isValidPsw,
+  PGM_SPECIFICATION,
+  PSW_MASK_64,
+  S390_GPRS,
+  S390_SYS_CR0,
+} from "../../abi/mod.ts";
 import { interruptProgram } from "./interrupts.ts";
 import type { S390Vcpu } from "./vcpu.ts";
 import type { S390Vm } from "./vm.ts";
@@ -73,7 +80,9 @@ function subsystemReset(vm: S390Vm): void {
 
 /** The short PSW at absolute address 0 is loaded; the CPU interrupts for one that is none (s390_cpu_load_normal). */
 function loadNormal(vcpu: S390Vcpu): void {
-  const psw = decodeShortPsw(vcpu.vm.words.read64(0)!);
+  const { words, behaviour } = vcpu.vm;
+  const { mask, address } = decodeShortPsw(words.read64(0)!);
+  const psw = { mask: behaviour.checksIpl ? mask : PSW_MASK_64, address };
   vcpu.setPsw(psw);
   if (isValidPsw(psw)) vcpu.code.restart();
   else interruptProgram(vcpu, { code: PGM_SPECIFICATION, length: 0 });

@@ -118,6 +118,7 @@ export class S390Vm extends ArchVm<S390Cpu> {
     this.hostCpus = new HostCpus(this.engine, options.hostCpus ?? this.vcpus.length, options.turn ?? TURN);
     this.ipl = {
       parameters: undefined,
+      checks: this.behaviour.checksIpl,
       read: (address, bytes) => this.words.bytes(Number(address), bytes),
       write: (address, bytes) => this.memory.load(Number(address), bytes),
     };

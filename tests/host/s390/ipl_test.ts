@@ -118,6 +118,25 @@ describe("DIAGNOSE 0x308 in user space", () => {
     }
   });
 
+  it("takes any 200 bytes with QEMU 2.5, and gives back as many", () => {
+    // sizeof(IplParameterBlock) in its hw/s390x/ipl.h.
+    const { vm, pic, gprs } = diagnose({
+      fields: { r1: 2, r3: 4, d2: 0x308 },
+      gprs: { 2: BLOCK + 0x1000, 3: 0, 4: 6 },
+      vm: { host: "kvm+qemu-2.5" },
+      *before(cpu: S390Cpu) {
+        yield cpu.store64(BLOCK, -1n);
+        yield cpu.store64(BLOCK + 192, 0x1234n);
+        yield cpu.store64(BLOCK + 200, 0x5555n);
+        yield cpu.diag308(5, BLOCK);
+        assertEquals(cpu.register(3), 1n);
+      },
+    });
+    assertEquals([pic, gprs[3]], [0, 1n]);
+    const stored = [0, 192, 200].map((offset) => vm.words.read64(BLOCK + 0x1000 + offset));
+    assertEquals(stored, [2n ** 64n - 1n, 0x1234n, 0n]);
+  });
+
   it("has no load normal of its own: only KVM asks for that reset", () => {
     const { pic, vm } = diagnose({
       fields: { r1: 2, r3: 4, d2: 0x308 },
