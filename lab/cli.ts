@@ -21,7 +21,7 @@ import { experimentNamed, EXPERIMENTS } from "./experiments/registry.ts";
 import { ARCHITECTURES, featuresOf } from "./features.ts";
 import { type Flags, flagValue, type OptionSpecs, readFlags } from "./flags.ts";
 import { featuresReport } from "./report/features.ts";
-import { wrapped } from "./report/table.ts";
+import { listed, wrapped } from "./report/table.ts";
 import { fileBytes, TRACE_RECORDS, traceText } from "./report/trace_text.ts";
 
 /** A file that a command writes. */
@@ -44,28 +44,35 @@ export interface CommandResult {
   readonly file?: OutputFile;
 }
 
-const BACKEND_LINE = "  --backend vmx|svm   Intel's or AMD's virtualization\n";
-const COMMON = `  --json              prints one JSON object in place of the tables
-  --trace FILE        KVM's trace events as text, compressed if it ends in .gz`;
+type Help = readonly (readonly [what: string, meaning: string])[];
 
-const USAGE = `Exitless: a laboratory for KVM's paravirtual interface
+const VERBS: Help = [
+  ["exitless list", "the experiments and their options"],
+  ["exitless run EXPERIMENT [options]", "runs one and prints its tables"],
+  ["exitless run EXPERIMENT --help", "what it can be told"],
+  [
+    "exitless explain EXPERIMENT [options]",
+    "which accelerated paths and PV features its machines use, and why not others",
+  ],
+  ["exitless explain [options]", "the same of a machine of your own"],
+  ["exitless features [--arch ARCH]", "every hypercall and paravirtual feature of x86, s390, ppc and mips"],
+];
+const MACHINES: Help = [["--vcpus N", "vCPUs"], ["--seed S", "what random data is drawn from (0)"]];
+const VENDORS: Help = [["--backend vmx|svm", "Intel's or AMD's virtualization"]];
+const OUTPUT: Help = [
+  ["--json", "prints one JSON object in place of the tables"],
+  ["--trace FILE", "KVM's trace events as text, compressed if it ends in .gz"],
+];
 
-  exitless list                          the experiments and their options
-  exitless run EXPERIMENT [options]      runs one and prints its tables
-  exitless run EXPERIMENT --help         what it can be told
-  exitless explain EXPERIMENT [options]  which accelerated paths and PV features
-                                         its machines use, and why not others
-  exitless explain [options]             the same of a machine of your own
-  exitless features [--arch ARCH]        every hypercall and paravirtual feature
-                                         of x86, s390, ppc and mips
-
-  --vcpus N           vCPUs
-  --seed S            what random data is drawn from (0)
-${BACKEND_LINE}${COMMON}
-
-A machine of your own:
-
-${optionLines(MACHINE_OPTIONS, 80)}`;
+function usage(columns: number): string {
+  return [
+    wrapped("Exitless: a laboratory for KVM's paravirtual interface", columns),
+    listed(VERBS, columns),
+    listed([...MACHINES, ...VENDORS, ...OUTPUT], columns),
+    "A machine of your own:",
+    optionLines(MACHINE_OPTIONS, columns),
+  ].join("\n\n");
+}
 
 /** Runs a command line. `columns` is the width of the terminal. */
 export function command(args: readonly string[], columns: number): CommandResult {
@@ -102,7 +109,7 @@ function dispatch(args: readonly string[], columns: number): Output {
     case "help":
     case "--help":
     case "-h":
-      return { out: USAGE };
+      return { out: usage(columns) };
     case undefined:
       throw new RangeError("Cannot do nothing: allowed are list, run, explain, features, help");
     default:
@@ -123,18 +130,17 @@ function help([name, ...rest]: readonly string[], columns: number): string {
   const found = EXPERIMENTS.find((one) => one.name === name);
   const arch = flagValue(rest, "arch");
   const experiment = arch === undefined ? found : found?.narrowed?.({ arch }) ?? found;
-  if (experiment === undefined) return USAGE;
-  const backend = experiment.backends.length === 0 ? "" : BACKEND_LINE;
-  return `${described(experiment, columns)}\n\n${backend}${COMMON}`;
+  if (experiment === undefined) return usage(columns);
+  const vendors = experiment.backends.length === 0 ? [] : VENDORS;
+  return `${described(experiment, columns)}\n\n${listed([...vendors, ...OUTPUT], columns)}`;
 }
 
 /** What each option is, what it may be, and what it is when nothing is said. */
 function optionLines(options: OptionSpecs, columns: number): string {
-  const indent = Math.max(...Object.keys(options).map((option) => option.length)) + "  --  ".length;
-  return Object.entries(options).map(([option, spec]) => {
-    const meaning = wrapped(`${spec.meaning}: ${allowed(spec)} (${spec.default})`, columns - indent);
-    return `  --${option}`.padEnd(indent) + meaning.replaceAll("\n", `\n${" ".repeat(indent)}`);
-  }).join("\n");
+  const rows = Object.entries(options).map(([option, spec]) =>
+    [`--${option}`, `${spec.meaning}: ${allowed(spec)} (${spec.default})`] as const
+  );
+  return listed(rows, columns);
 }
 
 const BACKEND: Flags = { backend: { type: "string" } };

@@ -23,7 +23,7 @@ import type { CountedCall, ObservedCall, RegistersShown } from "../hypercalls/ob
 import { ppcCalls } from "../hypercalls/ppc.ts";
 import { s390Calls } from "../hypercalls/s390.ts";
 import { x86Calls } from "../hypercalls/x86.ts";
-import { wrapped } from "../report/table.ts";
+import { listed, wrapped } from "../report/table.ts";
 import {
   type Experiment,
   type ExperimentOptions,
@@ -162,14 +162,7 @@ function callText({ name, call }: HypercallRun, columns: number): string {
     ["exit", [...exits, ...userspace].join(", ") || "none"],
     ["outcome", outcome],
   ];
-  const width = "  outcome  ".length;
-  return [
-    name,
-    ...lines.map(([what, text]) =>
-      `  ${what.padEnd(width - 2)}` +
-      wrapped(text, columns - width).replaceAll("\n", `\n${" ".repeat(width)}`)
-    ),
-  ].join("\n");
+  return `${wrapped(name, columns)}\n${listed(lines, columns)}`;
 }
 
 function registersText(registers: RegistersShown): string {

@@ -13,7 +13,7 @@ import {
   type FeatureFacts,
   featuresOf,
 } from "../features.ts";
-import { wrapped } from "./table.ts";
+import { behind, wrapped } from "./table.ts";
 
 /** Architectures' features as text of at most `columns`. */
 export function featuresReport(archs: readonly ArchName[], columns: number): string {
@@ -51,14 +51,14 @@ function conventionText(convention: CallingConvention, columns: number): string 
     ["from user mode", convention.fromUserMode],
     ["then", convention.advance],
     ["discovery", convention.discovery],
-  ].map(([what, text]) => entry(`  ${what.padEnd(16)}`, text, columns)).join("\n");
+  ].map(([what, text]) => behind(`  ${what.padEnd(16)}`, text, columns)).join("\n");
 }
 
 function callText(call: CallFacts, columns: number): string {
   const signature = `${call.name}(${call.arguments.join(", ")})`;
   return [
-    entry(`  ${call.number.padStart(8)}  `, `${signature} -> ${call.result}`, columns),
-    entry(" ".repeat(14), `${call.meaning}; ${call.offered}`, columns),
+    behind(`  ${call.number.padStart(8)}  `, `${signature} -> ${call.result}`, columns),
+    behind(" ".repeat(14), `${call.meaning}; ${call.offered}`, columns),
   ].join("\n");
 }
 
@@ -69,14 +69,9 @@ function featureTexts(features: readonly FeatureFacts[], columns: number): strin
   for (const feature of features) {
     if (feature.where !== where) lines.push(wrapped(`features in ${where = feature.where}`, columns));
     const text = `${feature.name}: ${feature.meaning}; ${feature.offered}`;
-    lines.push(entry(`  ${String(feature.bit).padStart(8)}  `, text, columns));
+    lines.push(behind(`  ${String(feature.bit).padStart(8)}  `, text, columns));
   }
   return lines;
-}
-
-/** A text behind its head, broken so that it stays behind it. */
-function entry(head: string, text: string, columns: number): string {
-  return head + wrapped(text, columns - head.length).replaceAll("\n", `\n${" ".repeat(head.length)}`);
 }
 
 /** The calling conventions side by side: a column an architecture. */

@@ -51,3 +51,20 @@ export function wrapped(text: string, columns: number): string {
   }
   return lines.join("\n");
 }
+
+/** Columns that a text needs behind its head, to stand there. */
+const ROOM = 16;
+
+/** A text behind its head, broken so that it stays there; under it where there is no room. */
+export function behind(head: string, text: string, columns: number): string {
+  const below = columns - head.length < ROOM;
+  const margin = " ".repeat(below ? head.length - head.trimStart().length + 2 : head.length);
+  const lines = wrapped(text, columns - margin.length).replaceAll("\n", `\n${margin}`);
+  return below ? `${head.trimEnd()}\n${margin}${lines}` : head + lines;
+}
+
+/** Heads in a column of their own, each with its text behind it. */
+export function listed(rows: readonly (readonly [head: string, text: string])[], columns: number): string {
+  const width = Math.max(...rows.map(([head]) => head.length)) + "    ".length;
+  return rows.map(([head, text]) => behind(`  ${head}`.padEnd(width), text, columns)).join("\n");
+}

@@ -130,11 +130,16 @@ describe("the command line on a narrow terminal", () => {
         ["explain", "hypercalls"],
         [...QUICK],
         ["run", "demand-paging", "--pages", "2"],
-        ["features", "--arch", "x86"],
+        ["features"],
+        ["help"],
+        ["run", "pv-eoi", "--help"],
+        ["run", "hypercalls", "--arch", "s390", "--help"],
+        ...["x86", "s390", "ppc", "mips"].map((arch) => ["run", "hypercalls", "--arch", arch]),
       ]
     ) {
       for (const line of command(args, COLUMNS).out.split("\n")) {
-        assertEquals(line.length <= COLUMNS || !line.trim().includes(" "), true, line);
+        // Between columns there is more than one space: what can be folded has one.
+        assertEquals(line.length <= COLUMNS || !/\S \S/.test(line), true, line);
       }
     }
   });
