@@ -125,15 +125,3 @@ export const DIAGNOSES = {
     meaning: "stops for a debugger that planted the instruction",
   },
 } as const satisfies Record<string, DiagSpec>;
-
-/** The name of a function. */
-export type DiagName = keyof typeof DIAGNOSES;
-
-const BY_CODE: ReadonlyMap<number, DiagName> = new Map(
-  Object.entries(DIAGNOSES).map(([name, { code }]) => [code, name as DiagName]),
-);
-
-/** The name of a function code; undefined where there is none. */
-export function diagName(code: number): DiagName | undefined {
-  return BY_CODE.get(code);
-}

@@ -1,6 +1,7 @@
 /**
  * User mode without a TLB: the low GiB of addresses leads to the low GiB of memory, whoever uses it. Processors with
- * segmentation control can have it so (Config3.SC: P5600, I6400); KVM knows of it (kvm_vz_gva_to_gpa).
+ * segmentation control can have it so (Config3.SC: P5600 in QEMU's target/mips/cpu-defs.c.inc); KVM knows of it
+ * (kvm_vz_gva_to_gpa).
  *
  * @module
  */
