@@ -125,3 +125,6 @@ export const DIAGNOSES = {
     meaning: "stops for a debugger that planted the instruction",
   },
 } as const satisfies Record<string, DiagSpec>;
+
+/** The name of a function. */
+export type DiagName = keyof typeof DIAGNOSES;
