@@ -38,13 +38,16 @@ export class DeviceBus {
     this.#name = name;
   }
 
-  /** Puts a device on the bus. Throws `RangeError` where it overlaps another. */
+  /**
+   * Puts a device on the bus: in front of the first one at a higher range, as kvm_io_bus_register_dev does. Throws `RangeError`
+   * where the bus is full, where it overlaps another device, and for an ioeventfd that the same writes ring as another
+   * (ioeventfd_check_collision). Those may be where a device is, and of several widths at one address.
+   */
   add(device: MmioDevice): void {
     if (busIsFull(this.#devices)) {
       throw new RangeError(`Cannot add a device to the ${this.#name} bus: it holds ${BUS_DEVICE_LIMIT}`);
     }
-    const end = device.base + device.length;
-    const other = this.#devices.find((d) => device.base < d.base + d.length && end > d.base);
+    const other = this.#devices.find((other) => excludes(other, device));
     if (other !== undefined) {
       throw new RangeError(
         `Cannot add a device at ${hex(device.base)} to the ${this.#name} bus: one at ${
@@ -52,21 +55,36 @@ export class DeviceBus {
         } is in the way`,
       );
     }
-    this.#devices.push(device);
+    const place = this.#devices.findIndex(({ base, length }) =>
+      base === device.base ? length > device.length : base > device.base
+    );
+    this.#devices.splice(place < 0 ? this.#devices.length : place, 0, device);
   }
 
-  #find(address: number, bytes: number): MmioDevice | undefined {
-    return this.#devices.find((d) => address >= d.base && address + bytes <= d.base + d.length);
-  }
-
-  /** What a device answers; undefined where none does. */
+  /** What the first device answers that does; undefined where none does. */
   read(address: number, bytes: number): bigint | undefined {
-    return this.#find(address, bytes)?.read(address, bytes);
+    for (const device of this.#devices) {
+      const value = holds(device, address, bytes) ? device.read(address, bytes) : undefined;
+      if (value !== undefined) return value;
+    }
+    return undefined;
   }
 
-  /** Gives a write to a device. Whether one took it. */
+  /** Gives a write to the first device that takes it. Whether one did. */
   write(address: number, bytes: number, value: bigint): boolean {
-    const device = this.#find(address, bytes);
-    return device !== undefined && device.write(address, bytes, value) !== false;
+    return this.#devices.some((device) =>
+      holds(device, address, bytes) && device.write(address, bytes, value) !== false
+    );
   }
+}
+
+function holds({ base, length }: MmioDevice, address: number, bytes: number): boolean {
+  return address >= base && address + bytes <= base + length;
+}
+
+/** Whether two cannot be on one bus. */
+function excludes(one: MmioDevice, other: MmioDevice): boolean {
+  if (one.ioeventfd && other.ioeventfd) return one.base === other.base && one.length === other.length;
+  if (one.ioeventfd || other.ioeventfd) return false;
+  return one.base < other.base + other.length && one.base + one.length > other.base;
 }

@@ -47,6 +47,23 @@ describe("a bus of devices", () => {
     assertThrows(() => bus.add(device(0, 4)), RangeError, `it holds ${BUS_DEVICE_LIMIT}`);
     assertThrows(() => bus.add(new IoEventFd(0, 4)), RangeError, `it holds ${BUS_DEVICE_LIMIT}`);
   });
+
+  it("has ioeventfds of several widths at one address, and where a device is, but no two of one width", () => {
+    // ioeventfd_check_collision, and ioeventfd_in_range: each is rung by writes of its own width.
+    const bus = new DeviceBus("test");
+    const behind = device(0x100, 8);
+    const bells = [4, 2, 1].map((length) => new IoEventFd(0x100, length));
+    bus.add(behind);
+    for (const bell of bells) bus.add(bell);
+    assertThrows(() => bus.add(new IoEventFd(0x100, 2)), RangeError, "one at 0x100 is in the way");
+    bus.add(new IoEventFd(0x102, 2));
+    assertThrows(() => bus.add(device(0x104, 4)), RangeError, "one at 0x100 is in the way");
+    for (const bytes of [4, 2, 2, 8]) assertEquals(bus.write(0x100, bytes, 7n), true);
+    assertEquals([bells.map(({ rung }) => rung), behind.written], [[1, 2, 0], [[0x100, 8, 7n]]]);
+    // What a bell refuses the device gets, and all that is read.
+    assertEquals([bus.write(0x101, 1, 9n), behind.written.at(-1)], [true, [0x101, 1, 9n]]);
+    assertEquals(bus.read(0x100, 4), 0x100n);
+  });
 });
 
 const MMIO = 0xc000_0000;
