@@ -168,11 +168,13 @@ export abstract class ArchVcpu<Cpu extends MachineContext<Cpu>> extends Thread {
     this.engine.park(this);
   }
 
-  /** Counts an event, and keeps it where records are kept. */
+  /** Counts an event, and keeps it where records are kept: of the time of whoever runs, as it may sleep meanwhile. */
   trace(event: number, a = 0, b = 0, c = 0, d = 0, e = 0): void {
-    const { tracer } = this.vm;
+    const { tracer, engine } = this.vm;
     tracer.counts[this.index + 1][event]++;
-    if (tracer.recording) tracer.record(event, this.index, this.clock, a, b, c, d, e);
+    if (!tracer.recording) return;
+    const time = engine.running === undefined ? this.clock : engine.now;
+    tracer.record(event, this.index, time, a, b, c, d, e);
   }
 
   /** An error in guest terms. */

@@ -9,7 +9,7 @@ import type { Engine } from "../core/mod.ts";
 import { type CostProfile, type Costs, costTable, freeTable } from "../cost/mod.ts";
 import type { Machine } from "../machine.ts";
 import { GuestMemory, type SlotOptions } from "../memory/mod.ts";
-import { formatRecord, type TracepointSpec, Tracer } from "../trace/mod.ts";
+import { formatRecord, NOBODY, type TracepointSpec, Tracer } from "../trace/mod.ts";
 import type { KvmExit } from "./kvm_run.ts";
 import { OrderedMemory } from "./ordered_memory.ts";
 import type { ArchVcpu } from "./vcpu.ts";
@@ -135,6 +135,13 @@ export abstract class ArchVm<Cpu extends MachineContext<Cpu>> {
   /** Whether the first vCPU's program has returned. */
   get finished(): boolean {
     return this.vcpus[0].phase === "ended";
+  }
+
+  /** Counts an event that is no vCPU's, and keeps it where records are kept. */
+  protected trace(event: number, a = 0, b = 0, c = 0, d = 0, e = 0): void {
+    const { tracer, engine } = this;
+    tracer.counts[NOBODY + 1][event]++;
+    if (tracer.recording) tracer.record(event, NOBODY, engine.now, a, b, c, d, e);
   }
 
   // Results.

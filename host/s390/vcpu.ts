@@ -8,8 +8,10 @@
 import {
   type DiagField,
   type FieldValues,
+  highOf,
   KERNEL_PSW_MASK,
   KVM_S390_INTERRUPTS,
+  lowOf,
   type MachineFault,
   type Psw,
   PSW_MASK_EXT,
@@ -273,7 +275,7 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
 
   /** Emits an event about an interruption. */
   traceInterruption(event: number, type: number, parameter: number, wide: bigint = 0n): void {
-    this.trace(event, type, parameter, Number(wide & 0xffff_ffffn), Number(wide >> 32n));
+    this.trace(event, type, parameter, lowOf(wide), highOf(wide));
   }
 
   /** kvm_s390_sie_enter. */

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { KVM_S390_INTERRUPTS, type S390Cpu } from "../../abi/mod.ts";
+import { highOf, KVM_S390_INTERRUPTS, lowOf, type S390Cpu } from "../../abi/mod.ts";
 import { type ArchShape, ArchVm, type ArchVmOptions } from "../arch/mod.ts";
 import { type CostProfile, SKYLAKE_VMX } from "../cost/mod.ts";
 import type { Machine } from "../machine.ts";
@@ -167,9 +167,10 @@ export class S390Vm extends ArchVm<S390Cpu> {
   injectPfaultDone(token: bigint): void {
     const { KVM_S390_INT_PFAULT_DONE } = KVM_S390_INTERRUPTS;
     this.floating.push(token);
-    const vcpu = this.#floatingTarget();
-    vcpu.traceInterruption(S390_TP.kvm_s390_inject_vm, KVM_S390_INT_PFAULT_DONE, 0, token);
-    vcpu.kick();
+    if (this.behaviour.kvm) {
+      this.trace(S390_TP.kvm_s390_inject_vm, KVM_S390_INT_PFAULT_DONE, 0, lowOf(token), highOf(token));
+    }
+    this.#floatingTarget().kick();
   }
 
   /** A CPU that waits, else one after the other (__floating_irq_kick). Any other takes it if it is enabled first. */

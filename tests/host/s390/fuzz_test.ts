@@ -39,6 +39,7 @@ const gprs = fc.array(value, { minLength: 16, maxLength: 16 });
 const host = fc.constantFrom(...Object.keys(S390_HOSTS) as S390Host[]);
 
 function prepare(vm: S390Vm): void {
+  vm.words.write(4, 4, 1); // Where a reset would go on: at an odd address, which no host takes.
   vm.addCcwDevice({ number: 0, queues: [4, 4], notified: () => {} });
   vm.memory.load(BLOCK, encodePfaultToken({ tokenAddress: 0x2b0n, selectMask: 1n, compareMask: 1n }));
 }

@@ -1,7 +1,9 @@
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { MachineFault, type S390Cpu, type S390Guest } from "../../../abi/mod.ts";
-import { runS390 } from "../../support/s390.ts";
+import { S390Tasks } from "../../../guest/mod.ts";
+import { Disk, Machine } from "../../../host/mod.ts";
+import { MEMORY, runS390 } from "../../support/s390.ts";
 
 const DATA = 0x10_0000;
 
@@ -53,5 +55,36 @@ describe("KVM's tracepoints of what it carries out for an s390 guest", () => {
       }),
       [],
     );
+  });
+});
+
+describe("KVM's tracepoints of page faults that an s390 guest is told of", () => {
+  it("tell of the page when it comes, while the CPU sleeps", () => {
+    const LATENCY = 1_000_000;
+    const tasks = new S390Tasks({
+      tables: 0x9000,
+      tasks: [function* touches(cpu) {
+        yield cpu.load64(DATA);
+      }],
+    });
+    const vm = new Machine().createS390Vm({ memory: MEMORY, trace: 100 });
+    vm.pageTo(new Disk(vm.engine, { pages: 512, latency: LATENCY })).evict(DATA);
+    vm.load(tasks.kernel.text);
+    vm.start(tasks.kernel.entry);
+    assertEquals(vm.machine.run(1e8).end, "finished");
+    const told = vm.traceText().map((line) => /^ *(\S+) +(\d+): kvm_s390_(pfault|inject)_(\w+):/.exec(line))
+      .filter((found) => found !== null).map(([, who, time, what, which]) => ({
+        time: Number(time),
+        event: `${who} ${what}_${which}`,
+      }));
+    // kvm_arch_async_page_not_present, kvm_arch_async_page_present; a floating interruption is nobody's.
+    assertEquals(told.map(({ event }) => event), [
+      "vcpu0 pfault_init",
+      "vcpu0 inject_vcpu",
+      "vcpu0 pfault_done",
+      "- inject_vm",
+    ]);
+    const [init, , done, injected] = told.map(({ time }) => time);
+    assertEquals([done - init, injected - init], [LATENCY, LATENCY]);
   });
 });
