@@ -4,6 +4,8 @@
  * @module
  */
 
+import { assertEquals } from "@std/assert";
+import type { Layout } from "../../abi/mod.ts";
 import type { EncodingsRecord, HeadersRecord } from "../../lab/conform/main.ts";
 
 function read<T>(name: string): T {
@@ -49,4 +51,35 @@ export function namesLike(arch: string, pattern: RegExp): Map<string, string[]> 
     }
   }
   return names;
+}
+
+/** An architecture. */
+export type Arch = "x86" | "s390" | "ppc" | "mips";
+
+/** That headers give a name one value, and that it is this one. */
+export function assertValue(arch: Arch, name: string, value: number | bigint): void {
+  const shown = (values: bigint[]) => values.map((number) => `0x${number.toString(16)}`);
+  assertEquals(shown(valuesOf(arch, name)), shown([BigInt.asUintN(64, BigInt(value))]), `${arch} ${name}`);
+}
+
+/** That a layout has the sizes and offsets that compilers of every release give the structure. */
+export function assertLayout(
+  sets: readonly string[],
+  struct: string,
+  layout: Layout,
+  memberOf: (field: string) => string | undefined = (field) => field,
+): void {
+  for (const release of HEADERS) {
+    for (const set of sets) {
+      const found = release.sets[set].structs[struct];
+      const where = `${struct} of ${set} ${release.linux}`;
+      assertEquals(layout.size, found.size, where);
+      for (const [field, { offset, size }] of Object.entries(layout.fields)) {
+        const member = memberOf(field);
+        if (member !== undefined) {
+          assertEquals([offset, size], [...found.members[member]], `${where}: ${field}`);
+        }
+      }
+    }
+  }
 }
