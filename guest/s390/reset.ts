@@ -9,22 +9,18 @@ import {
   DIAG308_RESET_LOAD_NORM,
   encodeShortPsw,
   KERNEL_PSW_MASK,
-  type Layout,
   layout,
   type S390Cpu,
   type S390Guest,
 } from "../../abi/mod.ts";
 
 /** What the reset takes, and this kernel uses. */
-export const S390_RESET_SAVE: Layout<"cr0" | "prefix" | "prefix_zero"> = layout("reset save area", {
-  cr0: "u64",
-  prefix: "u32",
-  prefix_zero: "u32",
-}, { endian: "big" });
+const SAVE = layout("reset save area", { cr0: "u64", prefix: "u32", prefix_zero: "u32" }, { endian: "big" });
 
 /**
  * Has all CPUs reset and the others stopped, and goes on here, interruptions disabled: prefix and control register 0 are as
- * they were, the handshake about page faults is over. What it needs for that it keeps at `save`, outside of all lowcores.
+ * they were, the handshake about page faults is over. What it needs for that it keeps in 16 bytes at `save`, a multiple
+ * of 8 outside of all lowcores.
  *
  * @example The other CPU stops
  * ```ts
@@ -48,7 +44,7 @@ export const S390_RESET_SAVE: Layout<"cr0" | "prefix" | "prefix_zero"> = layout(
  * ```
  */
 export function* diag308Reset(cpu: S390Cpu, save: number): S390Guest {
-  const { cr0, prefix, prefix_zero } = S390_RESET_SAVE.fields;
+  const { cr0, prefix, prefix_zero } = SAVE.fields;
   yield cpu.stctg0(save + cr0.offset);
   yield cpu.stpx(save + prefix.offset);
   // The PSW is loaded from absolute 0, which is real 0 without a prefix.

@@ -32,7 +32,7 @@ const CR14_INITIAL = 0xc200_0000n;
 export type GuestReset = "modified clear" | "load normal";
 
 /** CPU reset: its own interruptions and its handshake are gone, and all registers stay. */
-export function cpuReset({ interrupts, pfault, asyncPages }: S390Vcpu): void {
+function cpuReset({ interrupts, pfault, asyncPages }: S390Vcpu): void {
   interrupts.program = undefined;
   interrupts.pfaultInit = undefined;
   asyncPages.clear();
@@ -40,7 +40,7 @@ export function cpuReset({ interrupts, pfault, asyncPages }: S390Vcpu): void {
 }
 
 /** Initial CPU reset: that, and prefix and control registers; general registers stay. Its PSW is for whoever starts it. */
-export function initialCpuReset(vcpu: S390Vcpu): void {
+function initialCpuReset(vcpu: S390Vcpu): void {
   const { context } = vcpu;
   cpuReset(vcpu);
   vcpu.storage.prefix = 0;
