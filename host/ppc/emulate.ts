@@ -29,7 +29,7 @@ export type Emulated =
   | "done"
   /** The guest has got an interrupt instead. */
   | "again"
-  /** User space has finished it; the program counter is where the guest goes on. */
+  /** It is a call that user space finishes; the program counter is where the guest goes on. */
   | "user-space"
   /** KVM does not know it. */
   | "fail";

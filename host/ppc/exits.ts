@@ -127,6 +127,8 @@ function emulationExit(vcpu: PpcVcpu): void {
   const emulated = emulateInstruction(vcpu);
   vcpu.traceInstruction(tracedPc(vcpu, emulated), emulated);
   if (vcpu.host.family === "book3s" || emulated === "done") vcpu.stats.emulated_inst_exits++;
+  vcpu.emulated = emulated !== "fail";
+  if (emulated === "user-space") paprCall(vcpu);
   if (emulated !== "fail") return;
   if (vcpu.host.family === "book3s") {
     vcpu.interrupts.program(programCause(vcpu, vcpu.programCause), vcpu.faultOf("PROGRAM"));
@@ -162,7 +164,6 @@ function emulateInstruction(vcpu: PpcVcpu): Emulated {
     return "done";
   }
   if (isFakeSystemCall(word) && vcpu.host.papr) {
-    paprCall(vcpu);
     p.advance(4);
     return "user-space";
   }

@@ -29,7 +29,7 @@ const TABLE: TracepointTable<PpcEvent> = tracepointTable<PpcEvent>({
   },
   kvm_book3s_reenter: {
     args: [["r", "dec"], ["pc", "hex"]],
-    fires: "KVM-PR goes back to the guest without user space",
+    fires: "KVM-PR has handled an exit, and goes back to the guest or to user space",
   },
   kvm_booke_queue_irqprio: {
     args: [["priority", "dec"]],

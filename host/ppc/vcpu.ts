@@ -55,6 +55,11 @@ const EMULATION_RESULTS: Readonly<Record<Emulated, number>> = {
   "user-space": 4,
 };
 
+/** What kvm_book3s_reenter says: KVM has emulated an instruction, which may set nonvolatile registers (asm/kvm_asm.h). */
+const RESUME_FLAG_NV = 1;
+/** The same: user space goes on, not the guest. */
+const RESUME_FLAG_HOST = 2;
+
 /** What kvm_booke_queue_irqprio says (arch/powerpc/kvm/booke.h). */
 const IRQPRIO: Readonly<Record<PpcPending, number>> = {
   DATA_STORAGE: 0,
@@ -88,6 +93,8 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
   lastInstruction = 0;
   /** Why it did. */
   programCause: ProgramCause = "illegal";
+  /** Whether what KVM has done about that was to emulate it. */
+  emulated = false;
   /** KVM_HC_PPC_MAP_MAGIC_PAGE came without the flag: no page of the guest's kernel is no-execute any more. */
   disableKernelNx = false;
   #kicked: PpcExit | undefined = undefined;
@@ -247,6 +254,7 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
 
   /** KVM handles an exit. */
   protected override handleExit(reason: number): void {
+    this.emulated = false;
     handleExit(this, PPC_EXITS[reason]);
   }
 
@@ -271,10 +279,15 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     const { pc } = this.processor.context;
     if (this.#isHv) {
       if (!this.#unheard) this.trace(PPC_TP.kvm_guest_enter, pc);
-    } else if (this.#inKvmRun && this.host.family === "book3s" && this.host.problemState) {
-      this.trace(PPC_TP.kvm_book3s_reenter, 1, pc);
-    }
+    } else if (this.#inKvmRun) this.#traceReenter(0);
     this.#inKvmRun = true;
+  }
+
+  /** Emits kvm_book3s_reenter, which KVM-PR does after each exit, whoever goes on. */
+  #traceReenter(resume: number): void {
+    const { host, emulated, processor } = this;
+    if (host.family !== "book3s" || !host.problemState) return;
+    this.trace(PPC_TP.kvm_book3s_reenter, resume | (emulated ? RESUME_FLAG_NV : 0), processor.context.pc);
   }
 
   /** Emits kvm_exit; KVM-HV's kvm_guest_exit. */
@@ -293,6 +306,7 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
 
   /** Emits kvm_userspace_exit. */
   protected override traceUserspaceExit(reason: number): void {
+    this.#traceReenter(RESUME_FLAG_HOST);
     this.#inKvmRun = false;
     this.trace(PPC_TP.kvm_userspace_exit, reason);
   }

@@ -420,7 +420,7 @@ describe("run hypercalls --trace", () => {
   it("has what KVM-PR traces on PowerPC (arch/powerpc/kvm/trace_pr.h)", () => {
     assertEquals(traces("--arch", "ppc").KVM_HC_FEATURES, [
       "kvm_exit: exit SYSCALL pc 0x800c msr 0x8000000000001030 last_inst 0x44000002",
-      "kvm_book3s_reenter: r 1 pc 0x800c",
+      "kvm_book3s_reenter: r 0 pc 0x800c",
     ]);
   });
 

@@ -1,7 +1,9 @@
 import { Machine, type MachineOptions, type PpcVm, type PpcVmOptions } from "../../host/mod.ts";
 import {
   type ByteOrder,
+  MachineFault,
   type MachineFunction,
+  MSR_PR,
   PPC_BLR,
   type PpcCpu,
   ppcText,
@@ -100,4 +102,25 @@ export function loadWords(vm: PpcVm, address: number, words: readonly number[]):
 /** Words that return to their caller. */
 export function routine(...words: readonly number[]): number[] {
   return [...words, PPC_BLR];
+}
+
+/** Runs words in a guest, with r5 to r8 set to 5 to 8, and tells r3, r4 and the fault that came of them. */
+export function ppcOutcome(options: PpcVmOptions, words: readonly number[], user: boolean = false) {
+  let result: { r3: bigint; r4: bigint; fault: string | undefined } | undefined;
+  const vm = runPpc(options, function* (cpu) {
+    yield cpu.mfmsr();
+    if (user) yield cpu.mtmsr(cpu.r3 | BigInt(MSR_PR));
+    for (const r of [5, 6, 7, 8]) cpu.setRegister(r, r);
+    cpu.setRegister(3, 3);
+    cpu.setRegister(4, 4);
+    let fault: string | undefined;
+    try {
+      yield cpu.call(CODE);
+    } catch (error) {
+      if (!(error instanceof MachineFault)) throw error;
+      fault = error.exception;
+    }
+    result = { r3: cpu.r3, r4: cpu.r4, fault };
+  }, { code: routine(...words) });
+  return { ...result!, vm };
 }

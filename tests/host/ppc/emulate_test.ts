@@ -2,9 +2,7 @@ import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
   encodePpc,
-  KVM_MAGIC_PAGE,
   MachineFault,
-  type MachineFunction,
   MSR_DR,
   MSR_EE,
   MSR_HV,
@@ -13,21 +11,19 @@ import {
   MSR_PR,
   MSR_RI,
   MSR_SF,
-  PPC_NOP,
   ppcAsm,
-  type PpcCpu,
   ppcHypercallToken,
   type SprName,
   SPRS,
 } from "../../../abi/mod.ts";
-import { mapMagicPage, ppcFixup, useMagicPage } from "../../../guest/mod.ts";
-import { PPC_TP, type PpcHostName, type PpcVcpu, type PpcVm, type PpcVmOptions } from "../../../host/mod.ts";
+import { ppcFixup, useMagicPage } from "../../../guest/mod.ts";
+import type { PpcHostName, PpcVcpu, PpcVmOptions } from "../../../host/mod.ts";
 import {
   CODE,
   DATA,
-  loadWords,
   nameOf,
   ppcGuest,
+  ppcOutcome,
   PR_HOSTS,
   routine,
   runPpc,
@@ -35,27 +31,6 @@ import {
   STUB,
   withHypercalls,
 } from "../../support/ppc.ts";
-
-/** Runs words in a guest, with r5 to r8 set to 5 to 8, and tells r3, r4 and the fault that came of them. */
-function outcome(options: PpcVmOptions, words: readonly number[], user: boolean = false) {
-  let result: { r3: bigint; r4: bigint; fault: string | undefined } | undefined;
-  const vm = runPpc(options, function* (cpu) {
-    yield cpu.mfmsr();
-    if (user) yield cpu.mtmsr(cpu.r3 | BigInt(MSR_PR));
-    for (const r of [5, 6, 7, 8]) cpu.setRegister(r, r);
-    cpu.setRegister(3, 3);
-    cpu.setRegister(4, 4);
-    let fault: string | undefined;
-    try {
-      yield cpu.call(CODE);
-    } catch (error) {
-      if (!(error instanceof MachineFault)) throw error;
-      fault = error.exception;
-    }
-    result = { r3: cpu.r3, r4: cpu.r4, fault };
-  }, { code: routine(...words) });
-  return { ...result!, vm };
-}
 
 describe("KVM's emulation of privileged instructions", () => {
   for (const options of PR_HOSTS) {
@@ -86,7 +61,7 @@ describe("KVM's emulation of privileged instructions", () => {
         encodePpc(booke ? "rfi" : "mtsr", booke ? {} as never : { SR: 0, RS: 5 } as never),
       ];
       for (const word of privileged) {
-        const { r3, fault, vm } = outcome(options, [word], true);
+        const { r3, fault, vm } = ppcOutcome(options, [word], true);
         assertEquals([r3, fault], [3n, "PROGRAM"]);
         assertEquals(vm.vcpus[0].processor.shared.get("sprg0"), 0n);
       }
@@ -123,7 +98,7 @@ describe("KVM's emulation of privileged instructions", () => {
     const never = encodePpc("tdi", { TO: 0, RA: 0, SI: 0 });
     assertEquals(cause({ host: "book3s-32-pr" }, never, false), 0x2_0000);
     assertEquals(cause({ host: "book3s-32-pr" }, never, true), 0x8_0000);
-    assertEquals(outcome({ host: "book3s-64-pr" }, [never]).fault, undefined);
+    assertEquals(ppcOutcome({ host: "book3s-64-pr" }, [never]).fault, undefined);
   });
 
   /** What a handler finds of an instruction's cause. `esr` is what ESR held. */
@@ -171,8 +146,8 @@ describe("KVM's emulation of privileged instructions", () => {
 
   it("lets a kernel of Book3S read 0 from registers that KVM does not know, and write nothing", () => {
     for (const spr of [SPRS.SPRG4, SPRS.SPRG7, SPRS.MAS0]) {
-      assertEquals(outcome({}, [ppcAsm.mfspr(3, spr)]).r3, 0n);
-      const { r3, fault } = outcome({}, [ppcAsm.mtspr(spr, 5), ppcAsm.mfspr(3, spr)]);
+      assertEquals(ppcOutcome({}, [ppcAsm.mfspr(3, spr)]).r3, 0n);
+      const { r3, fault } = ppcOutcome({}, [ppcAsm.mtspr(spr, 5), ppcAsm.mfspr(3, spr)]);
       assertEquals([r3, fault], [0n, undefined]);
     }
   });
@@ -219,42 +194,15 @@ describe("KVM's emulation of privileged instructions", () => {
 
   it("is asked about illegal instructions where POWER8 has hypervisor state, for KVM-HV's guests too", () => {
     const exits = (host: PpcHostName) => {
-      const { fault, vm } = outcome({ host }, [0]);
+      const { fault, vm } = ppcOutcome({ host }, [0]);
       const { SYSCALL: _, ...others } = vm.exits();
       return [fault, others];
     };
     assertEquals(exits("book3s-64-hv"), ["PROGRAM", { H_EMUL_ASSIST: 1 }]);
     assertEquals(exits("none"), ["PROGRAM", {}]);
-    assertEquals(outcome({}, [0]).vm.exits().H_EMUL_ASSIST, 1);
-    assertEquals(outcome({ host: "book3s-32-pr" }, [0]).vm.exits().H_EMUL_ASSIST, undefined);
+    assertEquals(ppcOutcome({}, [0]).vm.exits().H_EMUL_ASSIST, 1);
+    assertEquals(ppcOutcome({ host: "book3s-32-pr" }, [0]).vm.exits().H_EMUL_ASSIST, undefined);
     assertEquals(cause({ host: "book3s-64-hv" }, 0, false), 0x8_0000);
-  });
-
-  it("is traced with the program counter as it is then: at the instruction, or where that has led", () => {
-    const traced = (options: PpcVmOptions, word: number) => {
-      const vm = runPpc({ ...options, trace: 64 }, function* (cpu) {
-        yield cpu.mtspr("SRR0", CODE + 8);
-        yield cpu.mfmsr();
-        yield cpu.mtspr("SRR1", cpu.r3);
-        try {
-          yield cpu.call(CODE);
-        } catch (error) {
-          if (!(error instanceof MachineFault)) throw error;
-        }
-      }, { code: routine(word, PPC_NOP) });
-      const records = [...vm.tracer.records()].filter(({ event, args }) =>
-        event === PPC_TP.kvm_ppc_instr && args[0] === word
-      );
-      return records.map(({ args: [, pc, emulate] }) => [pc, emulate]);
-    };
-    const trap = encodePpc("tw", { TO: 31, RA: 0, RB: 0 });
-    assertEquals(traced({}, ppcAsm.mfspr(3, SPRS.SPRG1)), [[CODE, 0]]);
-    assertEquals(traced({}, ppcAsm.mfspr(3, 4)), [[0x700, 0]]); // the program interrupt has begun, and is no failure
-    assertEquals(traced({}, encodePpc("rfid", {})), [[CODE + 8, 0]]);
-    assertEquals(traced({}, trap), [[0x700, 0]]);
-    assertEquals(traced({ host: "e500v2" }, trap), [[CODE, 0]]); // it is only queued
-    assertEquals(traced({}, 0), [[CODE, 2]]);
-    assertEquals(traced({ order: "little" }, 0x0200_0044), [[CODE + 4, 0]]);
   });
 
   it("knows rfi for a guest of POWER8, which does not have it; there KVM-HV's guests get a program interrupt", () => {
@@ -318,7 +266,7 @@ describe("KVM's emulation of privileged instructions", () => {
 
   it("ignores what a guest writes to the time base, and reads its halves exchanged", () => {
     for (const options of [...PR_HOSTS, { host: "e500mc" } as const]) {
-      const { r3, r4, fault } = outcome(options, [
+      const { r3, r4, fault } = ppcOutcome(options, [
         ppcAsm.mtspr(SPRS.TBWU, 5),
         ppcAsm.mtspr(SPRS.TBWL, 5),
         ppcAsm.mfspr(3, SPRS.TBWL),
@@ -329,7 +277,7 @@ describe("KVM's emulation of privileged instructions", () => {
   });
 
   it("has no segment registers in the page of a 64-bit guest, and reads none", () => {
-    const { r3, vm } = outcome({}, [
+    const { r3, vm } = ppcOutcome({}, [
       encodePpc("mtsr", { SR: 2, RS: 5 }),
       encodePpc("mtsrin", { RS: 6, RB: 7 }),
       encodePpc("mfsr", { RT: 3, SR: 2 }),
@@ -340,7 +288,7 @@ describe("KVM's emulation of privileged instructions", () => {
 
   it("hears of every program interrupt on BookE, and of no trap where Book3S has hypervisor state", () => {
     const trap = encodePpc("tw", { TO: 31, RA: 0, RB: 0 });
-    const exits = (host: PpcHostName) => outcome({ host }, [trap]).vm.exits().PROGRAM;
+    const exits = (host: PpcHostName) => ppcOutcome({ host }, [trap]).vm.exits().PROGRAM;
     assertEquals([exits("e500v2") > 0, exits("e500mc"), exits("book3s-64-hv")], [true, 1, undefined]);
   });
 
@@ -368,7 +316,7 @@ describe("KVM's emulation of privileged instructions", () => {
       ["book3s-32-pr", encodePpc("wrteei", { E: 1 })],
       ["book3s-64-pr", encodePpc("wrtee", { RS: 5 })],
     ];
-    for (const [host, word] of foreign) assertEquals(outcome({ host }, [word], true).fault, "PROGRAM");
+    for (const [host, word] of foreign) assertEquals(ppcOutcome({ host }, [word], true).fault, "PROGRAM");
   });
 
   it("sets MSR[EE] of BookE alone with wrtee and wrteei", () => {
@@ -392,51 +340,5 @@ describe("KVM's emulation of privileged instructions", () => {
         assertEquals(cpu.r3, BigInt(0x100 + i));
       }
     });
-  });
-});
-
-describe("registers that user programs read", () => {
-  /** Writes the page, then reads by the number that does not trap, before and after an exit. */
-  const story = (name: SprName, field: number): MachineFunction<PpcCpu> =>
-    withHypercalls(function* (cpu) {
-      yield* mapMagicPage(cpu, STUB);
-      yield cpu.mtspr("SPRG3", 0x33);
-      yield cpu.lwz(KVM_MAGIC_PAGE); // the page's first access is an exit
-      const low = KVM_MAGIC_PAGE + field + 4;
-      yield cpu.stw(low, 0x1234);
-      yield cpu.call(CODE);
-      assertEquals(cpu.r3 === 0x1234n, false, name);
-      yield cpu.mfspr("PVR"); // an exit, and an entry
-      yield cpu.call(CODE);
-      assertEquals(cpu.r3, 0x1234n, name);
-    });
-
-  it("follow the page at the next entry alone, so a kernel that writes the page must read the page", () => {
-    const vms: PpcVm[] = [];
-    for (
-      const [host, name, field] of [
-        ["book3s-64-pr", "USPRG3", 0x38],
-        ["e500v2", "SPRG4R", 0xd0],
-        ["e500v2", "SPRG7R", 0xe8],
-      ] as const
-    ) {
-      vms.push(runPpc({ host }, story(name, field), {
-        prepare: (vm) => loadWords(vm, CODE, routine(ppcAsm.mfspr(3, SPRS[name]))),
-      }));
-    }
-    assertEquals(vms.length, 3);
-  });
-
-  it("are read by user programs too, and written by none", () => {
-    const { r3, fault } = outcome({}, [ppcAsm.mfspr(3, SPRS.USPRG3)], true);
-    assertEquals([r3, fault], [0n, undefined]);
-    assertEquals(outcome({}, [ppcAsm.mtspr(SPRS.USPRG3, 5)], true).fault, "PROGRAM");
-  });
-
-  it("are none on 32-bit Book3S, where kernels read 0 from their numbers", () => {
-    const read = ppcAsm.mfspr(3, SPRS.USPRG3);
-    assertEquals(outcome({ host: "book3s-32-pr" }, [read], true).fault, "PROGRAM");
-    const { r3, fault } = outcome({ host: "book3s-32-pr" }, [ppcAsm.mtspr(SPRS.SPRG3, 5), read]);
-    assertEquals([r3, fault], [0n, undefined]);
   });
 });
