@@ -11,6 +11,7 @@ import {
   highOf,
   KERNEL_PSW_MASK,
   KVM_S390_INTERRUPTS,
+  KVM_S390_RESETS,
   lowOf,
   type MachineFault,
   type Psw,
@@ -182,7 +183,8 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
       this.toUserspace(reset ? "KVM_EXIT_S390_RESET" : "KVM_EXIT_S390_SIEIC");
       this.lastOutcome = outcome;
       if (reset) {
-        this.vm.reIpl((this.resetFlags & 2) !== 0 ? "load clear" : "load normal, dump");
+        const clears = (this.resetFlags & KVM_S390_RESETS.KVM_S390_RESET_CLEAR) !== 0;
+        this.vm.reIpl(clears ? "load clear" : "load normal, dump");
         return;
       }
       outcome = userSpaceDiag(this, diag);
