@@ -47,8 +47,8 @@ export function emulate(vcpu: PpcVcpu, i: PpcInstruction): Emulated {
   switch (i.name) {
     case "mfspr": {
       const value = readSpr(vcpu, i.SPR);
-      if (typeof value !== "bigint") return value;
-      p.setGpr(i.RT, value);
+      if (typeof value === "bigint") p.setGpr(i.RT, value);
+      else if (value !== "done") return value;
       break;
     }
     case "mtspr": {

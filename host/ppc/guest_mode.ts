@@ -17,6 +17,7 @@ import {
 import { emulate } from "./emulate.ts";
 import { execute } from "./execute.ts";
 import { type PpcExit, type ProgramCause, programCause, storageCause } from "./exits.ts";
+import { ILLEGAL_READS, ILLEGAL_WRITES, isIvor } from "./sprs.ts";
 import type { PpcVcpu } from "./vcpu.ts";
 
 /** The most cycles of computation at a time: less than clocks may move at once. */
@@ -30,12 +31,6 @@ const HYPERVISOR_SPRS: readonly number[] = [
   SPRS.TBWL,
   SPRS.TBWU,
   SPRS.IVPR,
-  SPRS.IVOR2,
-  SPRS.IVOR3,
-  SPRS.IVOR4,
-  SPRS.IVOR6,
-  SPRS.IVOR8,
-  SPRS.IVOR10,
 ];
 
 /** The part of a vCPU that runs its guest. */
@@ -87,6 +82,7 @@ export class PpcGuestMode {
       case "trap":
         return this.#program("trap");
       case "illegal":
+        if (this.#ignores(instruction)) return processor.advance(4);
         return this.#program("illegal");
       case "data-fault":
         return this.#dataFault();
@@ -127,6 +123,17 @@ export class PpcGuestMode {
       this.#vcpu.charge(isMove(instruction) ? vm.cost.insn : vm.cost.system);
       if (emulate(this.#vcpu, instruction) === "fail") this.#program("illegal");
     }
+  }
+
+  /**
+   * Whether nothing happens: a kernel on POWER8 itself names a register that there is not (QEMU, target/ppc/translate.c,
+   * gen_op_mfspr and gen_mtspr).
+   */
+  #ignores(i: PpcInstruction): boolean {
+    const { host, processor } = this.#vcpu;
+    if (host.core !== "book3s-64" || host.problemState || processor.user) return false;
+    return (i.name === "mfspr" && !ILLEGAL_READS.includes(i.SPR)) ||
+      (i.name === "mtspr" && !ILLEGAL_WRITES.includes(i.SPR));
   }
 
   #program(cause: ProgramCause): void {
@@ -177,7 +184,7 @@ export class PpcGuestMode {
 
 /** Whether an instruction of a BookE guest is the hypervisor's. */
 function isHypervisors(i: PpcInstruction): boolean {
-  if (i.name === "mfspr" || i.name === "mtspr") return HYPERVISOR_SPRS.includes(i.SPR);
+  if (i.name === "mfspr" || i.name === "mtspr") return HYPERVISOR_SPRS.includes(i.SPR) || isIvor(i.SPR);
   return i.name === "tlbsync";
 }
 

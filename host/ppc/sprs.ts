@@ -1,6 +1,6 @@
 /**
  * Special-purpose registers as KVM emulates them (arch/powerpc/kvm/emulate.c, book3s_emulate.c, booke_emulate.c,
- * e500_emulate.c): fields of the shared page, the decrementer, BookE's vectors, and those that KVM does not know.
+ * e500_emulate.c): fields of the shared page, the decrementer, vectors, and those that KVM does not know.
  *
  * @module
  */
@@ -31,26 +31,39 @@ const BOOKE_FIELDS: ReadonlyMap<number, MagicField> = new Map<number, MagicField
   [SPRS.MAS4, "mas4"],
   [SPRS.MAS6, "mas6"],
 ]);
-/** BookE's SPRG4 to SPRG7 are written by these numbers, and read by others that do not trap. */
-const BOOKE_WRITTEN: ReadonlyMap<number, MagicField> = new Map<number, MagicField>([
+/**
+ * BookE's SPRG4 to SPRG7. They are written by these numbers, and read by others that do not trap; e500mc itself reads
+ * them by these too, as its KVM does (bookehv_interrupts.S).
+ */
+const BOOKE_SPRGS: ReadonlyMap<number, MagicField> = new Map<number, MagicField>([
   [SPRS.SPRG4, "sprg4"],
   [SPRS.SPRG5, "sprg5"],
   [SPRS.SPRG6, "sprg6"],
   [SPRS.SPRG7, "sprg7"],
 ]);
-const IVORS: readonly number[] = [SPRS.IVOR2, SPRS.IVOR3, SPRS.IVOR4, SPRS.IVOR6, SPRS.IVOR8, SPRS.IVOR10];
+
+/** Numbers that a kernel of Book3S cannot read from, where there is no register: reads of others do nothing. */
+export const ILLEGAL_READS: readonly number[] = [0, 4, 5, 6];
+/** The same of writes. */
+export const ILLEGAL_WRITES: readonly number[] = [0];
+
+/** Whether a register is one of BookE's that say where vectors are. */
+export function isIvor(spr: number): boolean {
+  return spr >= SPRS.IVOR0 && spr <= SPRS.IVOR15;
+}
 
 function fieldOf(vcpu: PpcVcpu, spr: number): MagicField | undefined {
   const own = vcpu.host.family === "book3s" ? BOOK3S_FIELDS : BOOKE_FIELDS;
   return FIELDS.get(spr) ?? own.get(spr);
 }
 
-/** Reads a register; what became of it instead where it has no value. */
+/** Reads a register; what became of it instead where it has no value, "done" where nothing did. */
 export function readSpr(vcpu: PpcVcpu, spr: number): bigint | Emulated {
   const { shared } = vcpu.processor;
-  const field = fieldOf(vcpu, spr);
-  if (field !== undefined) return shared.get(field);
+  const { problemState } = vcpu.host;
   const book3s = vcpu.host.family === "book3s";
+  const field = fieldOf(vcpu, spr) ?? (book3s || problemState ? undefined : BOOKE_SPRGS.get(spr));
+  if (field !== undefined) return shared.get(field);
   switch (spr) {
     case SPRS.PVR:
       return BigInt(vcpu.host.pvr);
@@ -64,7 +77,8 @@ export function readSpr(vcpu: PpcVcpu, spr: number): bigint | Emulated {
     case SPRS.TBWU:
       return BigInt(vcpu.clock);
   }
-  if (book3s) return unknownSpr(vcpu, spr, [0, 4, 5, 6]) ?? 0n;
+  if (book3s && spr === SPRS.HIOR && problemState) return BigInt(vcpu.interrupts.hior);
+  if (book3s) return unknownSpr(vcpu, spr, ILLEGAL_READS) ?? (problemState ? 0n : "done");
   switch (spr) {
     case SPRS.MAS3:
       return BigInt.asUintN(32, shared.get("mas7_3"));
@@ -77,7 +91,7 @@ export function readSpr(vcpu: PpcVcpu, spr: number): bigint | Emulated {
     case SPRS.IVPR:
       return BigInt(vcpu.interrupts.ivpr);
     default:
-      return IVORS.includes(spr) ? BigInt(vcpu.interrupts.ivor[spr - 0x190]) : "fail";
+      return isIvor(spr) ? BigInt(vcpu.interrupts.ivor[spr - SPRS.IVOR0]) : "fail";
   }
 }
 
@@ -86,9 +100,10 @@ export function writeSpr(vcpu: PpcVcpu, spr: number, value: bigint): Emulated {
   const { shared } = vcpu.processor;
   const low = Number(BigInt.asUintN(32, value));
   const book3s = vcpu.host.family === "book3s";
-  const field = fieldOf(vcpu, spr) ?? (book3s ? undefined : BOOKE_WRITTEN.get(spr));
+  const field = fieldOf(vcpu, spr) ?? (book3s ? undefined : BOOKE_SPRGS.get(spr));
   if (field !== undefined) {
     shared.set(field, value);
+    if (!vcpu.host.problemState) vcpu.loadReadable(); // It is the processor's own register.
     return "done";
   }
   switch (spr) {
@@ -100,7 +115,11 @@ export function writeSpr(vcpu: PpcVcpu, spr: number, value: bigint): Emulated {
     case SPRS.TBWU:
       return "done"; // KVM ignores them: the time base is the host's.
   }
-  if (book3s) return unknownSpr(vcpu, spr, [0]) ?? "done";
+  if (book3s && spr === SPRS.HIOR && vcpu.host.problemState) {
+    vcpu.interrupts.hior = Number(value);
+    return "done";
+  }
+  if (book3s) return unknownSpr(vcpu, spr, ILLEGAL_WRITES) ?? "done";
   const whole = shared.get("mas7_3");
   switch (spr) {
     case SPRS.MAS3:
@@ -119,14 +138,15 @@ export function writeSpr(vcpu: PpcVcpu, spr: number, value: bigint): Emulated {
       vcpu.interrupts.ivpr = low;
       return "done";
   }
-  if (!IVORS.includes(spr)) return "fail";
-  vcpu.interrupts.ivor[spr - 0x190] = low;
+  if (!isIvor(spr)) return "fail";
+  vcpu.interrupts.ivor[spr - SPRS.IVOR0] = low;
   return "done";
 }
 
 /**
- * A register that KVM does not know on Book3S. The guest's kernel reads 0 from it and writes nothing; its user
- * programs, and kernels too for some numbers, get a program interrupt.
+ * A register that KVM does not know on Book3S. The guest's kernel reads 0 from it (nothing on POWER8 itself) and writes
+ * nothing; its user programs, and kernels too for some numbers, get a program interrupt. Those that KVM-PR only keeps
+ * for its guests (HID0, SDR1, BATs) are left out, and count as unknown.
  */
 function unknownSpr(vcpu: PpcVcpu, spr: number, illegal: readonly number[]): "again" | undefined {
   const user = vcpu.userMode;

@@ -267,9 +267,14 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
       this.block();
       return false;
     }
+    this.loadReadable();
+    return true;
+  }
+
+  /** Loads the registers that problem state reads. */
+  loadReadable(): void {
     const { readable, shared } = this.processor;
     for (const [spr, field] of READABLE[this.host.core]) readable.set(spr, shared.get(field));
-    return true;
   }
 
   // Tracing.
