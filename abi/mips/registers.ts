@@ -107,6 +107,8 @@ export const MIPS_EXCEPTIONS = {
   TLBS: { code: 3, meaning: "no translation for a store" },
   AdEL: { code: 4, meaning: "a load or fetch at an address that cannot be" },
   AdES: { code: 5, meaning: "a store to an address that cannot be" },
+  IBE: { code: 6, meaning: "bus error on a fetch" },
+  DBE: { code: 7, meaning: "bus error on a load or store" },
   Sys: { code: 8, meaning: "SYSCALL" },
   Bp: { code: 9, meaning: "BREAK" },
   RI: { code: 10, meaning: "reserved instruction" },

@@ -30,6 +30,7 @@ import {
 import { ArchVcpu, type KvmSystemEvent } from "../arch/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
 import { branchOf, type BranchRegisters, floatingPointBranchOf } from "./branches.ts";
+import { deliverException } from "./exceptions.ts";
 import { executeMips } from "./execute.ts";
 import { MIPS_HOSTS, mipsHypercallOutcome } from "./hypercall.ts";
 import {
@@ -123,8 +124,9 @@ export class MipsVcpu extends ArchVcpu<MipsCpu> {
     this.#leave(MIPS_EXIT_HC, { badInstr: word });
   }
 
-  /** There is no memory slot where the guest fetches, loads or stores. */
+  /** There is no memory slot where the guest fetches, loads or stores; without a host that is a bus error. */
   leaveForMemory(address: bigint, access: MipsAccess): void {
+    if (this.vm.host === "none") return deliverException(this, access === "fetch" ? "IBE" : "DBE");
     this.#leave(access === "store" ? MIPS_EXIT_TLBS : MIPS_EXIT_TLBL, { badVAddr: address, access });
   }
 
@@ -143,6 +145,11 @@ export class MipsVcpu extends ArchVcpu<MipsCpu> {
   }
 
   // KVM.
+
+  /** Counts an event of KVM's, where there is one. */
+  override trace(event: number, a = 0, b = 0, c = 0, d = 0, e = 0): void {
+    if (this.vm.host !== "none") super.trace(event, a, b, c, d, e);
+  }
 
   /** kvm_enter where KVM_RUN begins, kvm_reenter where the kernel has handled the exit. */
   protected override traceEntry(): void {

@@ -437,7 +437,7 @@ describe("run hypercalls --trace", () => {
     const emulated = [["s390", "tcg-7.2"], ["mips", "none"]];
     for (const [arch, host] of emulated) {
       for (const events of Object.values(traces("--arch", arch, "--host", host))) {
-        assertEquals(events.filter((event) => event.includes("exit")), []);
+        assertEquals(events, []);
       }
     }
   });

@@ -60,6 +60,8 @@ const CODES: Readonly<Record<MipsException, number>> = {
   TLBS: 3,
   AdEL: 4,
   AdES: 5,
+  IBE: 6,
+  DBE: 7,
   Sys: 8,
   Bp: 9,
   RI: 10,
@@ -261,6 +263,38 @@ describe("a MIPS guest's access to where no memory is", () => {
         `a MIPS guest's MMIO ${access} at 0xffffffff90000000`,
       );
       assertEquals(rig.vm.exits(), { [exit]: 1 });
+    }
+  });
+});
+
+describe("an access to where no memory is, without a KVM", () => {
+  it("is a bus error, of which KVM neither hears nor tells, and BadVAddr stays", () => {
+    // MIPS64 Architecture, volume III, "Bus Error Exception": IBE for fetches, DBE for loads and stores.
+    const nowhere = mipsKseg0(0x1000_0000);
+    for (
+      const [code, access] of [
+        [CODES.IBE, (cpu: MipsCpu) => cpu.call(nowhere)],
+        [CODES.DBE, (cpu: MipsCpu) => cpu.lw(nowhere)],
+        [CODES.DBE, (cpu: MipsCpu) => cpu.sw(nowhere, 0)],
+      ] as const
+    ) {
+      const caught: number[] = [];
+      const rig = new MipsRig({
+        host: "none",
+        *handler(cpu) {
+          yield cpu.mfc0Cause();
+          caught.push((cpu.value32 >>> 2) & 0x1f);
+          cpu.fixup();
+        },
+      });
+      rig.run(function* (cpu) {
+        try {
+          yield access(cpu);
+        } catch { /* That is how it ends. */ }
+      });
+      assertEquals(caught, [code]);
+      assertEquals(rig.vm.vcpus[0].context.system(MIPS_CP0.badVAddr), 0n);
+      assertEquals([rig.vm.exits(), rig.vm.counters(), rig.vm.ending], [{}, {}, undefined]);
     }
   });
 });
