@@ -62,7 +62,7 @@ function tell(vcpu: S390Vcpu, page: number, token: bigint): void {
 
 /** The vCPU sleeps in the host until the page has come. */
 function waitFor(vcpu: S390Vcpu, page: number): void {
-  vcpu.stats.pfault_sync++;
+  if (vcpu.vm.behaviour.kvm) vcpu.stats.pfault_sync++;
   vcpu.block();
   vcpu.vm.residency!.bringIn(page, (ok) => {
     if (ok) vcpu.wake();

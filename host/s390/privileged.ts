@@ -56,7 +56,7 @@ function setPrefix(vcpu: S390Vcpu, prefix: number): number | undefined {
 function stsi(vcpu: S390Vcpu, address: bigint): number | undefined {
   const { context, vm } = vcpu;
   const { kvm, name } = vm.behaviour;
-  vcpu.stats.instruction_stsi++;
+  if (kvm) vcpu.stats.instruction_stsi++;
   const [gpr0, gpr1] = [context.register(0), context.register(1)];
   const problemState = (vcpu.pswMask & PSW_MASK_PSTATE) !== 0n;
   const machine = { cpus: vm.vcpus.length, name };

@@ -23,7 +23,7 @@ import {
   type S390Instruction,
   s390InstructionLength,
 } from "../../abi/mod.ts";
-import { ArchVcpu } from "../arch/mod.ts";
+import { ArchVcpu, type KvmExit } from "../arch/mod.ts";
 import { DIAG_LENGTH, kernelDiag } from "./diag.ts";
 import { executeS390, waits, withConditionCode } from "./execute.ts";
 import {
@@ -266,6 +266,11 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
   override end(): void {
     super.end();
     this.vm.hostCpus.release(this);
+  }
+
+  /** KVM_RUN comes back; an emulator is in user space anyway. */
+  override toUserspace(exit: KvmExit): void {
+    if (this.vm.behaviour.kvm) super.toUserspace(exit);
   }
 
   // Tracing.

@@ -47,6 +47,26 @@ describe("an s390 virtual machine", () => {
     assertEquals([vm.residency!.state(0x10_0000), vm.vcpus[0].phase], ["present", "ended"]);
   });
 
+  it("counts nothing of KVM's where an emulator is the host: faults, STSI, and the wait that ends it", () => {
+    const counted = (["kvm", "tcg-7.2"] as const).map((host) => {
+      const vm = new Machine().createS390Vm({ memory: MEMORY, host });
+      vm.pageTo(new Disk(vm.engine, { pages: 512, latency: 1000 })).evict(0x10_0000);
+      const kernel = new S390Kernel({
+        *main(cpu) {
+          yield cpu.load64(0x10_0000);
+          yield cpu.stsi(3, [2, 2], 0x10_1000);
+          yield* s390DisabledWait(cpu);
+        },
+      });
+      vm.load(kernel.text);
+      vm.start(kernel.entry);
+      assertEquals(vm.machine.run(1e8).end, "shutdown");
+      const { pfault_sync, instruction_stsi } = vm.vcpus[0].stats;
+      return [pfault_sync, instruction_stsi, vm.userspaceExits.size, Object.keys(vm.counters()).length > 0];
+    });
+    assertEquals(counted, [[1, 1, 2, true], [0, 0, 0, false]]);
+  });
+
   it("has its devices at subchannels of their own", () => {
     const vm = new Machine().createS390Vm({ memory: MEMORY });
     const device = (number: number, queues: number[]) => ({ number, queues, notified: () => {} });
