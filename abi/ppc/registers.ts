@@ -10,6 +10,10 @@
 export const MSR_SF: bigint = 1n << 63n;
 /** MSR, Book3S: hypervisor state. Bit 60. */
 export const MSR_HV: bigint = 1n << 60n;
+/** MSR, BookE with hypervisor state: a guest runs (reg_booke.h, MSR_GS). */
+export const MSR_GS = 0x1000_0000;
+/** MSR, BookE: user programs may lock lines of the cache (reg_booke.h, MSR_UCLE). */
+export const MSR_UCLE = 0x400_0000;
 /** MSR, Book3S: waits for an interrupt (arch/powerpc/include/asm/reg.h, MSR_POW). */
 export const MSR_POW = 0x4_0000;
 /** MSR, BookE: waits for an interrupt (reg.h, MSR_WE). */
@@ -28,6 +32,8 @@ export const MSR_DE = 0x200;
 export const MSR_IR = 0x20;
 /** MSR: data addresses are translated (BookE: address space 1). */
 export const MSR_DR = 0x10;
+/** MSR: the performance monitor counts what is marked (reg.h, MSR_PMM). */
+export const MSR_PMM = 0x4;
 /** MSR: interrupts are recoverable. */
 export const MSR_RI = 0x2;
 /** MSR: little-endian mode. */

@@ -13,8 +13,10 @@ import {
   MSR_IR,
   MSR_LE,
   MSR_ME,
+  MSR_PMM,
   MSR_PR,
   MSR_RI,
+  MSR_UCLE,
   type PpcFamily,
   type PpcInstruction,
   type PpcMnemonic,
@@ -106,7 +108,9 @@ export function emulate(vcpu: PpcVcpu, i: PpcInstruction): Emulated {
   return "done";
 }
 
-/** Bits that keep their value on a server's processor when its kernel writes the MSR. */
+/** Bits that keep their value on e500mc when its guest's kernel writes the MSR: KVM protects them by MSRP (e500mc.c). */
+const PROTECTED = BigInt(MSR_UCLE | MSR_PMM);
+/** The same on a server's processor, by instruction. */
 const KEPT = {
   rfid: MSR_HV | BigInt(MSR_ME),
   mtmsrd: MSR_HV | BigInt(MSR_ME | MSR_LE),
@@ -115,13 +119,15 @@ const KEPT = {
 
 /**
  * Sets the MSR. A server's processor keeps some bits, and has problem state with translation and interrupts on alone
- * (Power ISA 2.07, III-S: mtmsr, mtmsrd, rfid). KVM-PR takes the value as it is, and other processors do.
+ * (Power ISA 2.07, III-S: mtmsr, mtmsrd, rfid). Where kernels run in problem state, KVM takes the value as it is.
  */
 function setMsr(vcpu: PpcVcpu, value: bigint, kept: bigint): void {
-  const { core, problemState } = vcpu.host;
-  if (problemState || core !== "book3s-64") return vcpu.setMsr(value);
-  const msr = (vcpu.processor.shared.get("msr") & kept) | (value & ~kept);
-  vcpu.setMsr((msr & BigInt(MSR_PR)) === 0n ? msr : msr | BigInt(MSR_EE | MSR_IR | MSR_DR));
+  const { family, problemState } = vcpu.host;
+  if (problemState) return vcpu.setMsr(value);
+  const keeps = family === "booke" ? PROTECTED : kept;
+  const msr = (vcpu.processor.shared.get("msr") & keeps) | (value & ~keeps);
+  const programs = family === "book3s" && (msr & BigInt(MSR_PR)) !== 0n;
+  vcpu.setMsr(programs ? msr | BigInt(MSR_EE | MSR_IR | MSR_DR) : msr);
 }
 
 /**

@@ -11,6 +11,7 @@ import {
   hasPpcInstruction,
   isPrivilegedPpc,
   PPC_CTR,
+  type PpcFamily,
   type PpcInstruction,
   SPRS,
 } from "../../abi/mod.ts";
@@ -115,9 +116,10 @@ export class PpcGuestMode {
 
   #privileged(instruction: PpcInstruction): void {
     const { host, processor, vm } = this.#vcpu;
-    if (host.problemState || processor.user) {
+    const hypervisors = host.hypervisor !== undefined && isHypervisors(host.family, instruction);
+    if (host.problemState || processor.user || (hypervisors && host.family === "book3s")) {
       this.#program("privileged");
-    } else if (host.family === "booke" && isHypervisors(instruction)) {
+    } else if (hypervisors) {
       this.#vcpu.leave("HV_PRIV");
     } else {
       this.#vcpu.charge(isMove(instruction) ? vm.cost.insn : vm.cost.system);
@@ -152,7 +154,8 @@ export class PpcGuestMode {
 
   #systemCall(instruction: PpcInstruction): void {
     const { host, interrupts } = this.#vcpu;
-    const level = instruction.name === "sc" ? instruction.LEV : 0;
+    // Only the last bit of LEV counts, the others are reserved (QEMU, target/ppc/translate.c, gen_sc).
+    const level = instruction.name === "sc" ? instruction.LEV & 1 : 0;
     if (host.problemState) this.#vcpu.leave("SYSCALL");
     else if (level === 1 && host.hypervisor !== undefined) {
       this.#vcpu.leave(host.family === "booke" ? "HV_SYSCALL" : "SYSCALL");
@@ -182,10 +185,10 @@ export class PpcGuestMode {
   }
 }
 
-/** Whether an instruction of a BookE guest is the hypervisor's. */
-function isHypervisors(i: PpcInstruction): boolean {
-  if (i.name === "mfspr" || i.name === "mtspr") return HYPERVISOR_SPRS.includes(i.SPR) || isIvor(i.SPR);
-  return i.name === "tlbsync";
+/** Whether an instruction is the hypervisor's: on POWER8 only tlbsync (QEMU, target/ppc/translate.c, gen_tlbsync). */
+function isHypervisors(family: PpcFamily, i: PpcInstruction): boolean {
+  if (i.name !== "mfspr" && i.name !== "mtspr") return i.name === "tlbsync";
+  return family === "booke" && (HYPERVISOR_SPRS.includes(i.SPR) || isIvor(i.SPR));
 }
 
 /** Whether an instruction only moves a register; the others change the mode, and are waited for. */

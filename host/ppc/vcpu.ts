@@ -9,6 +9,7 @@ import {
   MachineFault,
   type MagicField,
   MSR_DR,
+  MSR_GS,
   MSR_HV,
   MSR_IR,
   MSR_LE,
@@ -135,6 +136,8 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     let value = BigInt.asUintN(this.processor.bits, msr);
     // KVM-PR has a guest of PAPR's see that it has a hypervisor (book3s_pr.c, kvmppc_set_msr_pr).
     if (this.host.papr && this.host.problemState) value = (value & ~MSR_HV) | BigInt(MSR_ME);
+    // BookE's with hypervisor state sees that it is a guest (booke.c, kvmppc_set_msr).
+    if (this.host.family === "booke" && !this.host.problemState) value |= BigInt(MSR_GS);
     shared.set("msr", value);
     this.processor.takeMode(value);
     // KVM-PR waits for a guest of any processor; POWER8, which has instructions to wait, ignores the bit. BookE's KVM

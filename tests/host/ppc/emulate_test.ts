@@ -3,14 +3,18 @@ import { describe, it } from "@std/testing/bdd";
 import {
   encodePpc,
   MachineFault,
+  MSR_DE,
   MSR_DR,
   MSR_EE,
+  MSR_GS,
   MSR_HV,
   MSR_IR,
   MSR_ME,
+  MSR_PMM,
   MSR_PR,
   MSR_RI,
   MSR_SF,
+  MSR_UCLE,
   ppcAsm,
   ppcHypercallToken,
   type SprName,
@@ -340,5 +344,38 @@ describe("KVM's emulation of privileged instructions", () => {
         assertEquals(cpu.r3, BigInt(0x100 + i));
       }
     });
+  });
+
+  it("sees in MSR[GS] of e500mc that it is a guest, and cannot change that, nor what KVM protects", () => {
+    // booke.c, kvmppc_set_msr: MSR_GS; e500mc.c, kvmppc_core_vcpu_setup: MSRP_UCLEP and MSRP_PMMP.
+    const written = MSR_EE | MSR_UCLE | MSR_PMM | MSR_DE;
+    for (const [host, expected] of [["e500mc", MSR_GS | MSR_EE | MSR_DE], ["e500v2", written]] as const) {
+      let srr1 = -1n;
+      runPpc({ host }, function* (cpu) {
+        yield cpu.mtmsr(written);
+        yield cpu.mfmsr();
+        assertEquals(cpu.r3, BigInt(expected), host);
+        yield cpu.sc();
+        assertEquals(srr1, BigInt(expected), host);
+      }, {
+        handlers: {
+          *SYSCALL(cpu) {
+            yield cpu.mfspr("SRR1");
+            srr1 = cpu.r3;
+          },
+        },
+      });
+    }
+  });
+
+  it("has tlbsync for its hypervisor on POWER8, whose guests it interrupts, but not KVM-PR's", () => {
+    const tlbsync = encodePpc("tlbsync", {});
+    const fault = (host: PpcHostName) => ppcOutcome({ host }, [tlbsync]).fault;
+    assertEquals(["book3s-64-hv", "none", "book3s-64-pr"].map((host) => fault(host as PpcHostName)), [
+      "PROGRAM",
+      undefined,
+      undefined,
+    ]);
+    assertEquals(cause({ host: "book3s-64-hv" }, tlbsync, false), 0x4_0000);
   });
 });

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { MSR_EE, MSR_ME, MSR_SF, MSR_WE } from "../../../abi/mod.ts";
+import { MSR_EE, MSR_GS, MSR_ME, MSR_SF, MSR_WE } from "../../../abi/mod.ts";
 import { PPC_HOSTS, PPC_TP, type PpcVm, type PpcVmOptions } from "../../../host/mod.ts";
 import { DATA, nameOf, PR_HOSTS, runPpc } from "../../support/ppc.ts";
 import { arm, decrementerHandler, setEe, taken } from "../../support/ppc_decrementer.ts";
@@ -147,9 +147,10 @@ describe("an interrupt", () => {
         assertEquals(cpu.r3, BigInt.asUintN(32, msr));
         yield cpu.lwz(DATA + 12);
         // In the handler nothing is enabled but machine checks, and these not by KVM-PR where there is no PAPR
-        // (book3s_pr.c, intr_msr and kvmppc_set_msr_pr).
+        // (book3s_pr.c, intr_msr and kvmppc_set_msr_pr). A guest of e500mc stays one (booke.c, kvmppc_set_msr).
         const kept = family === "booke" || !problemState || papr ? MSR_ME : 0;
-        assertEquals(cpu.r3, BigInt(kept | (options.order === "little" ? 1 : 0)));
+        const guest = family === "booke" && !problemState ? MSR_GS : 0;
+        assertEquals(cpu.r3, BigInt(kept | guest | (options.order === "little" ? 1 : 0)));
       }, {
         handlers: {
           *DECREMENTER(cpu) {
