@@ -1,6 +1,7 @@
 /**
  * The decrementer: a timer of the host behind a register of the guest (arch/powerpc/kvm/emulate.c,
- * kvmppc_emulate_dec; booke.c, kvmppc_decrementer_func). The time base counts the machine's cycles.
+ * kvmppc_emulate_dec; booke.c, kvmppc_decrementer_func). The time base counts the machine's cycles. That of BookE which
+ * begins again by itself (TCR[ARE], DECAR) is left out.
  *
  * @module
  */
@@ -9,9 +10,9 @@ import { Timer } from "../core/mod.ts";
 import type { PpcVcpu } from "./vcpu.ts";
 
 /** TSR: the decrementer has expired (reg_booke.h, TSR_DIS). */
-export const TSR_DIS = 0x800_0000;
+const TSR_DIS = 0x800_0000;
 /** TCR: the decrementer interrupts (TCR_DIE). */
-export const TCR_DIE = 0x400_0000;
+const TCR_DIE = 0x400_0000;
 
 /** A vCPU's decrementer. */
 export class Decrementer {

@@ -143,7 +143,9 @@ export class PpcGuestMode {
     vcpu.programCause = cause;
     const { core, hypervisor } = vcpu.host;
     if (cause === "illegal" && core === "book3s-64" && hypervisor !== undefined) {
-      vcpu.leave("H_EMUL_ASSIST"); // POWER8 asks the hypervisor, which may know better.
+      // POWER8 asks the hypervisor, which may know better. Where there is none it asks the kernel, by this interrupt of
+      // its own (0xe40): that is left out, and the kernel has a program interrupt.
+      vcpu.leave("H_EMUL_ASSIST");
       return;
     }
     this.#interrupt(

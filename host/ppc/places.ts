@@ -12,7 +12,7 @@
 import type { PpcProcessor } from "./processor.ts";
 
 /** Address bits that reach real memory (arch/powerpc/include/asm/kvm_host.h, KVM_PAM). */
-export const KVM_PAM = 0x0fff_ffff_ffff_ffffn;
+const KVM_PAM = 0x0fff_ffff_ffff_ffffn;
 
 const PAGE = ~0xfffn;
 
