@@ -101,9 +101,9 @@ export class S390Kernel {
 
   *#setUp(cpu: S390Cpu, prefix: number): S390Guest {
     if (prefix !== 0) {
-      // SPX takes its operand from storage, which every CPU finds at 0 so far.
-      yield cpu.store32(S390_LC_SCRATCH, prefix);
-      yield cpu.spx(S390_LC_SCRATCH);
+      // SPX takes its operand from storage. Every CPU finds the first one's lowcore at 0 so far: that is not touched.
+      yield cpu.store32(prefix + S390_LC_SCRATCH, prefix);
+      yield cpu.spx(prefix + S390_LC_SCRATCH);
     }
     const { fields } = LOWCORE;
     for (

@@ -59,6 +59,8 @@ export class Engine {
   /** The epoch: a double in a place for doubles, as a field that becomes one makes V8 forget what it knows of engines. */
   readonly #epoch = new Float64Array(1);
   #tick = 0;
+  /** Where a timed run ends, or its epoch: nobody runs beyond. */
+  #bound = NEAR;
   #stopping = false;
 
   /** A core under `policy`. Data is drawn from `seed` where the policy has no source of its own. */
@@ -150,6 +152,16 @@ export class Engine {
     this.horizon = LONG_AGO;
   }
 
+  /** Until when the running thread has the machine to itself, if the others are left alone. */
+  quiet(): number {
+    let until = this.#bound;
+    for (const id of this.#queue.all()) {
+      const thread = this.#threads[id];
+      if (thread !== this.running) until = Math.min(until, thread.quietUntil);
+    }
+    return until;
+  }
+
   /** Whether a thread can be chosen. */
   isQueued(id: number): boolean {
     return this.#queue.has(id);
@@ -184,7 +196,7 @@ export class Engine {
   #timed(deadline: number): RunEnd {
     const queue = this.#queue;
     const last = Math.min(deadline, this.#cycleLimit);
-    let bound = Math.min(this.timeOf(last) + 1, NEAR);
+    let bound = this.#bound = Math.min(this.timeOf(last) + 1, NEAR);
     for (;;) {
       if (queue.firstTime < bound) {
         const id = queue.running >= 0 ? queue.exchange(this.running!.time) : queue.runFirst();
@@ -194,7 +206,7 @@ export class Engine {
         if (earliest === Infinity) return "idle";
         if (earliest > last) return this.#late(deadline);
         this.#rebase(earliest);
-        bound = Math.min(this.timeOf(last) + 1, NEAR);
+        bound = this.#bound = Math.min(this.timeOf(last) + 1, NEAR);
         continue;
       }
       this.horizon = queue.firstTime < bound ? queue.firstTime : bound;

@@ -62,6 +62,14 @@ export abstract class Thread implements Rebased {
     return this.time === FAR ? this.#far : this.engine.epoch + this.time;
   }
 
+  /**
+   * Until when it will do nothing that others could notice, counted from the epoch, as long as they leave it alone: whoever
+   * only computes up to there may be passed over. Mostly that is its time.
+   */
+  get quietUntil(): number {
+    return this.time;
+  }
+
   /** Sets its clock. */
   setClock(clock: number): void {
     this.time = this.engine.timeOf(clock);

@@ -238,20 +238,22 @@ const EXECUTE: Partial<Record<S390Mnemonic, Execute>> = {
   },
 };
 
-/** A loop of one instruction: time passes until its count is used up, or somebody else may come between. */
+/**
+ * A loop of one instruction: time passes until its count is used up, or somebody else may come between. Others that
+ * compute, too, do not.
+ */
 function countDown(vcpu: S390Vcpu, instruction: S390Instruction): void {
-  const { context, engine } = vcpu;
+  const { context, engine, vm } = vcpu;
   const { r1 } = instruction.fields;
   const left = context.register(r1);
   if (left === 0n || left > BigInt(Number.MAX_SAFE_INTEGER)) {
     throw vcpu.error(`it counts down from ${hex(left)}; allowed are 1 to 2^53 - 1`);
   }
-  const cycles = engine.explores
-    ? Number(left)
-    : Math.min(Number(left), Math.max(1, engine.horizon - vcpu.time));
-  if (!engine.explores) vcpu.charge(cycles - 1); // One has been charged.
+  const cycles = engine.explores ? Number(left) : Math.min(Number(left), Math.max(1, vcpu.undisturbed()));
+  if (!engine.explores) vcpu.charge(cycles - vm.cost.insn); // Its turns take a cycle each, whatever an instruction takes.
   context.setRegister(r1, left - BigInt(cycles));
-  if (left === BigInt(cycles)) done(vcpu, instruction);
+  vcpu.computing = Number(left) - cycles;
+  if (vcpu.computing === 0) done(vcpu, instruction);
 }
 
 /** Whether a PSW's mask says to wait. */

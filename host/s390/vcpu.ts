@@ -9,6 +9,7 @@ import {
   type DiagField,
   type FieldValues,
   highOf,
+  instructionBytes,
   KERNEL_PSW_MASK,
   KVM_S390_INTERRUPTS,
   KVM_S390_RESETS,
@@ -18,6 +19,7 @@ import {
   PSW_MASK_EXT,
   PSW_MASK_IO,
   PSW_MASK_MCHECK,
+  S390_FORMATS,
   S390_SYS_PSW_MASK,
   S390Cpu,
   type S390Instruction,
@@ -46,6 +48,9 @@ import { S390_TP } from "./tracepoints.ts";
 import { emulatedDiag, userSpaceDiag } from "./userspace.ts";
 import type { S390Vm } from "./vm.ts";
 
+/** Bytes of BRANCH ON COUNT, which guests compute by. */
+const BRCTG_LENGTH = instructionBytes(S390_FORMATS.BRCTG);
+
 /** A vCPU. */
 export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, PfaultMemory {
   /** Its virtual machine. */
@@ -64,6 +69,8 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
   hostCpu: HostCpu | undefined = undefined;
   /** When its turn on that ends, in cycles. */
   turnEnd = 0;
+  /** Cycles that are left of a computation that it is in the middle of. */
+  computing = 0;
   /** The flags of the reset that it asked for (kvm_run's s390_reset_flags). */
   resetFlags = 0;
   #instruction: S390Instruction | undefined = undefined;
@@ -138,6 +145,23 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
     return true;
   }
 
+  /** Cycles until it looks for something that has come up, or another thread may do something that it notices. */
+  undisturbed(): number {
+    return Math.min(this.engine.quiet(), this.#turnEndTime()) - this.time;
+  }
+
+  /** A computation goes on to its end, or to that of the turn. */
+  override get quietUntil(): number {
+    if (this.phase !== "guest" || this.computing === 0 || deliverable(this)) return this.time;
+    if (this.storage.fault(BigInt(this.context.pc), BRCTG_LENGTH) !== undefined) return this.time; // Its page has gone.
+    return Math.min(this.time + this.computing, Math.max(this.time, this.#turnEndTime()));
+  }
+
+  /** When its turn on a host CPU ends, counted from the epoch; never where nobody else waits for one. */
+  #turnEndTime(): number {
+    return this.vm.hostCpus.contended ? this.turnEnd - this.engine.epoch : Infinity;
+  }
+
   // KVM.
 
   /** Handles an exit. */
@@ -162,6 +186,7 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
 
   /** Gives the guest its interruptions. */
   protected override beforeEntry(): boolean {
+    this.computing = 0;
     deliverPending(this);
     return this.phase === "host";
   }
