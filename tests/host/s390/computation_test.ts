@@ -51,29 +51,23 @@ function run(
   vm.load(kernel.text);
   vm.start(kernel.entry);
   others.forEach((entry, i) => vm.vcpus[i + 1].start(entry));
-  const host = (name: string, at: number, task: () => void): void =>
-    void new HostTask(
-      vm.engine,
-      name,
-      function* () {
-        task();
-      }(),
-      at,
-    );
-  for (const [at, page] of evictions) host("kswapd", at, () => residency.evict(page));
-  completions.forEach((at, token) => host("page", at, () => vm.injectPfaultDone(BigInt(token))));
-  if (watched > 0) {
-    new HostTask(
-      vm.engine,
-      "watcher",
-      function* () {
-        for (let cycle = 0; cycle < watched; cycle++) {
-          machine.engine.running!.charge(1);
-          yield;
-        }
-      }(),
-    );
+  function* once(task: () => void) {
+    task();
+    yield;
   }
+  function* look() {
+    for (let cycle = 0; cycle < watched; cycle++) {
+      vm.engine.running!.charge(1);
+      yield;
+    }
+  }
+  for (const [at, page] of evictions) {
+    new HostTask(vm.engine, "kswapd", once(() => residency.evict(page)), at);
+  }
+  completions.forEach((at, token) =>
+    new HostTask(vm.engine, "page", once(() => vm.injectPfaultDone(BigInt(token))), at)
+  );
+  if (watched > 0) new HostTask(vm.engine, "watcher", look());
   const { end, steps } = machine.run(1e7);
   const clocks = vm.vcpus.map(({ clock }) => clock);
   const instructions = vm.vcpus.map(({ instructions }) => instructions);
