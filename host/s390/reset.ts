@@ -63,7 +63,9 @@ export function resetGuest(caller: S390Vcpu, reset: GuestReset): void {
     if (reset === "modified clear") clearReset(vcpu);
     else if (vcpu === caller) initialCpuReset(vcpu);
     else cpuReset(vcpu);
-    if (vcpu !== caller) vcpu.stop();
+    // Each is stopped by its reset (s390_cpu_reset_hold); the one that asks starts again.
+    if (vcpu === caller) vcpu.traceState(false);
+    else vcpu.stop();
   }
   vm.bootCpu = caller;
   loadNormal(caller);
@@ -84,6 +86,7 @@ function loadNormal(vcpu: S390Vcpu): void {
   const { mask, address } = decodeShortPsw(words.read64(0)!);
   const psw = { mask: behaviour.checksIpl ? mask : PSW_MASK_64, address };
   vcpu.setPsw(psw);
+  vcpu.traceState(true);
   if (isValidPsw(psw)) vcpu.code.restart();
   else interruptProgram(vcpu, { code: PGM_SPECIFICATION, length: 0 });
 }

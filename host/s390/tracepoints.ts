@@ -13,6 +13,10 @@ const INTERRUPTION = [["type", "hex"], ["parm", "hex"], ["parm64", "hex64"]] as 
 const TOKEN = [["pfault_token", "hex64"]] as const;
 
 const TABLE = tracepointTable({
+  kvm_s390_vcpu_start_stop: {
+    args: [["id", "dec"], ["state", "dec"]],
+    fires: "user space has a CPU start, or stop",
+  },
   kvm_s390_sie_enter: { args: [["address", "hex"]], fires: "each entry" },
   kvm_s390_sie_exit: {
     args: [["icptcode", "exit"], ["address", "hex"]],
@@ -54,6 +58,7 @@ export const S390_TRACEPOINTS: readonly TracepointSpec[] = TABLE.specs;
 
 /** A tracepoint's name. */
 export type S390Event =
+  | "kvm_s390_vcpu_start_stop"
   | "kvm_s390_sie_enter"
   | "kvm_s390_sie_exit"
   | "kvm_s390_sie_fault"

@@ -264,6 +264,7 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
   override start(entry: number, time: number = this.engine.now): void {
     this.context.pc = entry;
     this.phase = "host";
+    this.traceState(true);
     this.vm.hostCpus.ready(this, Math.max(time, this.clock));
   }
 
@@ -282,6 +283,7 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
 
   /** The stopped state: nothing goes on here; it may be started anew, in kernel code. */
   stop(): void {
+    if (this.phase !== "ended") this.traceState(false);
     this.end();
     this.code.clear();
     this.setMask(KERNEL_PSW_MASK);
@@ -303,6 +305,11 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
   /** Counts an event of KVM's; an emulator has none. */
   override trace(event: number, a = 0, b = 0, c = 0, d = 0, e = 0): void {
     if (this.vm.behaviour.kvm) super.trace(event, a, b, c, d, e);
+  }
+
+  /** Emits that user space has told KVM whether the CPU operates, or is stopped. */
+  traceState(operates: boolean): void {
+    this.trace(S390_TP.kvm_s390_vcpu_start_stop, this.index, operates ? 1 : 0);
   }
 
   /** Emits an event about an interruption. */

@@ -30,6 +30,7 @@ describe("run hypercalls --trace", () => {
 
   it("has what KVM traces on s390 (arch/s390/kvm/trace.h and trace-s390.h)", () => {
     assertEquals(traces("--arch", "s390").KVM_S390_VIRTIO_CCW_NOTIFY, [
+      "kvm_s390_vcpu_start_stop: id 0 state 1",
       "kvm_s390_sie_enter: address 0x10300",
       "kvm_s390_sie_exit: icptcode ICPT_INST address 0x10306",
       "kvm_s390_intercept_instruction: ipa 0x8324 ipb 0x5000000",

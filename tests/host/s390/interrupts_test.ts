@@ -81,6 +81,7 @@ describe("a program interruption", () => {
       line.replace(/^.*?(kvm_)/, "$1").replace(/ address 0x[0-9a-f]+/, "")
     );
     assertEquals(events, [
+      "kvm_s390_vcpu_start_stop: id 0 state 1",
       "kvm_s390_sie_enter:",
       "kvm_s390_sie_exit: icptcode ICPT_INST",
       "kvm_s390_intercept_instruction: ipa 0x8324 ipb 0x5010000",
@@ -115,7 +116,11 @@ describe("a program interruption", () => {
         yield step(cpu);
       });
       assertEquals([code, vm.exits()], [PGM_PRIVILEGED_OP, {}]);
-      assertEquals(vm.counters(), { kvm_s390_sie_enter: 1 }, "KVM has no part in it");
+      assertEquals(
+        vm.counters(),
+        { kvm_s390_vcpu_start_stop: 1, kvm_s390_sie_enter: 1 },
+        "KVM has no part in it",
+      );
       assertEquals(vm.words.read64(0x10_0000), 0n, "nothing was stored");
     }
   });

@@ -34,7 +34,7 @@ const PREFIX = 0x4000;
 describe("a kernel that has all CPUs reset, to go into the next kernel", () => {
   it("goes on behind the call with its memory, prefix and control register, and no other CPU does", () => {
     for (const host of HOSTS) {
-      const vm = new Machine().createS390Vm({ memory: MEMORY, vcpus: 2, host });
+      const vm = new Machine().createS390Vm({ memory: MEMORY, vcpus: 2, host, trace: 10_000 });
       const log: string[] = [];
       const kernel = new S390Kernel({
         *main(cpu) {
@@ -62,6 +62,10 @@ describe("a kernel that has all CPUs reset, to go into the next kernel", () => {
       assertEquals(log, ["prefix 0x4000", "cr0 0x2e0", "data 0x12345678"], host);
       assertEquals([vm.ending, vm.vcpus[0].phase, vm.bootCpu.index], [undefined, "ended", 1], host);
       assert(vm.vcpus[0].clock < vm.vcpus[1].clock, "CPU 0, which ran for ever, has stopped");
+      const states = vm.traceText().map((line) => /start_stop: (.*)$/.exec(line)?.[1]).filter(Boolean);
+      // Both start; both are stopped by the reset; the one that asked for it starts again. An emulator has no KVM.
+      const told = ["id 0 state 1", "id 1 state 1", "id 0 state 0", "id 1 state 0", "id 1 state 1"];
+      assertEquals(states, vm.behaviour.kvm ? told : []);
     }
   });
 
