@@ -68,15 +68,3 @@ export type PpcInterrupt =
 export function ppcVector(family: PpcFamily, interrupt: PpcInterrupt): number {
   return family === "book3s" ? BOOK3S_INTERRUPTS[interrupt] : 0x200 * BOOKE_INTERRUPTS[interrupt];
 }
-
-const BOOK3S_NAMES: ReadonlyMap<number, string> = new Map(
-  Object.entries(BOOK3S_INTERRUPTS).map(([name, number]) => [number, name]),
-);
-const BOOKE_NAMES: ReadonlyMap<number, string> = new Map(
-  Object.entries(BOOKE_INTERRUPTS).map(([name, number]) => [number, name]),
-);
-
-/** The name that kvm_exit prints for an exit's number; the number itself where it has none. */
-export function ppcExitName(family: PpcFamily, exit: number): string {
-  return (family === "book3s" ? BOOK3S_NAMES : BOOKE_NAMES).get(exit) ?? `0x${exit.toString(16)}`;
-}

@@ -23,7 +23,6 @@ import {
   PPC_PR_CONVENTION,
   type PpcCallRegister,
   PpcCpu,
-  ppcExitName,
   type PpcHypercallName,
   ppcHypercallName,
   ppcHypercallToken,
@@ -176,11 +175,6 @@ describe("PowerPC text", () => {
 describe("names", () => {
   it("are those that people and traces use", () => {
     assertEquals([sprName(0x110), sprName(26), sprName(999)], ["SPRG0", "SRR0", "spr 999"]);
-    assertEquals([ppcExitName("book3s", 0xc00), ppcExitName("booke", 40), ppcExitName("book3s", 0xc01)], [
-      "SYSCALL",
-      "HV_SYSCALL",
-      "0xc01",
-    ]);
     assertEquals([sprIsPrivileged(0x110), sprIsPrivileged(0x104)], [true, false]);
     assertEquals(isPrivilegedPpc(decodePpc(0x7c60_00a6)!), true);
   });
