@@ -4,30 +4,17 @@ import fc from "fast-check";
 import {
   type Guest,
   KVM_MSR_ENABLED,
-  LEVEL_PD,
   LEVEL_PT,
   MSR_KVM_PV_EOI_EN,
   X2APIC_EOI,
   X2APIC_SELF_IPI,
   type X86Cpu,
 } from "../../../abi/mod.ts";
-import { BACKENDS, Machine, StaleTranslation, straight, type Vm, type VmOptions } from "../../../host/mod.ts";
+import { BACKENDS, Machine, StaleTranslation, straight, type Vm } from "../../../host/mod.ts";
 import { SPTE_WRITABLE } from "../../../host/kvm/tdp/spte.ts";
-import { enableX2apic, Rig, type RigOptions, startAps } from "../../support/guests.ts";
+import { BASE, loggingRig, PAGE, PAGES, pages, slotOf, userspace } from "../../support/dirty_log.ts";
+import { enableX2apic, startAps } from "../../support/guests.ts";
 import { mapped, SMALL, task } from "../../support/tdp.ts";
-
-const PAGE = 4096;
-/** A slot of its own: what the log says of it is all the guest's doing. */
-const BASE = 2 ** 30;
-const PAGES = 130;
-
-/** A rig with a slot of 130 pages, a guest without tables, and no disk: only the log makes KVM track pages. */
-function loggingRig(backend: Vm["backend"], vm: VmOptions = {}, machine: RigOptions["machine"] = {}): Rig {
-  return new Rig({
-    machine: { staleness: true, ...machine },
-    vm: { backend, slots: [{ base: BASE, size: PAGES * PAGE }], ...vm },
-  });
-}
 
 /** What the log protects no entry lets the guest write. */
 function checkProtected({ dirtyLog, mmu }: Vm): void {
@@ -39,22 +26,7 @@ function checkProtected({ dirtyLog, mmu }: Vm): void {
   }
 }
 
-function slotOf(vm: Vm) {
-  return vm.memory.find(BASE, 1)!;
-}
-
-/** The pages that a bitmap has. */
-function pages(bitmap: Uint32Array): number[] {
-  return [...Array(32 * bitmap.length).keys()].filter((page) => (bitmap[page >> 5] >>> (page & 31)) & 1);
-}
-
 const at = (page: number): number => BASE + page * PAGE;
-
-/** What user space does at each write to port 0x80, in its order; the guest is in no guest mode meanwhile. */
-function userspace(vm: Vm, ...acts: readonly (() => void)[]): void {
-  const rest = [...acts];
-  vm.userspacePioDevice = { access: () => void rest.shift()!() };
-}
 
 for (const backend of BACKENDS) {
   describe(`the dirty log of a running guest (${backend})`, () => {
@@ -237,95 +209,6 @@ for (const backend of BACKENDS) {
       });
       assertEquals(pages(straight(vm.getDirtyLog(slotOf(vm)))).length, PAGES);
       assertEquals([vm.mmu.remoteTlbFlushRequests, mapped(vm, at(1))], [0, SMALL]);
-    });
-  });
-
-  describe(`pages of 2 MiB under the dirty log (${backend})`, () => {
-    const slots = [{ base: BASE, size: 2 ** 22 }];
-
-    // kvm_mmu_slot_apply_flags has nothing to do for KVM_MEM_READONLY; kvm_mmu_hugepage_adjust looks at the log alone.
-    it("stay as they are in a read-only slot, which cannot be dirtied; new ones are mapped small", () => {
-      const rig = loggingRig(backend, {
-        slots: [{ ...slots[0], readonly: true }],
-        hostHugePages: true,
-        disk: { pages: 2 ** 20, latency: 1000 },
-      });
-      const { vm } = rig;
-      const states: unknown[] = [];
-      const look = (): void => void states.push([mapped(vm, BASE), mapped(vm, BASE + 2 ** 21)]);
-      const written: number[] = [];
-      vm.userspaceMmioDevice = { access: (address) => void written.push(address) };
-      userspace(
-        vm,
-        () => {
-          straight(vm.logDirtyPages(slotOf(vm), true));
-          look();
-        },
-        () => {
-          assertEquals(pages(straight(vm.getDirtyLog(slotOf(vm)))), []);
-          straight(vm.logDirtyPages(slotOf(vm), false));
-          look();
-        },
-      );
-      rig.finish(function* (cpu) {
-        yield cpu.load32(BASE);
-        yield cpu.out8(0x80, 1);
-        yield cpu.load32(BASE + 2 ** 21);
-        yield cpu.store32(BASE, 1);
-        yield cpu.out8(0x80, 1);
-      });
-      const huge = { level: LEVEL_PD, writable: false };
-      const small = { level: LEVEL_PT, writable: false };
-      assertEquals(states, [[huge, undefined], [huge, small]]);
-      assertEquals([vm.mmu.remoteTlbFlushRequests, written], [0, [BASE]]);
-    });
-
-    it("are split when it begins, mapped small while it goes on, and huge again when it ends", () => {
-      const rig = loggingRig(backend, {
-        slots,
-        hostHugePages: true,
-        disk: { pages: 2 ** 20, latency: 1000 },
-      });
-      const { vm } = rig;
-      const states: unknown[] = [];
-      const look = (): void => void states.push([mapped(vm, BASE), mapped(vm, BASE + 2 ** 21)]);
-      userspace(
-        vm,
-        look,
-        () => {
-          straight(vm.logDirtyPages(slotOf(vm), true));
-          look();
-        },
-        () => {
-          assertEquals(pages(straight(vm.getDirtyLog(slotOf(vm)))), [0, 512]);
-          straight(vm.logDirtyPages(slotOf(vm), false));
-          look();
-        },
-        look,
-      );
-      rig.finish(function* (cpu) {
-        yield cpu.store32(BASE, 1);
-        yield cpu.out8(0x80, 1);
-        yield cpu.out8(0x80, 1);
-        yield cpu.store32(BASE, 1);
-        yield cpu.store32(BASE + 2 ** 21, 1);
-        yield cpu.out8(0x80, 1);
-        yield cpu.store32(BASE, 1);
-        yield cpu.out8(0x80, 1);
-      });
-      const huge = { level: LEVEL_PD, writable: true };
-      const collected = { level: LEVEL_PD, writable: false }; // In the small pages' place, with the rights of the first.
-      assertEquals(states, [
-        [huge, undefined],
-        [{ level: LEVEL_PT, writable: false }, undefined],
-        [collected, collected],
-        [huge, collected],
-      ]);
-      assertEquals(
-        vm.bootstrap.stats.pf_fast,
-        2,
-        "W alone was missing: once in a small page, once in the huge one",
-      );
     });
   });
 
