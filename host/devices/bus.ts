@@ -28,6 +28,26 @@ export function busIsFull(devices: readonly { readonly ioeventfd?: boolean }[]):
   return devices.filter(({ ioeventfd = false }) => !ioeventfd).length >= BUS_DEVICE_LIMIT;
 }
 
+/** A range of addresses. */
+export interface IoRange {
+  /** First address. */
+  readonly address: number;
+  /** Addresses; of a device, 0 stands for any. */
+  readonly length: number;
+}
+
+/**
+ * How a write's range stands to a device's: below it, above it, or within it (kvm_io_bus_cmp). The lengths count only where
+ * the device has one.
+ */
+export function compareRanges(write: IoRange, device: IoRange): -1 | 0 | 1 {
+  if (write.address < device.address) return -1;
+  const [writeEnd, deviceEnd] = device.length === 0
+    ? [write.address, device.address]
+    : [write.address + write.length, device.address + device.length];
+  return writeEnd > deviceEnd ? 1 : 0;
+}
+
 /** A bus of devices. */
 export class DeviceBus {
   readonly #name: string;
@@ -55,9 +75,7 @@ export class DeviceBus {
         } is in the way`,
       );
     }
-    const place = this.#devices.findIndex(({ base, length }) =>
-      base === device.base ? length > device.length : base > device.base
-    );
+    const place = this.#devices.findIndex((other) => compareRanges(rangeOf(other), rangeOf(device)) > 0);
     this.#devices.splice(place < 0 ? this.#devices.length : place, 0, device);
   }
 
@@ -78,8 +96,12 @@ export class DeviceBus {
   }
 }
 
-function holds({ base, length }: MmioDevice, address: number, bytes: number): boolean {
-  return address >= base && address + bytes <= base + length;
+function rangeOf({ base: address, length }: MmioDevice): IoRange {
+  return { address, length };
+}
+
+function holds(device: MmioDevice, address: number, bytes: number): boolean {
+  return compareRanges({ address, length: bytes }, rangeOf(device)) === 0;
 }
 
 /** Whether two cannot be on one bus. */

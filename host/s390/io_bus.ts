@@ -6,7 +6,7 @@
  */
 
 import { hex } from "../../abi/mod.ts";
-import { BUS_DEVICE_LIMIT, busIsFull } from "../devices/bus.ts";
+import { BUS_DEVICE_LIMIT, busIsFull, compareRanges, type IoRange } from "../devices/bus.ts";
 
 /** A device, or a doorbell, on the bus. */
 export interface IoBusDevice {
@@ -133,24 +133,4 @@ export class IoBus {
     this.counters.offers++;
     return this.#devices[place].write(address, length, value);
   }
-}
-
-/** A range of addresses. */
-export interface IoRange {
-  /** First address. */
-  readonly address: number;
-  /** Addresses; of a device, 0 stands for any. */
-  readonly length: number;
-}
-
-/**
- * How a write's range stands to a device's: below it, above it, or within it (kvm_io_bus_cmp). The lengths count only where
- * the device has one.
- */
-export function compareRanges(write: IoRange, device: IoRange): -1 | 0 | 1 {
-  if (write.address < device.address) return -1;
-  const [writeEnd, deviceEnd] = device.length === 0
-    ? [write.address, device.address]
-    : [write.address + write.length, device.address + device.length];
-  return writeEnd > deviceEnd ? 1 : 0;
 }

@@ -64,6 +64,16 @@ describe("a bus of devices", () => {
     assertEquals([bus.write(0x101, 1, 9n), behind.written.at(-1)], [true, [0x101, 1, 9n]]);
     assertEquals(bus.read(0x100, 4), 0x100n);
   });
+
+  it("asks an ioeventfd in a device's range before the device only where it was there first", () => {
+    // kvm_io_bus_cmp takes a range within another for equal to it, and kvm_io_bus_register_dev puts equals behind.
+    const bus = new DeviceBus("test");
+    const around = device(0x100, 8);
+    const [first, second] = [new IoEventFd(0x102, 2), new IoEventFd(0x104, 2)];
+    for (const added of [first, around, second]) bus.add(added);
+    for (const { base } of [first, second]) assertEquals(bus.write(base, 2, 7n), true);
+    assertEquals([first.rung, second.rung, around.written], [1, 0, [[0x104, 2, 7n]]]);
+  });
 });
 
 const MMIO = 0xc000_0000;
