@@ -120,13 +120,13 @@ export abstract class ArchVcpu<Cpu extends MachineContext<Cpu>> extends Thread {
   }
 
   /** The handler at the program counter begins: the processor has set that to a vector. */
-  protected enterHandler(fault?: MachineFault): void {
+  enterHandler(fault?: MachineFault): void {
     this.charge(this.vm.cost.eventDelivery);
     this.code.enterHandler(fault);
   }
 
   /** The instruction that ends handlers has been executed, by the processor or by the host for it. */
-  protected leaveHandler(): void {
+  leaveHandler(): void {
     this.charge(this.vm.cost.iret);
     this.code.leaveHandler();
   }

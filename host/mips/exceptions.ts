@@ -66,5 +66,5 @@ export function deliverException(
   context.setSystem(MIPS_CP0.status, (status | MIPS_STATUS_EXL) >>> 0);
   vcpu.branchTarget = undefined;
   context.pc = vector;
-  vcpu.beginHandler(fault);
+  vcpu.enterHandler(fault);
 }

@@ -241,7 +241,7 @@ function operation(vcpu: MipsVcpu, word: number): boolean {
     const epc = erl ? MIPS_CP0.errorEpc : MIPS_CP0.epc;
     must32(context.system(epc));
     context.pc = context.sys[2 * epc];
-    vcpu.endHandler();
+    vcpu.leaveHandler();
     return false;
   }
   return reserved(vcpu);

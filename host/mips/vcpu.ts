@@ -13,7 +13,6 @@ import {
   hex,
   highOf,
   lowOf,
-  type MachineFault,
   MIPS_CONVENTION,
   MIPS_CP0,
   MIPS_EBASE,
@@ -94,16 +93,6 @@ export class MipsVcpu extends ArchVcpu<MipsCpu> {
   /** Executes the instruction at the program counter. */
   protected override instruction(): void {
     executeMips(this);
-  }
-
-  /** The handler at the program counter begins. */
-  beginHandler(fault: MachineFault): void {
-    this.enterHandler(fault);
-  }
-
-  /** ERET was executed. */
-  endHandler(): void {
-    this.leaveHandler();
   }
 
   /** Count: it runs with the host's clock. */

@@ -211,7 +211,7 @@ export class PpcInterrupts {
       p.context.pc = (this.ivpr | this.ivor[BOOKE_INTERRUPTS[interrupt]]) >>> 0;
       this.#vcpu.setMsr(msr & BigInt(MSR_CE | MSR_ME | MSR_DE));
     }
-    this.#vcpu.beginHandler(fault);
+    this.#vcpu.enterHandler(fault);
   }
 
   /** The number of an interrupt, as a fault tells it. */

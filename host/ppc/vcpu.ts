@@ -209,11 +209,6 @@ export class PpcVcpu extends ArchVcpu<PpcCpu> {
     this.interrupts.lower();
   }
 
-  /** A handler begins at the program counter. */
-  beginHandler(fault?: MachineFault): void {
-    this.enterHandler(fault);
-  }
-
   /** What a handler of an interrupt may send to the fixup of the instruction that left guest mode last. */
   faultOf(interrupt: PpcInterrupt): MachineFault {
     const { pc } = this.processor.context;

@@ -105,5 +105,5 @@ export function swapPsw(vcpu: S390Vcpu, oldAt: number, newAt: number, fault?: Ma
     return;
   }
   vcpu.setPsw(psw);
-  if ((psw.mask & PSW_MASK_WAIT) === 0n) vcpu.beginHandler(fault);
+  if ((psw.mask & PSW_MASK_WAIT) === 0n) vcpu.enterHandler(fault);
 }

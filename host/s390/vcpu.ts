@@ -14,7 +14,6 @@ import {
   KVM_S390_INTERRUPTS,
   KVM_S390_RESETS,
   lowOf,
-  type MachineFault,
   type Psw,
   PSW_MASK_EXT,
   PSW_MASK_IO,
@@ -104,11 +103,6 @@ export class S390Vcpu extends ArchVcpu<S390Cpu> implements S390HostThread, Pfaul
   /** Sets the condition code. */
   setConditionCode(cc: number): void {
     this.setMask(withConditionCode(this.pswMask, cc));
-  }
-
-  /** The handler at the PSW's address begins. */
-  beginHandler(fault?: MachineFault): void {
-    this.enterHandler(fault);
   }
 
   /** Whether an access can be; if not, the vCPU has left guest mode, with the PSW at the instruction. */
