@@ -249,11 +249,12 @@ export function system(p: Processor, op: number): void {
 
 function lidt(p: Processor, op: number): void {
   if (p.cpl !== 0) return raise(p, GP_VECTOR, 0);
-  const operand = readOperand(p, p.longActive ? DESCRIPTOR_PTR64.size : 6, READS);
+  // SDM 2A, LGDT/LIDT: 64 bits of base in 64-bit mode, 32 in compatibility mode as in protected mode.
+  const operand = readOperand(p, p.longMode ? DESCRIPTOR_PTR64.size : 6, READS);
   if (operand === undefined) return;
   const low = operand.getUint32(2, true);
-  const high = p.longActive ? operand.getUint32(6, true) : 0;
-  // APM 3, LIDT: the base must be canonical; so does KVM have it on Intel (em_lgdt_lidt).
+  const high = p.longMode ? operand.getUint32(6, true) : 0;
+  // The base must be canonical (APM 3, LIDT): KVM's emulator asks no vendor, and only in 64-bit mode (em_lgdt_lidt).
   if (linearAddress(low, high) === undefined) return raise(p, GP_VECTOR, 0);
   p.sys[SYS_IDT_LIMIT] = operand.getUint16(0, true);
   p.sys[SYS_IDT_BASE] = low;

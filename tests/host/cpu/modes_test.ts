@@ -26,13 +26,14 @@ import {
   IA32_STAR,
   KERNEL32_CS,
   KERNEL_CS,
+  SYS_IDT_BASE,
   USER_CS,
   X2APIC_EOI,
   X2APIC_ICR,
   type X86Cpu,
 } from "../../../abi/mod.ts";
 import { BACKENDS, GuestError } from "../../../host/mod.ts";
-import { AP_START, DATA, enableX2apic, longMode, Rig, type RigOptions } from "../../support/guests.ts";
+import { AP_START, DATA, enableX2apic, IDT, longMode, Rig, type RigOptions } from "../../support/guests.ts";
 
 /** A rig on which a #GP is thrown into whoever caused it. */
 function rigWithGp(options: RigOptions = {}): Rig {
@@ -287,6 +288,22 @@ for (const backend of BACKENDS) {
         yield cpu.rdmsr(IA32_EFER);
         assertEquals(cpu.eax, EFER_LME);
         yield cpu.movToCr4(0);
+      });
+    });
+
+    it("load the IDT from a pseudo-descriptor of six bytes in compatibility mode, of ten in 64-bit mode", () => {
+      const rig = rigWithGp(options);
+      const { processor } = rig.vm.bootstrap;
+      rig.finish(function* (cpu) {
+        yield cpu.store16(DATA, 0xfff);
+        yield cpu.store32(DATA + 2, IDT);
+        yield cpu.store32(DATA + 6, 0x8000); // Not canonical, if it were part of the base.
+        assertEquals(yield* faults(() => cpu.lidt(DATA)), true);
+        yield cpu.loadCs(KERNEL32_CS);
+        assertEquals(yield* faults(() => cpu.lidt(DATA)), false);
+        yield cpu.loadCs(KERNEL_CS);
+        assertEquals([processor.sys[SYS_IDT_BASE], processor.sys[SYS_IDT_BASE + 1]], [IDT, 0]);
+        assertEquals(yield* faults(() => cpu.movToCr0(CR0_PG)), true, "through that IDT");
       });
     });
 
