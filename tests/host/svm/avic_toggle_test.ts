@@ -23,6 +23,7 @@ const MODES: readonly [Acceleration, ApicMode][] = [["avic", "xapic"], ["x2avic"
   "avic",
   "x2apic",
 ]];
+
 for (const [acceleration, mode] of MODES) {
   const options: VmOptions = { backend: "svm", acceleration };
   describe(`AVIC that is inhibited and allowed again (${acceleration}, ${mode})`, () => {
