@@ -7,6 +7,13 @@
 import type { ByteOrder } from "../../abi/mod.ts";
 import type { GuestMemory } from "../memory/mod.ts";
 
+/** A number whose bytes are exchanged: the last is the first. */
+export function byteSwapped(value: bigint, bytes: 1 | 2 | 4 | 8): bigint {
+  let swapped = 0n;
+  for (let i = 0; i < bytes; i++) swapped = (swapped << 8n) | ((value >> BigInt(8 * i)) & 0xffn);
+  return swapped;
+}
+
 /** Memory whose words have a byte order. Accesses to what is not backed, or not writable, do nothing and say so. */
 export class OrderedMemory {
   /** The bytes. */
@@ -54,12 +61,7 @@ export class OrderedMemory {
 
   /** Writes the low 1 to 8 bytes of a value. false where not writable: then nothing is written. */
   write(address: number, bytes: 1 | 2 | 4 | 8, value: number | bigint): boolean {
-    let rest = BigInt.asUintN(8 * bytes, BigInt(value));
-    if (this.order === "big") {
-      let swapped = 0n;
-      for (let i = 0; i < bytes; i++, rest >>= 8n) swapped = (swapped << 8n) | (rest & 0xffn);
-      rest = swapped;
-    }
-    return this.memory.write(address, bytes, rest);
+    const word = BigInt.asUintN(8 * bytes, BigInt(value));
+    return this.memory.write(address, bytes, this.order === "big" ? byteSwapped(word, bytes) : word);
   }
 }

@@ -24,6 +24,7 @@ import {
   SRR1_PROGPRIV,
   SRR1_PROGTRAP,
 } from "../../abi/mod.ts";
+import { byteSwapped } from "../arch/mod.ts";
 import { emulate, type Emulated } from "./emulate.ts";
 import { hypercall } from "./hypercall.ts";
 import type { PpcVcpu } from "./vcpu.ts";
@@ -185,8 +186,7 @@ function isReversedSystemCall(vcpu: PpcVcpu, word: number): boolean {
   if (vcpu.host.family !== "book3s" || (vcpu.processor.shared.get("msr") & BigInt(MSR_LE)) === 0n) {
     return false;
   }
-  const reversed = ((word & 0xff) << 24) | ((word & 0xff00) << 8) | ((word >>> 8) & 0xff00) | (word >>> 24);
-  return reversed >>> 0 === PPC_SC;
+  return byteSwapped(BigInt(word), 4) === BigInt(PPC_SC);
 }
 
 /** The word that guests put in place of `sc 1` where that does not trap (book3s_emulate.c, OP_31_XOP_FAKE_SC1). */

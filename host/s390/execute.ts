@@ -21,6 +21,7 @@ import {
   s390InstructionLength,
   type S390Mnemonic,
 } from "../../abi/mod.ts";
+import { byteSwapped } from "../arch/mod.ts";
 import { interruptProgram, swapPsw } from "./interrupts.ts";
 import type { S390Vcpu } from "./vcpu.ts";
 
@@ -79,12 +80,6 @@ export function operandAddress(vcpu: S390Vcpu, { fields }: S390Instruction): big
 
 type Execute = (vcpu: S390Vcpu, instruction: S390Instruction) => void;
 
-function reversed(value: bigint, bytes: number): bigint {
-  let result = 0n;
-  for (let i = 0; i < bytes; i++) result = (result << 8n) | ((value >> BigInt(8 * i)) & 0xffn);
-  return result;
-}
-
 type Size = 1 | 2 | 4 | 8;
 
 /** A load into all of R1, or with `keeps` into its low bytes alone. */
@@ -94,7 +89,7 @@ function load(bytes: Size, { swapped = false, keeps = false } = {}): Execute {
     if (!vcpu.reaches(address, bytes)) return;
     const { r1 } = instruction.fields;
     const found = vcpu.storage.read(Number(address), bytes);
-    const value = swapped ? reversed(found, bytes) : found;
+    const value = swapped ? byteSwapped(found, bytes) : found;
     const bits = BigInt(8 * bytes);
     const kept = keeps ? (vcpu.context.register(r1) >> bits) << bits : 0n;
     vcpu.context.setRegister(r1, kept | value);
@@ -108,7 +103,7 @@ function store(bytes: Size, swapped: boolean = false): Execute {
     const address = operandAddress(vcpu, instruction);
     if (!vcpu.reaches(address, bytes)) return;
     const value = BigInt.asUintN(8 * bytes, vcpu.context.register(instruction.fields.r1));
-    vcpu.storage.write(Number(address), bytes, swapped ? reversed(value, bytes) : value);
+    vcpu.storage.write(Number(address), bytes, swapped ? byteSwapped(value, bytes) : value);
     vcpu.charge(vcpu.vm.cost.store);
     done(vcpu, instruction);
   };
