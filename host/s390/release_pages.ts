@@ -39,10 +39,3 @@ export function releasedRanges(
   ranges.push({ start: behindPrefix, end });
   return ranges.filter((range) => range.start < range.end);
 }
-
-/** The absolute address of a real one: the first 8 KiB and those at the prefix change places. */
-export function realToAbsolute(address: bigint, prefix: bigint): bigint {
-  const swapped = PAGES_AT_PREFIX * PAGE;
-  if (address < swapped) return address + prefix;
-  return address >= prefix && address < prefix + swapped ? address - prefix : address;
-}
