@@ -6,6 +6,7 @@
  */
 
 import { BlockLayout, MachineText, type SiteForm } from "../text_block.ts";
+import { MIPS_HYPCALL } from "./convention.ts";
 import type { MipsCpu } from "./cpu.ts";
 
 /** HYPCALL 0, with v0 and a0 to a3 as they are. */
@@ -57,8 +58,8 @@ const NOP = 0x0000_0000;
 const BREAK = 0x0000_000d;
 
 const FORMS: readonly SiteForm[] = [
-  { opcode: MIPS_OP_HYPCALL, text: "hypcall", units: [0x4200_0028] },
-  { opcode: MIPS_OP_HYPCALL_IN_SLOT, text: "b .+8; hypcall", units: [0x1000_0001, 0x4200_0028] },
+  { opcode: MIPS_OP_HYPCALL, text: "hypcall", units: MIPS_HYPCALL.units },
+  { opcode: MIPS_OP_HYPCALL_IN_SLOT, text: "b .+8; hypcall", units: [0x1000_0001, ...MIPS_HYPCALL.units] },
   { opcode: MIPS_OP_CALL, text: "jalr $t9; nop", units: [0x0320_f809, NOP] },
   { opcode: MIPS_OP_LBU, text: "lbu $t1, 0($t0)", units: [0x9109_0000] },
   { opcode: MIPS_OP_LW, text: "lw $t1, 0($t0)", units: [0x8d09_0000] },

@@ -15,8 +15,8 @@ const KSEG_SIZE = 0x2000_0000;
 /** xkphys holds physical addresses of 59 bits, behind a cache attribute. */
 const XKPHYS_BITS = 59;
 
-/** SegCtl2 describes addresses from 0x4000_0000 on in bits 15:0 (CFG4), and those below in bits 31:16 (CFG5). */
-const CFG5_SHIFT = 16;
+/** SegCtl2 describes addresses from 0x4000_0000 on in bits 15:0 (CFG4), and those below from this bit on (CFG5). */
+export const MIPS_SEGCTL2_CFG5_SHIFT = 16;
 /** A segment's configuration: the lowest bit of PA, address bits 35:29 of the memory that an unmapped segment leads to. */
 export const MIPS_SEGCFG_PA_SHIFT = 9;
 /** The lowest bit of AM, the access mode. */
@@ -30,7 +30,8 @@ export const MIPS_SEGCFG_EU: number = 1 << 3;
 
 const USEG = (MIPS_SEGCFG_MUSK << MIPS_SEGCFG_AM_SHIFT) | MIPS_SEGCFG_EU;
 /** SegCtl2 after reset: useg as it was before there was segmentation control. */
-export const MIPS_SEGCTL2_RESET: number = (USEG << CFG5_SHIFT) | (2 << MIPS_SEGCFG_PA_SHIFT) | USEG;
+export const MIPS_SEGCTL2_RESET: number = (USEG << MIPS_SEGCTL2_CFG5_SHIFT) | (2 << MIPS_SEGCFG_PA_SHIFT) |
+  USEG;
 
 /** kseg0's address of a physical one below 512 MiB. Throws `RangeError` above. */
 export function mipsKseg0(physical: number): number {

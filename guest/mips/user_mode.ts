@@ -9,6 +9,7 @@
 import {
   MIPS_SEGCFG_AM_SHIFT,
   MIPS_SEGCFG_UUSK,
+  MIPS_SEGCTL2_CFG5_SHIFT,
   MIPS_SEGCTL2_RESET,
   MIPS_STATUS_ERL,
   MIPS_STATUS_EXL,
@@ -20,7 +21,7 @@ import type { GuestValue } from "../kernel/cpumask.ts";
 /** Opens the low GiB to every mode. */
 export function* mipsUnmapUseg(cpu: MipsCpu): GuestValue<void> {
   const cfg5 = MIPS_SEGCFG_UUSK << MIPS_SEGCFG_AM_SHIFT;
-  yield cpu.mtc0SegCtl2((cfg5 << 16) | (MIPS_SEGCTL2_RESET & 0xffff));
+  yield cpu.mtc0SegCtl2((cfg5 << MIPS_SEGCTL2_CFG5_SHIFT) | (MIPS_SEGCTL2_RESET & 0xffff));
 }
 
 /**
