@@ -9,6 +9,7 @@
 
 import type { PpcFamily } from "./interrupts.ts";
 import { extractField, fieldMask, insertField, type InstructionFieldName } from "./fields.ts";
+import { sprIsPrivileged } from "./registers.ts";
 
 /** The cores of this project: 64-bit and 32-bit Book3S, and 32-bit BookE (e500). */
 export type PpcCore = "book3s-64" | "book3s-32" | "booke";
@@ -200,6 +201,6 @@ export function hasPpcInstruction(core: PpcCore, name: PpcMnemonic): boolean {
 
 /** Whether problem state may not execute an instruction. */
 export function isPrivilegedPpc(instruction: PpcInstruction): boolean {
-  if (instruction.name === "mfspr" || instruction.name === "mtspr") return (instruction.SPR & 0x10) !== 0;
+  if (instruction.name === "mfspr" || instruction.name === "mtspr") return sprIsPrivileged(instruction.SPR);
   return "privileged" in PPC_INSTRUCTIONS[instruction.name];
 }

@@ -57,6 +57,11 @@ export const ESR_PTR = 0x200_0000;
 /** ESR of a data storage interrupt: the access was a store. */
 export const ESR_ST = 0x80_0000;
 
+/** TSR, BookE: the decrementer has expired; a 1 that is written clears it (reg_booke.h). */
+export const TSR_DIS = 0x800_0000;
+/** TCR, BookE: the decrementer interrupts (reg_booke.h). */
+export const TCR_DIE = 0x400_0000;
+
 /** DSISR: no translation was found (reg.h). */
 export const DSISR_NOHPTE = 0x4000_0000;
 /** DSISR: the access was a store. */

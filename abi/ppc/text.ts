@@ -8,7 +8,7 @@
 
 import { BlockLayout, MachineText } from "../text_block.ts";
 import type { PpcCpu } from "./cpu.ts";
-import { BO_COUNT, disassemblePpc, PPC_BCTRL, PPC_SC, ppcAsm } from "./assembly.ts";
+import { BO_COUNT, disassemblePpc, PPC_BCTRL, PPC_NOP, PPC_SC, ppcAsm } from "./assembly.ts";
 import { encodePpc, type PpcCore } from "./instructions.ts";
 import { type SprName, SPRS } from "./registers.ts";
 
@@ -95,7 +95,7 @@ function layoutOf(core: PpcCore): BlockLayout {
     unitBytes: 4,
     // Book3S has its vectors 256 bytes apart; BookE puts them where the guest wants them, and has more instructions.
     size: core === "booke" ? 0x200 : 0x100,
-    entry: [encodePpc("ori", { RA: 0, RS: 0, UI: 0 })],
+    entry: [PPC_NOP],
     forms,
     returns: ppcOpcode(core === "book3s-64" ? "rfid" : "rfi"),
     pad: [TRAP],

@@ -29,7 +29,9 @@ import {
   type PpcVm,
   type PpcVmOptions,
   setPpcVectors,
+  TCR_DIE,
   TEMPLATE_SPACE,
+  TSR_DIS,
   useMagicPage,
 } from "@exitless/exitless";
 
@@ -100,7 +102,7 @@ function* decrementer(cpu: PpcCpu): MachineGuest {
   yield cpu.lwz(TICKS);
   yield cpu.stw(TICKS, cpu.r3 + 1n);
   yield cpu.mtspr("DEC", TICK);
-  if (cpu.core === "booke") yield cpu.mtspr("TSR", 0x800_0000);
+  if (cpu.core === "booke") yield cpu.mtspr("TSR", TSR_DIS);
 }
 
 /** Links the guest for a core and a byte order. */
@@ -116,7 +118,7 @@ export function magicPageGuest(
     yield* setPpcVectors(cpu);
     yield* epaprInit(cpu, { fdt, stub: STUB, order });
     cpu.setRegister(2, 0x2000); // the current task: never the stack
-    if (core === "booke") yield cpu.mtspr("TCR", 0x400_0000);
+    if (core === "booke") yield cpu.mtspr("TCR", TCR_DIE);
     yield cpu.mtspr("DEC", TICK);
     yield* part(cpu, "before");
     // The vectors, and this function.

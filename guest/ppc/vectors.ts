@@ -5,7 +5,6 @@
  */
 
 import {
-  BOOKE_INTERRUPTS,
   type MachineFunction,
   type MachineGuest,
   type MachineText,
@@ -59,6 +58,6 @@ export function* setPpcVectors(cpu: PpcCpu): MachineGuest {
   if (ppcFamily(cpu.core) !== "booke") return;
   yield cpu.mtspr("IVPR", 0);
   for (const [register, interrupt] of IVORS) {
-    yield cpu.mtspr(register, 0x200 * BOOKE_INTERRUPTS[interrupt]);
+    yield cpu.mtspr(register, ppcVector("booke", interrupt));
   }
 }

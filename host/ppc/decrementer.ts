@@ -6,13 +6,9 @@
  * @module
  */
 
+import { TCR_DIE, TSR_DIS } from "../../abi/mod.ts";
 import { Timer } from "../core/mod.ts";
 import type { PpcVcpu } from "./vcpu.ts";
-
-/** TSR: the decrementer has expired (reg_booke.h, TSR_DIS). */
-const TSR_DIS = 0x800_0000;
-/** TCR: the decrementer interrupts (TCR_DIE). */
-const TCR_DIE = 0x400_0000;
 
 /** A vCPU's decrementer. */
 export class Decrementer {
