@@ -6,6 +6,7 @@
  */
 
 import type { ArgumentsByName, NamedArgument } from "../convention.ts";
+import { KVM_S390_VIRTIO_CCW_NOTIFY } from "./virtio_ccw.ts";
 
 /** A parameter: its name, and what the number in its register stands for. */
 export interface S390Argument extends NamedArgument {
@@ -57,7 +58,7 @@ export const S390_HYPERCALLS = {
     meaning: "has the host read the device's status byte again",
   },
   KVM_S390_VIRTIO_CCW_NOTIFY: {
-    nr: 3,
+    nr: KVM_S390_VIRTIO_CCW_NOTIFY,
     args: [
       { name: "subchannel", type: "subchannel", meaning: "the device's subchannel-identification word" },
       { name: "queue", type: "notification", meaning: "the queue, or with it what notification data says" },

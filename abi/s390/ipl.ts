@@ -1,5 +1,6 @@
 /**
- * DIAGNOSE 0x308, IPL functions: subcodes, results, and the reset that KVM asks user space for.
+ * DIAGNOSE 0x308, IPL functions: subcodes and results (QEMU's target/s390x/diag.c), and the reset that KVM asks user space
+ * for.
  *
  * @module
  */

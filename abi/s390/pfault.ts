@@ -1,11 +1,12 @@
 /**
  * Pseudo page faults (pfault): DIAGNOSE 0x258 tells the host that the guest can go on with other work while a page is
- * absent. Names of struct diag258's fields as in arch/s390/kvm.
+ * absent. Fields, version, length and results as __diag_page_ref_service has them (arch/s390/kvm/diag.c).
  *
  * @module
  */
 
 import { type Layout, layout } from "../layout.ts";
+import { DIAGNOSES } from "./diagnose.ts";
 
 /** The parameter block, at a real address that is a multiple of 8. */
 export const PFAULT_BLOCK: Layout<
@@ -36,7 +37,7 @@ export const PFAULT_CANCEL = 1;
 export const PFAULT_VERSION = 2;
 /** Its length, in doublewords. */
 export const PFAULT_LENGTH = 5;
-/** What the last field holds of a block that begins the handshake. */
+/** What the last field holds of a block that begins the handshake (arch/s390/mm/pfault.c, __PF_RES_FIELD). */
 export const PFAULT_ZARCH = 0x8000_0000_0000_0000n;
 
 /** Result: done. */
@@ -75,7 +76,7 @@ function encode({ subcode, tokenAddress, selectMask, compareMask }: PfaultBlock,
   const bytes = new Uint8Array(PFAULT_BLOCK.size);
   const view = new DataView(bytes.buffer);
   const { fields } = PFAULT_BLOCK;
-  view.setUint16(fields.code.offset, 0x258);
+  view.setUint16(fields.code.offset, DIAGNOSES.PAGE_REFERENCE_SERVICES.code);
   view.setUint16(fields.subcode.offset, subcode);
   view.setUint16(fields.parm_len.offset, PFAULT_LENGTH);
   view.setUint16(fields.parm_version.offset, PFAULT_VERSION);

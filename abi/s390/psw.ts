@@ -40,9 +40,6 @@ export const PSW_MASK_64: bigint = PSW_MASK_EA | PSW_MASK_BA;
 /** Bits that must be 0: a PSW that has one of them is invalid (PSW_MASK_UNASSIGNED in arch/s390/kvm). */
 export const PSW_MASK_UNASSIGNED = 0xb808_00fe_7fff_ffffn;
 
-/** How far the condition code is from the right end of the mask's upper word. */
-export const PSW_CC_SHIFT = 12;
-
 /** A program-status word. */
 export interface Psw {
   /** The modes: PSW_MASK_*. */

@@ -16,6 +16,7 @@ import {
   PFAULT_COMPLETE,
   PFAULT_DONE,
   PSW_MASK_PSTATE,
+  S390_ERRNO,
   type S390Cpu,
   type S390Guest,
 } from "../../abi/mod.ts";
@@ -35,7 +36,7 @@ export function* pfaultInit(cpu: S390Cpu, block: number): GuestValue<boolean> {
     }),
   );
   // The result register holds an error while nobody has answered.
-  yield cpu.diag258(block, -95);
+  yield cpu.diag258(block, -S390_ERRNO.EOPNOTSUPP);
   return cpu.register(3) === BigInt(PFAULT_DONE);
 }
 
