@@ -19,13 +19,16 @@ import {
   S390Kernel,
   type S390Vm,
   SinkQueue,
-  splitRing,
 } from "@exitless/exitless";
 
 /** Where the ring is. */
 const RING = 0x10_0000;
 /** Entries of the ring. */
 const RING_SIZE = 64;
+/** Devices on the bus, unless told otherwise. */
+const DEVICES = 16;
+/** Queues of each. */
+const QUEUES = 8;
 /** Where the driver keeps its cookie. */
 const COOKIE = 0x11_0000;
 /** The buffer that it offers, again and again. */
@@ -85,7 +88,7 @@ export interface VirtioNotifyResult {
 
 /** Runs the guest. */
 export function virtioNotify(way: NotifyWay, options: VirtioNotifyOptions = {}): VirtioNotifyResult {
-  const { devices = 16, queues = 8, notifications = 1000 } = options;
+  const { devices = DEVICES, queues = QUEUES, notifications = 1000 } = options;
   const { device = devices - 1, queue = queues - 1 } = options;
   const vm = new Machine().createS390Vm({ memory: 2 * 2 ** 20 });
   const sink = new SinkQueue(vm, "sink", { size: RING_SIZE, ring: RING });
@@ -140,7 +143,7 @@ export function virtioNotify(way: NotifyWay, options: VirtioNotifyOptions = {}):
 
 if (import.meta.main) {
   console.log(
-    `A ring of ${splitRing(RING, RING_SIZE).size} entries; 16 devices with 8 queues each on the bus`,
+    `A ring of ${RING_SIZE} entries; ${DEVICES} devices with ${QUEUES} queues each on the bus`,
   );
   console.log("a notification        exits  user space  compared  asked   cycles  cookie");
   for (const way of NOTIFY_WAYS) {
