@@ -3,6 +3,8 @@ import { describe, it } from "@std/testing/bdd";
 import {
   MIPS_CP0,
   MIPS_EBASE,
+  MIPS_GPR,
+  MIPS_STATUS_ERL,
   MIPS_STATUS_EXL,
   MIPS_STATUS_UM,
   type MipsCpu,
@@ -241,6 +243,23 @@ describe("MIPS exceptions", () => {
       yield cpu.mfc0Status();
       assertEquals(cpu.value32 & MIPS_STATUS_EXL, 0);
     });
+
+    const both = MIPS_STATUS_ERL | MIPS_STATUS_EXL;
+    const nested = new MipsRig();
+    // mtc0 a0, ErrorEPC; mtc0 a1, EPC; mtc0 a2, Status; eret; nop; nop; jr ra; nop
+    nested.text.addWords(STUB, [0x4084_f000, 0x4085_7000, 0x4086_6000, 0x4200_0018, 0, 0, 0x03e0_0008, 0]);
+    nested.run(function* (cpu) {
+      yield cpu.mfc0Status();
+      const status = cpu.value32;
+      cpu.setRegister(MIPS_GPR.a0, mipsRegisterAddress(STUB + 24));
+      cpu.setRegister(MIPS_GPR.a1, mipsRegisterAddress(mipsKseg0(0x1fff_f000))); // Where no memory is.
+      cpu.setRegister(MIPS_GPR.a2, status | both);
+      yield cpu.call(STUB);
+      yield cpu.mfc0Status();
+      assertEquals(cpu.value32, status | MIPS_STATUS_EXL);
+      yield cpu.mtc0Status(status);
+    });
+    assertEquals([nested.vm.ending, nested.vm.finished], [undefined, true]);
   });
 
   it("a guest begins as kvmtool sets it up: Status.ERL and EXL, nothing else", () => {
