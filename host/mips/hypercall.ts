@@ -14,6 +14,7 @@ import {
   type HypercallName,
   hypercallName,
   KVM_ENOSYS,
+  MIPS_EXCEPTIONS,
   raises,
   returns,
 } from "../../abi/mod.ts";
@@ -89,7 +90,7 @@ export const MIPS_HOSTS: Readonly<Record<MipsHost, MipsHostBehaviour>> = {
     looksAtCode: false,
     followsConditions: false,
     calls: {},
-    unknown: raises("RI", 10),
+    unknown: raises("RI", MIPS_EXCEPTIONS.RI.code),
     userspaceArguments: 0,
     presetResult: undefined,
   },

@@ -148,7 +148,6 @@ export function execute(p: PpcProcessor, i: PpcInstruction, timeBase: () => bigi
       return next(p);
     }
     case "mfspr":
-      return moveFrom(p, i.RT, i.SPR, timeBase);
     case "mftb":
       return moveFrom(p, i.RT, i.SPR, timeBase);
     case "mtspr":

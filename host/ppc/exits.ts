@@ -194,7 +194,7 @@ function isFakeSystemCall(word: number): boolean {
   return (word & 0xfc00_07fe) >>> 0 === 0x7c00_0268;
 }
 
-/** PAPR: no such call. */
+/** PAPR: no such call (asm/hvcall.h). */
 const H_FUNCTION = -2n;
 
 /** A call of PAPR's, which user space does not know: none of them is modelled. */

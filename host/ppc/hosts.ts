@@ -54,14 +54,14 @@ export interface PpcHost {
   readonly papr: boolean;
   /** What KVM_HC_FEATURES answers. */
   readonly features: number;
-  /** The processor version that its guests read. */
+  /** The processor version that its guests read (QEMU, target/ppc/cpu-models.h). */
   readonly pvr: number;
   /** What it is: KVM, the processor, and how that translates addresses. */
   readonly meaning: string;
 }
 
 const MAGIC = 1 << KVM_FEATURE_MAGIC_PAGE;
-/** A server that runs either byte order (asm/cputable.h, PVR_POWER8). It translates by hash alone. */
+/** A server that runs either byte order: CPU_POWERPC_POWER8_v20. It translates by hash alone. */
 const POWER8 = 0x004d_0200;
 
 const PR: HypervisorNode = { words: PPC_PR_CONVENTION.instructions[0].units, idle: false };
