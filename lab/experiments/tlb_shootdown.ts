@@ -176,7 +176,7 @@ function report(result: ExperimentResult, columns: number): string {
     grouped(run.exitsPerOperation, 2),
     grouped(run.cyclesPerOperation),
     grouped(run.figures.judgedUses),
-    "0",
+    grouped(run.figures.wrongReads),
   ]);
   const helped = acceleration === NONE ? "" : `, ${acceleration}`;
   return [

@@ -91,9 +91,12 @@ describe("the tlb-shootdown experiment", () => {
     assertThrows(() => ran("vmx", { acceleration: "avic" }), RangeError, "allowed are none, apicv, ipiv");
   });
 
-  it("shows a row for each number of processors, and no failure", () => {
+  it("shows a row for each number of processors, with the failures that there were: none", () => {
     const result = experiment.run(experimentOptions(experiment, "vmx", { times: 2, vcpus: 3 }));
     const text = experiment.report(result, 100);
     for (const row of [/^1 .* 0$/m, /^2 .* 0$/m, /^3 .* 0$/m]) assertEquals(row.test(text), true, text);
+    const runs = result.runs.map((run) => ({ ...run, figures: { ...run.figures, wrongReads: 7 } }));
+    const wrong = experiment.report({ ...result, runs }, 100);
+    assertEquals(wrong.match(/^[123] .* 7$/gm)?.length, 3, wrong);
   });
 });
