@@ -10,7 +10,6 @@ import {
   HYPERCALLS,
   type HypercallSpec,
   IA32_EFER,
-  KVM_ERRORS,
   LENGTH,
   OP_VMCALL,
   OP_VMMCALL,
@@ -21,7 +20,7 @@ import {
 import { Kernel } from "../../guest/mod.ts";
 import { type BackendName, type HostSemantics, Machine, type Vm } from "../../host/mod.ts";
 import type { Watcher } from "../experiments/experiment.ts";
-import { spaced } from "../features.ts";
+import { outcomeText, spaced } from "../features.ts";
 import { Stopwatch } from "../measure.ts";
 import {
   conventionRegisters,
@@ -147,7 +146,8 @@ function made(options: X86CallOptions, planned: Planned): CountedCall {
     lap = stopwatch.lap();
     exits = more(exitsOf(vm), exits);
     after = read(cpu);
-    result = resultText(cpu.register("rax"), bits);
+    const rax = BigInt.asIntN(bits, cpu.register("rax")); // as the guest reads it
+    result = outcomeText(X86_CONVENTION, { kind: "registers", values: [rax] });
   };
   const program = kernel.text.add(call, "program");
   kernel.irq(VECTOR, function* interrupted(cpu: X86Cpu) {
@@ -179,11 +179,4 @@ function exitsOf(vm: Vm): Record<string, number> {
       [reason, count],
     ) => [vcpu.backend.exitName(reason), count]),
   );
-}
-
-/** RAX as the guest reads it: signed, in its width. */
-function resultText(rax: bigint, bits: 64 | 32): string {
-  const value = BigInt.asIntN(bits, rax);
-  const error = Object.entries(KVM_ERRORS).find(([, number]) => BigInt(-number) === value);
-  return `rax = ${value}${error === undefined ? "" : ` (-${error[0]})`}`;
 }
