@@ -29,6 +29,7 @@ import {
   MAP_PRIVATE,
   PROT_EXEC,
   PROT_READ,
+  PROT_SEM,
   PROT_WRITE,
 } from "../sched/user.ts";
 import { mutexLock, mutexUnlock } from "../sched/wait.ts";
@@ -120,11 +121,14 @@ function pages(bytes: number): number {
   return Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES;
 }
 
+/** The rights that mappings have. */
+const PROT_RIGHTS = PROT_READ | PROT_WRITE | PROT_EXEC;
+
 function* mmap(cpu: X86Cpu, mm: MemoryManager, space: number, args: SyscallArguments): GuestValue<number> {
   const [wanted, length, prot, flags] = args;
   const bytes = pages(length);
-  const known = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-  if (!(length > 0) || (flags & MAP_ANONYMOUS) === 0 || (flags & ~known) !== 0) return -EINVAL;
+  // do_mmap: each mapping has one of the types of MAP_TYPE. Shared ones, and files, are not modelled.
+  if (!(length > 0) || (flags & ~MAP_FIXED) !== (MAP_PRIVATE | MAP_ANONYMOUS)) return -EINVAL;
   let start = wanted;
   if ((flags & MAP_FIXED) !== 0) {
     if (!aligned(start)) return -EINVAL;
@@ -140,7 +144,7 @@ function* mmap(cpu: X86Cpu, mm: MemoryManager, space: number, args: SyscallArgum
   const area = {
     start,
     end: start + bytes,
-    prot: prot & (PROT_READ | PROT_WRITE | PROT_EXEC),
+    prot: prot & PROT_RIGHTS,
     kind: VM_ANONYMOUS,
   };
   return (yield* addArea(cpu, mm, space, area)) ? start : -ENOMEM;
@@ -186,8 +190,9 @@ function* mprotect(
   space: number,
   args: SyscallArguments,
 ): GuestValue<number> {
-  const [start, length, prot] = args;
-  if (!aligned(start) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC)) !== 0) return -EINVAL;
+  const [start, length, asked] = args;
+  if (!aligned(start) || (asked & ~(PROT_RIGHTS | PROT_SEM)) !== 0) return -EINVAL; // arch_validate_prot
+  const prot = asked & PROT_RIGHTS;
   const end = start + pages(length);
   if (!isUserRange(start, end - start) || !covers(yield* areasIn(cpu, space, start, end), start, end)) {
     return -ENOMEM;

@@ -83,6 +83,8 @@ export const PROT_READ = 1;
 export const PROT_WRITE = 2;
 /** PROT_EXEC. */
 export const PROT_EXEC = 4;
+/** PROT_SEM: without effect on x86, but allowed. */
+export const PROT_SEM = 8;
 /** MAP_PRIVATE. */
 export const MAP_PRIVATE = 2;
 /** MAP_FIXED: at that address, and nowhere else. */
@@ -121,6 +123,6 @@ export function madviseDontneed(cpu: X86Cpu, address: number, length: number): G
 /** How many page faults the program has had (getrusage's ru_minflt); `buffer` is where the answer may be put: 144 bytes. */
 export function* minorFaults(cpu: X86Cpu, buffer: number): GuestValue<number> {
   yield* syscall(cpu, NR_getrusage, 0, buffer);
-  yield cpu.load32(buffer + 64);
+  yield cpu.load32(buffer + 64); // behind two struct timeval and four longs
   return cpu.eax;
 }

@@ -17,6 +17,7 @@ import {
   PERCPU,
   PROT_EXEC,
   PROT_READ,
+  PROT_SEM,
   PROT_WRITE,
   schedYield,
   SIGSEGV,
@@ -95,11 +96,12 @@ for (const backend of BACKENDS) {
           yield* mmap(cpu, PAGE, 3, TASK_SIZE),
           yield* syscall(cpu, NR_mmap, 0, PAGE, 3, MAP_PRIVATE, 0, 0), // Files are not modelled.
           yield* syscall(cpu, NR_mmap, 0, PAGE, 3, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | 0x8000, -1, 0),
+          yield* syscall(cpu, NR_mmap, 0, PAGE, 3, MAP_ANONYMOUS, -1, 0), // Neither private nor shared.
           yield* munmap(cpu, a + 8, PAGE),
           yield* munmap(cpu, a, 0),
           yield* munmap(cpu, PERCPU, PAGE),
           yield* mprotect(cpu, a - PAGE, 2 * PAGE, PROT_READ), // The first page is not mapped.
-          yield* mprotect(cpu, a, PAGE, 8),
+          yield* mprotect(cpu, a, PAGE, PROT_READ | 0x10),
           yield* madviseDontneed(cpu, a - PAGE, 2 * PAGE),
           yield* syscall(cpu, NR_madvise, a, PAGE, 99),
         );
@@ -117,6 +119,7 @@ for (const backend of BACKENDS) {
         -EINVAL,
         -EINVAL,
         -EINVAL,
+        -EINVAL,
         -ENOMEM,
         -EINVAL,
         -ENOMEM,
@@ -129,7 +132,7 @@ for (const backend of BACKENDS) {
       const { code } = ran(backend, function* (cpu) {
         const a = yield* mmap(cpu, 3 * PAGE);
         for (let n = 0; n < 3; n++) yield cpu.store32(a + n * PAGE, n + 1);
-        for (const prot of [PROT_READ, 0, PROT_READ, 0, PROT_READ | PROT_WRITE]) {
+        for (const prot of [PROT_READ, 0, PROT_READ, PROT_SEM, PROT_READ | PROT_WRITE | PROT_SEM]) {
           assertEquals(yield* mprotect(cpu, a + PAGE, PAGE, prot), 0);
         }
         for (let n = 0; n < 3; n++) {
