@@ -75,7 +75,9 @@ export function* detect(cpu: X86Cpu, mm: MemoryManager): Guest {
 export function* buildKernelTables(cpu: X86Cpu, mm: MemoryManager): GuestValue<number> {
   const root = yield* allocZeroed(cpu, mm);
   for (let address = 0; address < mm.kernelEnd; address += LARGE) {
-    yield* mapLarge(cpu, mm, root, { address, physical: address, text: address === 0 });
+    const text = address === 0;
+    const flags = (text ? READ : READ_WRITE) | PTE_PS;
+    yield* put(cpu, mm, root, { address, level: LEVEL_PD, physical: address, flags, executable: text });
   }
   for (let physical = 0; physical < mm.end; physical += LARGE) {
     const flags = (physical === 0 ? READ : READ_WRITE) | PTE_PS;
@@ -88,18 +90,6 @@ export function* buildKernelTables(cpu: X86Cpu, mm: MemoryManager): GuestValue<n
     flags: READ_WRITE | PTE_PCD | PTE_PWT,
   });
   return root;
-}
-
-interface LargePage {
-  readonly address: number;
-  readonly physical: number;
-  readonly text: boolean;
-}
-
-function* mapLarge(cpu: X86Cpu, mm: MemoryManager, root: number, page: LargePage): Guest {
-  const flags = (page.text ? READ : READ_WRITE) | PTE_PS;
-  const { address, physical, text } = page;
-  yield* put(cpu, mm, root, { address, level: LEVEL_PD, physical, flags, executable: text });
 }
 
 interface KernelPage {

@@ -89,8 +89,6 @@ export const MM_DATA: Layout<
   | "nextArea"
   | "ctxIds"
   | "zeroPage"
-  | "spaces"
-  | "unused"
 > = layout("mm_data", {
   lock: "u32",
   used: "u32",
@@ -98,11 +96,9 @@ export const MM_DATA: Layout<
   freeFrames: "u64",
   freeAreas: "u64",
   nextArea: "u64",
-  ctxIds: "u32",
-  spaces: "u32",
+  ctxIds: "u64",
   zeroPage: "u64",
-  unused: "u64",
-});
+}, { size: 64 });
 
 /** Address-space identifiers that a processor gives out: each is a PCID (TLB_NR_DYN_ASIDS). */
 export const TLB_NR_DYN_ASIDS = 6;
