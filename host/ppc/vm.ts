@@ -47,17 +47,14 @@ export class PpcVm extends ArchVm<PpcCpu> {
 
   /** Throws `RangeError` for options that cannot be. */
   constructor(machine: Machine, options: PpcVmOptions = {}) {
-    const host = PPC_HOSTS[options.host ?? "book3s-64-pr"];
-    if (host === undefined) {
-      throw new RangeError(
-        `Cannot run a guest on ${options.host}: allowed are ${Object.keys(PPC_HOSTS).join(", ")}`,
-      );
+    const name = options.host ?? "book3s-64-pr";
+    if (!Object.hasOwn(PPC_HOSTS, name)) {
+      throw new RangeError(`Cannot run a guest on ${name}: allowed are ${Object.keys(PPC_HOSTS).join(", ")}`);
     }
+    const host = PPC_HOSTS[name];
     const order = options.order ?? "big";
     if (order === "little" && host.core !== "book3s-64") {
-      throw new RangeError(
-        `Cannot run a little-endian guest on ${options.host}: on ${host.core} allowed is big`,
-      );
+      throw new RangeError(`Cannot run a little-endian guest on ${name}: on ${host.core} allowed is big`);
     }
     super(machine, {
       arch: "ppc",
