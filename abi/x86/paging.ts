@@ -122,32 +122,13 @@ export const CR3_PCID = 0xfff;
 /** Bit 63 of MOV to CR3's operand, here of the high half, with CR4.PCIDE: invalidate nothing. CR3 never holds it. */
 export const CR3_NO_FLUSH_HIGH = 0x8000_0000;
 
-/** What MOV to CR3 does. */
-export interface Cr3Load {
-  /** The value that CR3 takes. */
-  readonly cr3: number;
-  /** The current PCID from here on; 0 without CR4.PCIDE. */
-  readonly pcid: number;
-  /** Nothing is to be invalidated. */
-  readonly keep: boolean;
-}
-
 /**
- * What MOV to CR3 does with an operand (SDM 2B, MOV to control registers; SDM 3A 4.10.4.1). undefined where it raises
- * #GP(0): a bit from MAXPHYADDR on is set, bit 63 with CR4.PCIDE excepted.
+ * Whether MOV to CR3 takes an operand with this high half (SDM 2B, MOV to control registers; SDM 3A 4.10.4.1). Otherwise it
+ * raises #GP(0): a bit from MAXPHYADDR on is set, bit 63 with CR4.PCIDE excepted.
  */
-export function loadCr3(
-  operand: { readonly low: number; readonly high: number },
-  pcide: boolean,
-  maxPhysicalBits: number,
-): Cr3Load | undefined {
-  const { low, high } = operand;
-  const keep = pcide && (high & CR3_NO_FLUSH_HIGH) !== 0;
-  const kept = keep ? high & ~CR3_NO_FLUSH_HIGH : high;
-  if ((kept & ~PTE_ADDRESS_HIGH) !== 0 || (kept & beyondPhysicalHigh(maxPhysicalBits)) !== 0) {
-    return undefined;
-  }
-  return { cr3: join(low, kept), pcid: pcide ? low & CR3_PCID : 0, keep };
+export function cr3Takes(high: number, pcide: boolean, maxPhysicalBits: number): boolean {
+  const kept = pcide ? high & ~CR3_NO_FLUSH_HIGH : high;
+  return (kept & ~PTE_ADDRESS_HIGH) === 0 && (kept & beyondPhysicalHigh(maxPhysicalBits)) === 0;
 }
 
 /** The physical address of the table that a value of CR3, or nCR3, points to. */

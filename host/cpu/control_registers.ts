@@ -12,9 +12,9 @@ import type { Processor } from "./processor.ts";
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
   CR3_NO_FLUSH_HIGH,
+  cr3Takes,
   CR4_PCIDE,
   GP_VECTOR,
-  PTE_ADDRESS_HIGH,
   RAX,
   SYS_CR0,
   SYS_CR2,
@@ -41,7 +41,8 @@ export function movToCr(p: Processor, op: number, cr: number): void {
     return;
   }
   if (cr === 3) {
-    if (!movToCr3Allowed(p, upper)) return raise(p, GP_VECTOR, 0);
+    const pcide = (sys[SYS_CR4] & CR4_PCIDE) !== 0;
+    if (!cr3Takes(upper, pcide, p.features.paging.maxPhysicalBits)) return raise(p, GP_VECTOR, 0);
     setCr3(p, value, upper);
   } else {
     const word = WORD[cr];
@@ -52,13 +53,6 @@ export function movToCr(p: Processor, op: number, cr: number): void {
   }
   p.charge(p.cost.system);
   p.retire(op);
-}
-
-/** Whether CR3 takes an operand, given by its high half: `loadCr3` in halves. Without PCIDs, bit 63 is reserved, too. */
-function movToCr3Allowed(p: Processor, upper: number): boolean {
-  const { maxPhysicalBits } = p.features.paging;
-  const kept = (p.sys[SYS_CR4] & CR4_PCIDE) !== 0 ? upper & ~CR3_NO_FLUSH_HIGH : upper;
-  return (kept & ~PTE_ADDRESS_HIGH) === 0 && (kept & abi.beyondPhysicalHigh(maxPhysicalBits)) === 0;
 }
 
 /** Loads CR3 with an operand that it takes. Bit 63 is none of it. */

@@ -12,6 +12,7 @@ import {
   CR0_PE,
   CR0_PG,
   CR3_PCID,
+  cr3Takes,
   CR4_PAE,
   CR4_PCIDE,
   EFER_LMA,
@@ -19,7 +20,6 @@ import {
   high,
   instructionText,
   KERNEL_CS,
-  loadCr3,
   low,
   OP_VMCALL,
   OP_VMMCALL,
@@ -270,7 +270,7 @@ function hasCsL(selector: number): boolean {
 /** CR3: bits that are reserved (kvm_set_cr3). */
 function setsCr3(vcpu: Vcpu, value: number, upper: number): boolean {
   const pcide = (vcpu.processor.sys[SYS_CR4] & CR4_PCIDE) !== 0;
-  if (loadCr3({ low: value, high: upper }, pcide, vcpu.cpuid.physicalAddressBits) === undefined) return false;
+  if (!cr3Takes(upper, pcide, vcpu.cpuid.physicalAddressBits)) return false;
   setCr3(vcpu.processor, value, upper);
   return true;
 }

@@ -3,6 +3,7 @@ import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import {
   beyondPhysicalHigh,
+  cr3Takes,
   entryAddress,
   entryOf,
   EPT_WB,
@@ -12,7 +13,6 @@ import {
   highOf,
   linearAddress,
   linearHigh,
-  loadCr3,
   lowOf,
   mapPage,
   PAGE_SHIFT_1G,
@@ -107,28 +107,22 @@ describe("an entry", () => {
 });
 
 describe("MOV to CR3", () => {
-  it("keeps translations by bit 63 with PCIDs, and never holds that bit", () => {
-    assertEquals(loadCr3(halves(0x8000_0000_0012_3045n), true, 46), {
-      cr3: 0x12_3045,
-      pcid: 0x45,
-      keep: true,
-    });
-    assertEquals(loadCr3(halves(0x12_3fffn), true, 46), { cr3: 0x12_3fff, pcid: 0xfff, keep: false });
-    assertEquals(tableRoot(0x12_3fff), 0x12_3000);
-  });
-
-  it("has no PCID without CR4.PCIDE, where bit 63 is reserved", () => {
-    assertEquals(loadCr3(halves(0x12_3018n), false, 46), { cr3: 0x12_3018, pcid: 0, keep: false });
-    assertEquals(loadCr3(halves(0x8000_0000_0012_3000n), false, 46), undefined);
+  it("takes bit 63 with PCIDs, and not without CR4.PCIDE", () => {
+    assertEquals([true, false].map((pcide) => cr3Takes(0x8000_0000, pcide, 46)), [true, false]);
+    assertEquals([true, false].map((pcide) => cr3Takes(0, pcide, 46)), [true, true]);
   });
 
   it("faults for every other bit from MAXPHYADDR on", () => {
     for (const pcide of [false, true]) {
       for (let bit = 46n; bit < 63n; bit++) {
-        assertEquals(loadCr3(halves(1n << bit), pcide, 46), undefined, `bit ${bit}`);
+        assertEquals(cr3Takes(highOf(1n << bit), pcide, 46), false, `bit ${bit}`);
       }
-      assertEquals(loadCr3(halves(1n << 45n), pcide, 46)?.cr3, 2 ** 45);
+      assertEquals(cr3Takes(highOf(1n << 45n), pcide, 46), true);
     }
+  });
+
+  it("leaves the table's address without the bits below it, PCID or not", () => {
+    assertEquals(tableRoot(0x12_3fff), 0x12_3000);
   });
 });
 
