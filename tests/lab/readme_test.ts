@@ -1,5 +1,6 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import { INSTRUCTIONS } from "../../abi/mod.ts";
 import { command } from "../../lab/cli.ts";
 
 const ROOT = new URL("../..", import.meta.url);
@@ -34,6 +35,13 @@ async function printedByExample(name: string): Promise<string> {
   }).output();
   return new TextDecoder().decode(stdout);
 }
+
+describe("the README's table of what is modelled", () => {
+  it("has as many instructions as the processor", async () => {
+    const readme = await Deno.readTextFile(new URL("README.md", ROOT));
+    assertStringIncludes(readme, ` ${INSTRUCTIONS.length} instructions,`);
+  });
+});
 
 const { state } = await Deno.permissions.query({ name: "run" });
 
