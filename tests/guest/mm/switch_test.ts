@@ -240,9 +240,10 @@ function crossing(seed: number): PagingRig {
 const [GO, DONE] = [0x60_0000, 0x60_0004];
 
 /**
- * On processor 1 a kernel thread comes back to an address space, from another one or from being lazy, and stands still before one instruction of that, a later
- * one in each round; meanwhile a page of it is given up on processor 0, and its frame is used for something else. What
- * the thread reads then; how many instructions the switch has is the answer.
+ * On processor 1 a kernel thread comes back to an address space, from another one or from being lazy, and stands still
+ * before one instruction of that, a later one in each round; meanwhile a page of it is given up on processor 0, and its
+ * frame is used for something else. What the thread reads then is judged; how many instructions the switch has is the
+ * answer.
  */
 function standingStill(
   rounds: number,
