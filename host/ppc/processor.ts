@@ -196,18 +196,13 @@ export class PpcProcessor {
   store(address: bigint, bytes: 1 | 2 | 4 | 8, value: bigint, little: boolean = this.little): boolean {
     const effective = this.effective(address);
     if (crosses(effective, bytes)) return this.#storeAcross(effective, bytes, value, little);
-    const place = placeOf(this, effective, false, bytes);
-    const taken = place.kind === "magic" ||
-      (place.kind === "memory" && this.memory.writable(place.address, bytes));
-    if (!taken) {
-      this.fault = { address: effective, store: true, magic: place.kind === "magic-miss" };
-      return false;
-    }
+    const place = this.#storable(effective, bytes);
+    if (place === undefined) return false;
     for (let i = 0; i < bytes; i++) {
       const byte = Number((value >> BigInt(8 * i)) & 0xffn);
       const at = little ? i : bytes - 1 - i;
       if (place.kind === "memory") this.memory.setByte(place.address + at, byte);
-      else if (place.kind === "magic") this.shared.bytes[place.offset + at] = byte;
+      else this.shared.bytes[place.offset + at] = byte;
     }
     if (place.kind === "memory") this.memory.stored(place.address, bytes);
     return true;
@@ -216,21 +211,20 @@ export class PpcProcessor {
   /** Stores bytes to two pages, or nothing. */
   #storeAcross(address: bigint, bytes: 1 | 2 | 4 | 8, value: bigint, little: boolean): boolean {
     const last = address + BigInt(bytes - 1);
-    for (const at of [address, last]) if (!this.#takesByte(at)) return false;
+    for (const at of [address, last]) if (this.#storable(this.effective(at), 1) === undefined) return false;
     for (let i = 0; i < bytes; i++) {
       this.store(address + BigInt(little ? i : bytes - 1 - i), 1, (value >> BigInt(8 * i)) & 0xffn);
     }
     return true;
   }
 
-  #takesByte(address: bigint): boolean {
-    const effective = this.effective(address);
-    const place = placeOf(this, effective, false, 1);
-    if (place.kind === "magic" || (place.kind === "memory" && this.memory.writable(place.address, 1))) {
-      return true;
-    }
+  /** Where bytes of one page are stored; undefined where they cannot be: then {@linkcode fault} says why. */
+  #storable(effective: bigint, bytes: number): Place & { kind: "memory" | "magic" } | undefined {
+    const place = placeOf(this, effective, false, bytes);
+    if (place.kind === "magic") return place;
+    if (place.kind === "memory" && this.memory.writable(place.address, bytes)) return place;
     this.fault = { address: effective, store: true, magic: place.kind === "magic-miss" };
-    return false;
+    return undefined;
   }
 
   /** Fetches the word at the program counter. undefined where there is none: {@linkcode fault} says why. */
