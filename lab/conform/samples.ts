@@ -153,7 +153,7 @@ function mips(order: ByteOrder): Sample[] {
   ];
 }
 
-/** DIAGNOSE as the dossiers of its functions have it, and with every field filled. */
+/** DIAGNOSE with the codes of its functions and with others, and with every field filled. */
 const DIAGNOSE_LINES: readonly (readonly [r1: number, r3: number, code: number])[] = [
   [2, 4, 0x500],
   [2, 4, 0x501],

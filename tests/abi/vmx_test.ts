@@ -50,7 +50,7 @@ describe("VMX controls", () => {
   });
 
   it("are where virtual interrupts need them", () => {
-    // The dossier's numbers for what APICv, posted interrupts and IPI virtualization are made of.
+    // asm/vmx.h has these numbers for what APICv, posted interrupts and IPI virtualization are made of.
     assertEquals(abi.PIN_BASED_POSTED_INTR, 0x80);
     assertEquals(abi.CPU_BASED_ACTIVATE_TERTIARY_CONTROLS, 0x2_0000);
     assertEquals(abi.CPU_BASED_TPR_SHADOW, 0x20_0000);

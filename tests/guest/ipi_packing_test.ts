@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { IpiPacker, type IpiWindow, packIpi } from "../../guest/mod.ts";
 
 type Width = 64 | 32;
-/** A window as the dossier writes it: low long, high long, lowest ID. */
+/** A window: low long, high long, lowest ID. */
 type Golden = readonly [low: bigint, high: bigint, min: number];
 
 const ONES = 2n ** 64n - 1n;

@@ -136,7 +136,7 @@ describe("run hypercalls: s390", () => {
   });
 
   it("has what QEMU 7.2's emulator was seen to do", () => {
-    // abi-arches: the outcomes observed with version 7.2.22.
+    // As tests/data/s390_tcg_7_2.json has it, which was recorded from version 7.2.22.
     const found = calls("--arch", "s390", "--host", "tcg-7.2");
     assertEquals(found.KVM_S390_VIRTIO_NOTIFY.outcome, "gpr2 = 0");
     assertEquals(found.KVM_S390_VIRTIO_CCW_NOTIFY.outcome, "gpr2 = 0");

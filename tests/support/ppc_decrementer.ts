@@ -1,4 +1,12 @@
-import { type MachineFunction, type MachineGuest, MSR_EE, type PpcCpu, ppcFamily } from "../../abi/mod.ts";
+import {
+  type MachineFunction,
+  type MachineGuest,
+  MSR_EE,
+  type PpcCpu,
+  ppcFamily,
+  TCR_DIE,
+  TSR_DIS,
+} from "../../abi/mod.ts";
 import { DATA } from "./ppc.ts";
 
 /** Counts itself in memory, and acknowledges: Book3S by a new count, BookE by the status register. */
@@ -7,13 +15,13 @@ export function decrementerHandler(next: number = 0x7fff_ffff): MachineFunction<
     yield cpu.lwz(DATA);
     yield cpu.stw(DATA, cpu.r3 + 1n);
     yield cpu.mtspr("DEC", next);
-    if (ppcFamily(cpu.core) === "booke") yield cpu.mtspr("TSR", 0x800_0000);
+    if (ppcFamily(cpu.core) === "booke") yield cpu.mtspr("TSR", TSR_DIS);
   };
 }
 
 /** Lets the decrementer expire after some cycles. */
 export function* arm(cpu: PpcCpu, cycles: number): MachineGuest {
-  if (ppcFamily(cpu.core) === "booke") yield cpu.mtspr("TCR", 0x400_0000);
+  if (ppcFamily(cpu.core) === "booke") yield cpu.mtspr("TCR", TCR_DIE);
   yield cpu.mtspr("DEC", cycles);
 }
 
