@@ -21,7 +21,7 @@ export const HIGH = 0x71;
 /** What a handler's EOI was. */
 export type Eoi = "flag" | "register";
 
-/** Ends an interrupt as a driver does: by the flag where it is set, by the register otherwise (x86-pv 6.1). */
+/** Ends an interrupt as a driver does: by the flag where it is set, by the register otherwise (kvm_guest_apic_eoi_write). */
 export function* endOfInterrupt(cpu: X86Cpu): Asking<Eoi> {
   yield cpu.btr(FLAG, 0);
   if (cpu.cf) return "flag";
@@ -40,7 +40,7 @@ export function selfIpi(cpu: X86Cpu, vector: number): number {
   return cpu.wrmsr(X2APIC_ICR, 0x4_0000 | vector);
 }
 
-/** The state of PV EOI, as a host that looks at guest memory sees it (x86-pv 6.2): PENDING, and the flag. */
+/** The state of PV EOI, as a host that looks at guest memory sees it (pv_eoi_set_pending): PENDING, and the flag. */
 export function state({ bootstrap, memory }: Vm): [pending: boolean, bit: number] {
   return [bootstrap.pvEoi.pending, memory.byte(FLAG)];
 }

@@ -32,7 +32,7 @@ function valueOf(name: InstructionFieldName): fc.Arbitrary<number> {
 
 describe("PowerPC instruction words", () => {
   it("are what an assembler makes of their text", () => {
-    // The words of the reference's section 5, from an independent assembler.
+    // Words that an independent assembler made of these texts.
     const golden: readonly (readonly [word: number, text: string])[] = [
       [0x4400_0002, "sc"],
       [0x4400_0022, "sc 1"],

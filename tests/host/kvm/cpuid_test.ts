@@ -23,7 +23,7 @@ function read(options: VmOptions, leaf: number, subleaf = 0): Leaf {
 }
 
 const ZEROS: Leaf = [0, 0, 0, 0];
-/** "KVMKVMKVM\0\0\0" (x86-pv 1.1). */
+/** "KVMKVMKVM\0\0\0" (KVM_SIGNATURE, asm/kvm_para.h). */
 const KVM = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
 const X2APIC = 1 << 21;
 const TSC_DEADLINE = 1 << 24;

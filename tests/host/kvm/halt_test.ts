@@ -159,7 +159,7 @@ for (const backend of BACKENDS) {
       };
     }
 
-    /** The window by the book (x86-pv 10): how each halt, of so many nanoseconds, changes it. */
+    /** The window by the book (kvm_vcpu_halt in virt/kvm/kvm_main.c): how each halt, of so many nanoseconds, changes it. */
     function byTheBook(lengths: readonly number[], max: number, shrinkBy: number) {
       const changes: { grow: number; now: number; old: number }[] = [];
       let window = 0;

@@ -25,7 +25,7 @@ function hypercall(feature: KvmFeature, what: string, nr: number): Use {
   };
 }
 
-/** x86-pv 1.2, 1.4: what each bit gates, of what this host models. */
+/** What each bit gates (guest_pv_has in arch/x86/kvm), of what this host models. */
 const USES: readonly Use[] = [
   {
     feature: "PV_EOI",

@@ -12,7 +12,7 @@ const EINVAL = -22;
 const EOPNOTSUPP = -95;
 const U32 = 2n ** 32n;
 
-// A reference (x86-pv 7.3, x86-hw 2.1), written from the dossier's formulas and on bigints.
+// A reference (kvm_pv_send_ipi, arch/x86/kvm/lapic.c), written as formulas and on bigints.
 
 /** One local APIC of a virtual machine. */
 interface Apic {
@@ -54,7 +54,7 @@ function slots(apics: readonly Apic[], api32: boolean): Map<number, Apic> | unde
   return map;
 }
 
-/** Whether an APIC takes an interrupt of a delivery mode (x86-pv 7.3). */
+/** Whether an APIC takes an interrupt of a delivery mode (__apic_accept_irq). */
 function takes(apic: Apic, icr: bigint): boolean {
   const level = (icr & 0x4000n) !== 0n;
   const levelTriggered = (icr & 0x8000n) !== 0n;

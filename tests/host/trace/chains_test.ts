@@ -9,7 +9,7 @@ const APIC = 0xfee0_0000;
 const MMIO = 0xd000_0000;
 const VECTOR = 0x41;
 
-/** An instruction, and the tracepoints that fire, in order, between its exit and the next entry (x86-pv 13). */
+/** An instruction, and the tracepoints that fire, in order, between its exit and the next entry (KVM v6.19's calls). */
 interface Chain {
   readonly what: string;
   readonly mode?: "xapic" | "x2apic";

@@ -20,7 +20,7 @@ import { enter, tryingRig } from "../../support/apic.ts";
 import { startAps } from "../../support/guests.ts";
 import { play, plots } from "../../support/random_guests.ts";
 
-/** The rows of the 2012 `perf stat` table (x86-pv 13), in its order. */
+/** The rows of the 2012 `perf stat` table (the patch that introduced PV EOI), in its order. */
 const TABLE_OF_2012 = [
   "kvm_entry, kvm_hypercall, kvm_hv_hypercall, kvm_pio, kvm_cpuid, kvm_apic, kvm_exit, kvm_inj_virq",
   "kvm_inj_exception, kvm_page_fault, kvm_msr, kvm_cr, kvm_pic_set_irq, kvm_apic_ipi, kvm_apic_accept_irq",

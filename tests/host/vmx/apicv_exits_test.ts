@@ -20,7 +20,7 @@ const apicWrite = (offset: number) => exit("APIC_WRITE", offset);
 const READ = exit("MSR_READ");
 const WRITE = exit("MSR_WRITE");
 
-/** A guest's access, and what it causes without APICv, with APICv, and with IPI virtualization besides (x86-hw 4.1). */
+/** A guest's access, and what it causes without APICv, with APICv, and with IPI virtualization besides (SDM 3C 30.4, 30.5). */
 type Row = readonly [
   what: string,
   op: (cpu: X86Cpu) => number,
@@ -41,7 +41,7 @@ const icr = (what: string, low: number, apicv: Outcome, ipiv: Outcome): Row => [
   ipiv,
 ];
 
-/** A host of 2021 maps the APIC-access page in any case: its column without APICv is that of x86-hw 4.1. */
+/** A host of 2021 maps the APIC-access page in any case: without APICv, an access is an APIC-access exit (SDM 3C 30.4.1). */
 const XAPIC: readonly Row[] = [
   ["EOI", store(0x0b0, 0), access(0x0b0, true), NONE],
   ["the ICR's high half", store(0x310, 1 << 24), access(0x310, true), NONE],

@@ -40,7 +40,7 @@ function io(port: number, bytes: number, input: boolean): readonly Exit[] {
   return exit("IO_INSTRUCTION", port * 0x1_0000 + (input ? 8 : 0) + bytes - 1);
 }
 
-/** In 64-bit mode at CPL 0 (SDM 3C 26.1.2, 26.1.3; KVM's controls: x86-hw 3.2). */
+/** In 64-bit mode at CPL 0 (SDM 3C 26.1.2, 26.1.3; KVM's controls: setup_vmcs_config). */
 const INSTRUCTIONS: readonly Row[] = [
   ["CPUID", (cpu) => cpu.cpuid(0), exit("CPUID")],
   ["VMCALL", (cpu) => cpu.loadHypercall(1).vmcall(), exit("VMCALL")],
@@ -92,7 +92,10 @@ const INSTRUCTIONS: readonly Row[] = [
   ["RDMSR of TSC_AUX", (cpu) => cpu.rdmsr(IA32_TSC_AUX), exit("MSR_READ")],
 ];
 
-/** The APIC's registers by MSR, in x2APIC mode: the TPR's is virtualized (SDM 3C 30.5), the rest KVM's (x86-hw 4.1). */
+/**
+ * The APIC's registers by MSR, in x2APIC mode: the TPR's is virtualized (SDM 3C 30.5), the rest KVM's
+ * (vmx_update_msr_bitmap_x2apic).
+ */
 const X2APIC: readonly Row[] = [
   ["RDMSR of the ID", (cpu) => cpu.rdmsr(0x802), exit("MSR_READ")],
   ["RDMSR of the TPR", (cpu) => cpu.rdmsr(0x808), NOTHING],

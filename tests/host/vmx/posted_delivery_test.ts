@@ -28,7 +28,7 @@ function post(vm: Vm, kind: Kind, vector: number): void {
 /** What comes of a post: the descriptor, and who is told. */
 type Outcome = readonly [descriptor: string, ...told: ("0xf2" | "0xf1" | "woken")[]];
 
-/** x86-hw.md 5.4, and for KVM's own posts section 2 of the same facts: SN is not looked at, and a sleeper is woken at once. */
+/** Hardware posts by SDM 3C 30.6; KVM (__vmx_deliver_posted_interrupt) does not look at SN, and wakes a sleeper at once. */
 const OUTCOMES: Readonly<Record<State, Readonly<Record<Kind, Outcome>>>> = {
   "never ran": { KVM: ["41 ON SN nv=f2 ndst=0"], hardware: ["41 SN nv=f2 ndst=0"] },
   "runs in guest mode": { KVM: ["41 ON nv=f2 ndst=1", "0xf2"], hardware: ["41 ON nv=f2 ndst=1", "0xf2"] },

@@ -7,7 +7,7 @@ import { processPostedInterrupts } from "../../../host/vmx/posted_interrupts.ts"
 import { request, setUp, still, vectors } from "../../support/apic.ts";
 import { descriptor, pir, put, shown, vmx } from "../../support/posted.ts";
 
-/** x86-hw.md 4.3: first bit and width of each field, in 64 bytes. */
+/** SDM 3C table 30-1: first bit and width of each field, in 64 bytes. */
 const FIELDS = { on: [256, 1], sn: [257, 1], nv: [272, 8], ndst: [288, 32] } as const;
 
 function field(words: Uint32Array, [first, width]: readonly [number, number]): number {

@@ -81,7 +81,7 @@ describe("VMX: a virtualized APIC", () => {
   }
 
   it("keeps what the guest wrote to the error status: behind the write KVM can only leave it (xAPIC)", () => {
-    // x86-hw 1.1: an emulated one stores nothing there.
+    // kvm_lapic_reg_write: an emulated one stores nothing there.
     for (const [level, kept] of [["none", 0], ["apicv", 0x1234_5678], ["ipiv", 0x1234_5678]] as const) {
       tracingRig({ vm: { acceleration: level } }).finish(function* (cpu) {
         yield* enter(cpu, "xapic");
