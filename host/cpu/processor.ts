@@ -44,8 +44,8 @@ const resume: (guest: Guest) => IteratorResult<number, void> = Function.prototyp
 
 /** The thread of a processor, which is the host's while that is not in guest mode. */
 export interface HostThread extends Thread {
-  /** The host's next step; `straight`: as soon as it can. */
-  hostStep(straight: boolean): void;
+  /** The host's next step, as soon as it can. */
+  hostStep(): void;
   /** The TLB of the CPU that it is on. */
   tlb(): CpuTlb;
 }
@@ -261,7 +261,7 @@ export class Processor extends ProcessorState {
         if (this.guestMode || this.thread.time >= this.engine.horizon) continue;
         this.engine.countStep(); // It has exited, and nobody comes between that and the host.
       }
-      this.thread.hostStep(true);
+      this.thread.hostStep();
     } while (this.thread.time < this.engine.horizon);
   }
 

@@ -31,6 +31,12 @@ export interface Backend {
   readonly x2apicIcrIsSplit: boolean;
   /** Whether a notification of a posted interrupt is an interrupt to the host as well; a doorbell is nothing to it. */
   readonly notifiedByInterrupt: boolean;
+  /** The exit number of a physical interrupt. */
+  readonly interruptExit: number;
+  /** The exit number of WRMSR. */
+  readonly wrmsrExit: number;
+  /** What that exit tells first. */
+  readonly wrmsrInfo: number;
   /** One past the highest exit number. */
   readonly exitNumbers: number;
 
@@ -96,10 +102,8 @@ export interface Backend {
   fastPath(): FastPath;
   /** Serves an exit. */
   handleExit(): void;
-  /** Whether the present exit was WRMSR. */
-  exitedForWrmsr(): boolean;
-  /** Whether the present exit was a physical interrupt. */
-  exitedForInterrupt(): boolean;
+  /** Whether the entry that comes delivers an event at most, and the exit behind it finds nothing else to complete. */
+  entersPlainly(): boolean;
 
   /** Moves RIP behind the instruction that exited. */
   skipInstruction(): void;

@@ -11,6 +11,7 @@ import * as tracing from "../trace/mod.ts";
 import * as vendor from "./backend.ts";
 import { emulateHalt } from "./halt.ts";
 import * as modes from "./modes.ts";
+import * as requests from "./requests.ts";
 import type { Vcpu } from "./vcpu.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
@@ -27,7 +28,8 @@ const {
 } = abi;
 const { TP } = tracing;
 const { FastPath } = vendor;
-const { MpState } = modes;
+const { MpState, VcpuMode } = modes;
+const { ATTENTION_PV_EOI } = requests;
 const { fastWriteX2apicIcr, writeX2apicIcr } = apic;
 type FastPath = vendor.FastPath;
 
@@ -69,6 +71,14 @@ function wrmsrDone(vcpu: Vcpu, regs: Uint32Array): FastPath {
   if (vcpu.hit(TP.kvm_msr)) vcpu.record(TP.kvm_msr, 1, regs[RCX], regs[RAX], regs[RDX], 0);
   vcpu.processor.skipInstruction();
   return FastPath.Reenter;
+}
+
+/** Where the guest is not entered again at once: the host takes its interrupts, and what was not served is served now. */
+export function afterFastPath(vcpu: Vcpu, fastPath: FastPath): void {
+  vcpu.mode = VcpuMode.Outside;
+  if (vcpu.time >= vcpu.processor.asyncAt) vcpu.serveInterrupts();
+  if ((vcpu.attention & ATTENTION_PV_EOI) !== 0) vcpu.pvEoi.harvest();
+  if (fastPath === FastPath.None) vcpu.backend.handleExit();
 }
 
 /** HLT: where something waits for the vCPU it goes on at once. */

@@ -36,6 +36,8 @@ export enum Phase {
   Synced,
   /** An exit has happened. */
   Exited,
+  /** It has been served, but the guest has not been entered behind it. */
+  Served,
   /** The exit, or the block, is over. */
   Done,
 }

@@ -15,6 +15,7 @@ import * as tracing from "../trace/mod.ts";
 import * as vendor from "./backend.ts";
 import { updateApicv } from "./apicv.ts";
 import * as events from "./events.ts";
+import * as fast from "./fast_path.ts";
 import { block } from "./halt.ts";
 import * as requests from "./requests.ts";
 import * as modes from "./modes.ts";
@@ -50,14 +51,15 @@ const {
   REQ_VM_DEAD,
 } = requests;
 const { MpState, Phase, Turn, VcpuMode } = modes;
-const { straightExit } = straightExits;
+const { goesStraight } = straightExits;
+const { afterFastPath } = fast;
 type Turn = modes.Turn;
 
 /** Runs a vCPU until its virtual machine is dead. While it is in guest mode its thread takes the turns itself. */
 export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {
   vcpu.trace(TP.kvm_fpu, 1);
   yield* shared(vcpu, (backend) => backend.load());
-  let came = takeTurn(vcpu, false);
+  let came = takeTurn(vcpu);
   for (;;) {
     switch (came) {
       case Turn.Guest:
@@ -86,7 +88,7 @@ export function* runLoop(vcpu: Vcpu): Generator<void, void, void> {
       case Turn.Dead:
         return;
     }
-    came = takeTurn(vcpu, false);
+    came = takeTurn(vcpu);
   }
 }
 
@@ -102,21 +104,16 @@ function* preempted(vcpu: Vcpu): Generator<void, void, void> {
  * From wherever the loop is to guest mode, or to where a plain function cannot go on.
  *
  * Mostly it is at an exit, and nothing comes between that and the next entry. That way stands here in one piece, as
- * most of its lines cost less than a call would; what few exits need is in functions of its own. `straight` lets exits
- * that nothing else comes with take the straight way.
+ * most of its lines cost less than a call would; what few exits need is in functions of its own.
  */
-export function takeTurn(vcpu: Vcpu, straight: boolean): Turn {
+export function takeTurn(vcpu: Vcpu): Turn {
   let price: number;
+  vcpu.straight = false;
   toEntry: {
     if (vcpu.phase === Phase.Exited) {
       vcpu.backend.completeExit();
       vcpu.machine.countExit();
       if (vcpu.hitExit(vcpu.processor.exitReason)) recordExit(vcpu);
-      if (straight && straightExit(vcpu)) {
-        vcpu.mode = VcpuMode.InGuest;
-        price = vcpu.cost.vmentry;
-        break toEntry;
-      }
       const fastPath = vcpu.backend.fastPath();
       if (fastPath === FastPath.Reenter && vcpu.mode === VcpuMode.InGuest) {
         if (vcpu.vm.enableApicv && vcpu.lapic.enabled) syncPosted(vcpu); // May ask for REQ_EVENT.
@@ -125,10 +122,9 @@ export function takeTurn(vcpu: Vcpu, straight: boolean): Turn {
           break toEntry;
         }
       }
-      vcpu.mode = VcpuMode.Outside;
-      if (vcpu.time >= vcpu.processor.asyncAt) vcpu.serveInterrupts();
-      if ((vcpu.attention & ATTENTION_PV_EOI) !== 0) vcpu.pvEoi.harvest();
-      if (fastPath === FastPath.None) vcpu.backend.handleExit();
+      afterFastPath(vcpu, fastPath);
+      vcpu.phase = Phase.Done;
+    } else if (vcpu.phase === Phase.Served) {
       vcpu.phase = Phase.Done;
     }
     for (;;) {
@@ -164,6 +160,7 @@ export function takeTurn(vcpu: Vcpu, straight: boolean): Turn {
   if (vcpu.hit(TP.kvm_entry)) recordEntry(vcpu);
   vcpu.backend.prepareEntry();
   vcpu.time += price;
+  vcpu.straight = goesStraight(vcpu);
   vcpu.processor.enter();
   return Turn.Guest;
 }

@@ -24,6 +24,7 @@ import { MsrState } from "./msr_state.ts";
 import * as requests from "./requests.ts";
 import * as modes from "./modes.ts";
 import * as loop from "./run_loop.ts";
+import * as straightExits from "./straight_exits.ts";
 import { mmuReset } from "./tdp/root.ts";
 import { VcpuState } from "./vcpu_state.ts";
 import { VcpuStats } from "./vcpu_stats.ts";
@@ -35,6 +36,7 @@ const { FAR } = core;
 const { ATTENTION_INTERLEAVE, REQ_MMU_RELOAD } = requests;
 const { MpState, Phase, Turn, VcpuMode } = modes;
 const { runLoop, takeTurn } = loop;
+const { straightTurn } = straightExits;
 const { TP } = tracing;
 
 /** Where exits by number begin in a row of counts. */
@@ -127,6 +129,7 @@ export class Vcpu extends VcpuState {
   /** RESET, or INIT: processor, local APIC, paravirtual state (kvm_vcpu_reset). */
   reset(init: boolean): void {
     const cr0 = this.processor.sys[SYS_CR0];
+    this.straight = false;
     resetLapic(this.lapic, init);
     this.nmiQueued = 0;
     this.nmiPending = 0;
@@ -146,17 +149,18 @@ export class Vcpu extends VcpuState {
       this.processor.step();
       return;
     }
-    this.hostStep(false);
+    this.#hostStep();
   }
 
-  /** KVM's next step. `straight` lets common exits take the straight way. */
-  hostStep(straight: boolean): void {
-    if (this.phase !== Phase.Exited || !this.#turns(straight)) this.#goOn();
+  /** KVM's next step, by the straight way if there is one. */
+  hostStep(): void {
+    if (!this.straight || !straightTurn(this)) this.#hostStep();
   }
 
   /** From an exit on, a turn may be all that is needed: the loop's generator waits where the guest was entered. */
-  #turns(straight: boolean): boolean {
-    return (this.turn = takeTurn(this, straight)) === Turn.Guest;
+  #hostStep(): void {
+    const exited = this.phase === Phase.Exited || this.phase === Phase.Served;
+    if (!exited || (this.turn = takeTurn(this)) !== Turn.Guest) this.#goOn();
   }
 
   #goOn(): void {

@@ -52,6 +52,10 @@ export abstract class VcpuState extends Thread {
   nmiPending = 0;
   /** More events wait than one entry can deliver: the next one must exit as soon as it has delivered its event. */
   immediateExit = false;
+  /** The last entry was to deliver an event. */
+  injected = false;
+  /** At the last entry nothing was going on but interrupts: the next exit may take the straight way. */
+  straight = false;
   /** Whether there are {@linkcode ioapicHandledVectors}. */
   ioapicHandlesSome = false;
   /** Whether the guest has enabled paravirtual EOI. */
@@ -120,6 +124,7 @@ export abstract class VcpuState extends Thread {
 
   /** The event that the last entry was to deliver has been delivered. */
   eventDelivered(): void {
+    this.injected = false;
     this.events &= EVENT_EXCEPTION_PENDING;
   }
 

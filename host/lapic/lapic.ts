@@ -173,6 +173,13 @@ export class Lapic {
     return (register << 5) + 31 - Math.clz32(this.page[IRR + (register << 2)]);
   }
 
+  /** The vector that is requested, where that is the only one; -1 otherwise. One register has a bit set. */
+  onlyIrr(): number {
+    const register = 31 - Math.clz32(this.irrRegisters);
+    const bits = this.page[IRR + (register << 2)] | 0;
+    return (bits & (bits - 1)) === 0 ? (register << 5) + 31 - Math.clz32(bits) : -1;
+  }
+
   /** Searches the page for requests: nobody kept count. Answers with the highest, -1 for none. */
   findIrr(): number {
     const { page } = this;

@@ -302,6 +302,7 @@ export class SvmHardware implements Virtualization {
   /** MOV to CR8 writes V_TPR; with AVIC the page follows. */
   writeCr8(p: Processor, value: number): boolean {
     this.vmcb.intCtl = (this.vmcb.intCtl & ~V_TPR_MASK) | value;
+    this.vcpu.straight = false; // The next exit must bring it to the page.
     if (this.vmcb.avic) this.avic.cr8Written(p, value);
     return false;
   }

@@ -27,6 +27,7 @@ import { Vmcb } from "./vmcb.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
+  APIC_TASKPRI,
   FLAG_IF,
   NMI_VECTOR,
   RFLAGS,
@@ -57,6 +58,8 @@ type FastPath = vendor.FastPath;
 
 const V_INTR_PRIO_MASK = 0xf << V_INTR_PRIO_SHIFT;
 
+const TPR = APIC_TASKPRI >>> 2;
+
 /** The SVM module's part of a vCPU. */
 export class Svm implements Backend {
   /** Which vendor. */
@@ -71,6 +74,12 @@ export class Svm implements Backend {
   readonly x2apicIcrIsSplit = true;
   /** The host hears no doorbells. */
   readonly notifiedByInterrupt = false;
+  /** Physical interrupts. */
+  readonly interruptExit = SVM_EXIT_INTR;
+  /** RDMSR, or WRMSR. */
+  readonly wrmsrExit = SVM_EXIT_MSR;
+  /** EXITINFO1 of WRMSR. */
+  readonly wrmsrInfo = 1;
   /** The nested page fault and AVIC's exits stand apart, from 0x400 on. */
   readonly exitNumbers = 0x404;
   /** The vCPU. */
@@ -80,8 +89,8 @@ export class Svm implements Backend {
   /** KVM's part of AVIC; undefined where it is not used, and before the vCPU's first reset. */
   avic: Avic | undefined = undefined;
   #nmiMasked = false;
-  /** The entry was to deliver an event, or to flush: neither is for the next one. */
-  #once = false;
+  /** The entry was to flush: the next one is not. */
+  #flushed = false;
   /** An IRET was intercepted and has not completed: NMIs are still masked. */
   #awaitingIret = false;
   #iretRip = 0;
@@ -189,7 +198,7 @@ export class Svm implements Backend {
   /** pre_svm_run. */
   renewAsid(): void {
     this.asid.renew();
-    this.#once = true;
+    this.#flushed = true;
   }
 
   /** See {@linkcode Asid.tag}. */
@@ -200,7 +209,7 @@ export class Svm implements Backend {
   /** SVM knows no narrower flush than that of the ASID. */
   flushTlbAll(): void {
     this.asid.flush();
-    this.#once = true;
+    this.#flushed = true;
   }
 
   /** As for all. */
@@ -235,10 +244,10 @@ export class Svm implements Backend {
    */
   completeExit(): void {
     const { vcpu } = this;
-    if (this.#once) {
-      this.#once = false;
+    if (vcpu.injected) vcpu.eventDelivered();
+    if (this.#flushed) {
+      this.#flushed = false;
       this.vmcb.tlbControl = TLB_CONTROL_DO_NOTHING;
-      vcpu.eventDelivered();
     }
     if (!this.vmcb.interceptCr8Write) vcpu.lapic.keepTpr((this.vmcb.intCtl & V_TPR_MASK) << 4);
     if (this.#awaitingIret && vcpu.processor.rip !== this.#iretRip) {
@@ -271,15 +280,12 @@ export class Svm implements Backend {
     else handleSvmExit(vcpu, this);
   }
 
-  /** Whether the exit was WRMSR. */
-  exitedForWrmsr(): boolean {
-    const { exitReason, exitInfo1 } = this.vcpu.processor;
-    return exitReason === SVM_EXIT_MSR && exitInfo1 === 1;
-  }
-
-  /** Whether the exit was a physical interrupt. */
-  exitedForInterrupt(): boolean {
-    return this.vcpu.processor.exitReason === SVM_EXIT_INTR;
+  /** Whether the entry that comes delivers an event at most, and the exit behind it finds nothing else. */
+  entersPlainly(): boolean {
+    const { intCtl, interceptCr8Write, interceptVintr, singleStep, written } = this.vmcb;
+    if (interceptCr8Write || interceptVintr || singleStep || written !== 0) return false;
+    return !this.#flushed && !this.#awaitingIret &&
+      (intCtl & V_TPR_MASK) << 4 === this.vcpu.lapic.page[TPR];
   }
 
   /** RIP moves on by the instruction's length, and the interrupt shadow ends. */
@@ -305,13 +311,13 @@ export class Svm implements Backend {
 
   /** Writes an external interrupt into EVENTINJ. */
   injectInterrupt(vector: number): void {
-    this.#once = true;
+    this.vcpu.injected = true;
     this.vmcb.eventInj = EVTINJ_VALID | EVTINJ_TYPE_INTR | vector;
   }
 
   /** Writes an NMI; its handler's IRET is intercepted. */
   injectNmi(): void {
-    this.#once = true;
+    this.vcpu.injected = true;
     this.vmcb.eventInj = EVTINJ_VALID | EVTINJ_TYPE_NMI | NMI_VECTOR;
     this.#nmiMasked = true;
     this.vmcb.interceptIret = true;
@@ -320,7 +326,7 @@ export class Svm implements Backend {
   /** Writes an exception. */
   injectException(vector: number, errorCode: number): void {
     const withCode = errorCode >= 0 ? EVTINJ_VALID_ERR : 0;
-    this.#once = true;
+    this.vcpu.injected = true;
     this.vmcb.eventInj = EVTINJ_VALID | EVTINJ_TYPE_EXEPT | withCode | vector;
     this.vmcb.eventInjError = Math.max(0, errorCode);
   }

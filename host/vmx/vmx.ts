@@ -67,6 +67,12 @@ export class Vmx implements Backend {
   readonly x2apicIcrIsSplit = false;
   /** The host has a handler for the notification vector. */
   readonly notifiedByInterrupt = true;
+  /** External interrupts. */
+  readonly interruptExit = EXIT_REASON_EXTERNAL_INTERRUPT;
+  /** WRMSR. */
+  readonly wrmsrExit = EXIT_REASON_MSR_WRITE;
+  /** It has no qualification. */
+  readonly wrmsrInfo = 0;
   /** Basic exit reasons are small numbers. */
   readonly exitNumbers = 0x80;
   /** Where notifications of that go. */
@@ -75,8 +81,6 @@ export class Vmx implements Backend {
   #forced = false;
   /** The entry is to exit at once. */
   #immediateExit = false;
-  /** The entry was to deliver an event. */
-  #injected = false;
   /** The CPU that the VMCS is loaded on, or was last. */
   #pcpu: Pcpu | undefined = undefined;
   /** The vCPU. */
@@ -251,11 +255,10 @@ export class Vmx implements Backend {
 
   /** What was injected has been delivered: nothing exits in the middle of a delivery here. */
   completeExit(): void {
-    if (this.#injected) this.#delivered();
+    if (this.vcpu.injected) this.#delivered();
   }
 
   #delivered(): void {
-    this.#injected = false;
     this.vcpu.eventDelivered();
     if (this.#immediateExit) this.#exitedAtOnce();
   }
@@ -306,14 +309,10 @@ export class Vmx implements Backend {
     else handleVmxExit(vcpu, this);
   }
 
-  /** Whether the exit was WRMSR. */
-  exitedForWrmsr(): boolean {
-    return this.vcpu.processor.exitReason === EXIT_REASON_MSR_WRITE;
-  }
-
-  /** Whether the exit was an external interrupt. */
-  exitedForInterrupt(): boolean {
-    return this.vcpu.processor.exitReason === EXIT_REASON_EXTERNAL_INTERRUPT;
+  /** Whether the entry that comes delivers an event at most, and the exit behind it finds nothing else. */
+  entersPlainly(): boolean {
+    const { primary, tprThreshold, unchecked } = this.vmcs;
+    return (tprThreshold | unchecked | (primary & WINDOWS)) === 0 && !this.#immediateExit;
   }
 
   /** RIP moves on by the instruction's length, and the STI shadow ends (vmx_skip_emulated_instruction). */
@@ -340,20 +339,20 @@ export class Vmx implements Backend {
 
   /** Writes an external interrupt into the entry's interruption information. */
   injectInterrupt(vector: number): void {
-    this.#injected = true;
+    this.vcpu.injected = true;
     this.vmcs.entryIntrInfo = INTR_INFO_VALID | INTR_TYPE_EXT_INTR | vector;
   }
 
   /** Writes an NMI. */
   injectNmi(): void {
-    this.#injected = true;
+    this.vcpu.injected = true;
     this.vmcs.entryIntrInfo = INTR_INFO_VALID | INTR_TYPE_NMI | NMI_VECTOR;
   }
 
   /** Writes an exception. */
   injectException(vector: number, errorCode: number): void {
     const withCode = errorCode >= 0 ? INTR_INFO_ERROR_CODE : 0;
-    this.#injected = true;
+    this.vcpu.injected = true;
     this.vmcs.entryIntrInfo = INTR_INFO_VALID | INTR_TYPE_HARD_EXCEPTION | withCode | vector;
     this.vmcs.entryErrorCode = Math.max(0, errorCode);
   }
