@@ -152,6 +152,11 @@ export class Engine {
     this.horizon = LONG_AGO;
   }
 
+  /** Whether the run goes on up to a time, as far as one knows before. */
+  reaches(time: number): boolean {
+    return this.horizon !== LONG_AGO && time < this.#bound;
+  }
+
   /** Until when the running thread has the machine to itself, if the others are left alone. */
   quiet(): number {
     let until = this.#bound;

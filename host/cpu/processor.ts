@@ -46,6 +46,10 @@ const resume: (guest: Guest) => IteratorResult<number, void> = Function.prototyp
 export interface HostThread extends Thread {
   /** The host's next step, as soon as it can. */
   hostStep(): void;
+  /** WRMSR and the host's step behind it, if that can be taken at once and nobody comes between. Whether that is so. */
+  straightWrmsr(): boolean;
+  /** A physical interrupt that is due, and the host's step behind it, likewise. */
+  straightInterrupt(): boolean;
   /** The TLB of the CPU that it is on. */
   tlb(): CpuTlb;
 }
@@ -266,11 +270,28 @@ export class Processor extends ProcessorState {
   }
 
   #quickStep(): void {
-    if (this.thread.time >= this.eventAt && this.#event()) return;
+    if (this.thread.time >= this.eventAt && (this.thread.straightInterrupt() || this.#event())) return;
     const op = this.context.pending || this.fetch();
-    if (op === OP_WRMSR) writeMsr(this, op);
-    else if (op === OP_WORK) work(this);
+    if (op === OP_WORK) work(this);
+    else if (op === OP_WRMSR) this.#writeMsr();
     else if (op !== 0) execute(this, op, true);
+    else this.#goOnComputing();
+  }
+
+  #writeMsr(): void {
+    if (!this.thread.straightWrmsr()) writeMsr(this, OP_WRMSR);
+  }
+
+  /**
+   * A handler has returned to a computation: that goes on at once, also where somebody else comes before. It is nobody
+   * else's business, and whoever interrupts it finds out when it has begun.
+   */
+  #goOnComputing(): void {
+    const { engine, thread } = this;
+    if (!this.guestMode || this.context.pending !== OP_WORK) return;
+    if (thread.time >= this.eventAt || !engine.reaches(thread.time)) return;
+    engine.countStep();
+    work(this);
   }
 
   /** Resumes the guest function up to its next instruction, which is pending then: its opcode, 0 where it has ended. */

@@ -5,6 +5,8 @@
  * host changes is asked at the entry before, once; what others change, here; and a single other answer leaves the exit
  * to the loop untouched. Nothing is recorded here, only counted.
  *
+ * Where nobody comes between the exit and the host's turn, both are taken at once; where somebody does, the turn is.
+ *
  * @module
  */
 
@@ -18,7 +20,7 @@ import * as requests from "./requests.ts";
 import type { Vcpu } from "./vcpu.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const { APIC_TASKPRI, FLAG_IF, OP_WRMSR, RCX, RDX, RFLAGS, X2APIC_EOI, X2APIC_ICR } = abi;
+const { APIC_TASKPRI, CS, FLAG_IF, OP_WRMSR, RCX, RDX, RFLAGS, X2APIC_EOI, X2APIC_ICR } = abi;
 const { TP } = tracing;
 const { FastPath } = vendor;
 const { afterFastPath, fastWrmsr } = fast;
@@ -37,26 +39,63 @@ export function goesStraight(vcpu: Vcpu): boolean {
   return others === 0 && !vcpu.immediateExit && vcpu.lapic.enabled && vcpu.backend.entersPlainly();
 }
 
-/** Serves the present exit up to the entry, if it is one of the three and nothing else goes on. Whether that is so. */
+/** The host's turn after an exit, up to the entry, if it is one of the three and nothing else goes on. Whether that is so. */
 export function straightTurn(vcpu: Vcpu): boolean {
   if (vcpu.attention !== 0) return false;
   const { backend, processor } = vcpu;
   const { exitReason } = processor;
-  if (exitReason === backend.interruptExit) return straightInterrupt(vcpu);
+  if (exitReason === backend.interruptExit) {
+    const vector = nextVector(vcpu);
+    if (vector === -1) return false;
+    injectAndEnter(vcpu, vector);
+    return true;
+  }
   if (exitReason !== backend.wrmsrExit || processor.exitInfo1 !== backend.wrmsrInfo) return false;
   if (vcpu.requests !== 0 || !vcpu.lapic.x2apicMode) return false;
   switch (processor.regs[RCX]) {
     case X2APIC_EOI:
-      return straightEoi(vcpu);
+      return endOfInterrupt(vcpu, vcpu.time);
     case X2APIC_ICR:
-      return straightIcr(vcpu);
+      return sendAndEnter(vcpu);
     default:
       return false;
   }
 }
 
+/** WRMSR: the exit, the turn and the entry, if that is a straight way on which nobody comes between. Whether that is so. */
+export function straightWrmsr(vcpu: Vcpu): boolean {
+  const { engine, processor } = vcpu;
+  const { regs } = processor;
+  const exited = vcpu.time + vcpu.cost.vmexit;
+  if (!vcpu.straight || exited >= engine.horizon || (vcpu.attention | vcpu.requests) !== 0) return false;
+  if ((regs[CS] & 3) !== 0 || !vcpu.lapic.x2apicMode) return false;
+  if (regs[RCX] === X2APIC_EOI) {
+    if (!endOfInterrupt(vcpu, exited)) return false;
+  } else {
+    if (regs[RCX] !== X2APIC_ICR) return false;
+    processor.leaveWith(vcpu.backend.wrmsrExit, vcpu.backend.wrmsrInfo, 0);
+    if (!sendAndEnter(vcpu)) vcpu.hostStep();
+  }
+  engine.countStep();
+  return true;
+}
+
+/** The same for a physical interrupt that is due. */
+export function straightInterrupt(vcpu: Vcpu): boolean {
+  const { engine, processor } = vcpu;
+  const exited = vcpu.time + vcpu.cost.vmexit;
+  if (!vcpu.straight || exited >= engine.horizon || vcpu.attention !== 0) return false;
+  if (vcpu.pcpu!.interruptAt > vcpu.time || vcpu.preemptionTimerExpired) return false;
+  const vector = nextVector(vcpu);
+  if (vector === -1) return false;
+  processor.leaveWith(vcpu.backend.interruptExit, 0, 0);
+  injectAndEnter(vcpu, vector);
+  engine.countStep();
+  return true;
+}
+
 /** What every exit begins with. */
-function exited(vcpu: Vcpu, reason: number): void {
+function beginExit(vcpu: Vcpu, reason: number): void {
   if (vcpu.injected) vcpu.eventDelivered();
   vcpu.machine.countExit();
   const { countRows, row } = vcpu;
@@ -72,14 +111,19 @@ function enter(vcpu: Vcpu, price: number): void {
   vcpu.processor.guestMode = true;
 }
 
-/** A write of the x2APIC EOI register, where nothing else waits: the vector leaves the ISR. */
-function straightEoi(vcpu: Vcpu): boolean {
-  const { cost, lapic, processor } = vcpu;
+/**
+ * A write of the x2APIC EOI register whose exit was over at `exited`, where nothing else waits: the vector leaves the
+ * ISR. Whether that is so.
+ */
+function endOfInterrupt(vcpu: Vcpu, exited: number): boolean {
+  const { backend, cost, lapic, processor } = vcpu;
   const vector = lapic.highestIsrCache;
-  const time = vcpu.time + cost.msrEmulation + cost.apicRegister;
+  const time = exited + cost.msrEmulation + cost.apicRegister;
   if (vector === -1 || lapic.irrRegisters !== 0 || processor.regs[RDX] !== 0) return false;
   if (time >= processor.asyncAt || vcpu.pvEoiEnabled || vcpu.ioapicHandles(vector)) return false;
-  exited(vcpu, vcpu.backend.wrmsrExit);
+  beginExit(vcpu, backend.wrmsrExit);
+  processor.exitReason = backend.wrmsrExit;
+  processor.exitInfo1 = backend.wrmsrInfo;
   vcpu.time = time;
   lapic.endService(vector);
   processor.retire(OP_WRMSR);
@@ -92,9 +136,9 @@ function straightEoi(vcpu: Vcpu): boolean {
   return true;
 }
 
-/** A write of the x2APIC ICR, through KVM's fast path. Where the guest is not entered behind it, the loop goes on. */
-function straightIcr(vcpu: Vcpu): boolean {
-  exited(vcpu, vcpu.backend.wrmsrExit);
+/** A write of the x2APIC ICR, through KVM's fast path. Where the guest is not entered behind it, the loop goes on: false. */
+function sendAndEnter(vcpu: Vcpu): boolean {
+  beginExit(vcpu, vcpu.backend.wrmsrExit);
   const fastPath = fastWrmsr(vcpu);
   if (
     fastPath === FastPath.Reenter && vcpu.mode === VcpuMode.InGuest && (vcpu.requests | vcpu.attention) === 0
@@ -104,26 +148,32 @@ function straightIcr(vcpu: Vcpu): boolean {
   }
   afterFastPath(vcpu, fastPath);
   vcpu.phase = Phase.Served;
+  vcpu.straight = false;
   return false;
 }
 
-/** The physical interrupt of a kick, where a single vector waits for a local APIC that serves none: it is injected. */
-function straightInterrupt(vcpu: Vcpu): boolean {
-  const { lapic, processor, stats } = vcpu;
+/** The vector to inject after a kick: the only one that waits, for a local APIC that serves none. -1 in any other case. */
+function nextVector(vcpu: Vcpu): number {
+  const { lapic, processor } = vcpu;
   const { irrRegisters } = lapic;
-  if (vcpu.requests !== REQ_EVENT || lapic.isrCount !== 0 || lapic.pendingEvents !== 0) return false;
-  if (irrRegisters === 0 || (irrRegisters & (irrRegisters - 1)) !== 0) return false;
+  if (vcpu.requests !== REQ_EVENT || (lapic.isrCount | lapic.pendingEvents) !== 0) return -1;
+  if (irrRegisters === 0 || (irrRegisters & (irrRegisters - 1)) !== 0) return -1;
+  if ((processor.regs[RFLAGS] & FLAG_IF) === 0 || processor.shadow) return -1;
   const vector = lapic.onlyIrr();
-  if (vector === -1 || (vector & 0xf0) <= (lapic.page[TPR] & 0xff)) return false;
-  if ((processor.regs[RFLAGS] & FLAG_IF) === 0 || processor.shadow) return false;
-  exited(vcpu, vcpu.backend.interruptExit);
+  return (vector & 0xf0) > (lapic.page[TPR] & 0xff) ? vector : -1;
+}
+
+/** A physical interrupt's exit is over: the host takes it, and injects the vector for whose sake it was sent. */
+function injectAndEnter(vcpu: Vcpu, vector: number): void {
+  const { lapic, processor, stats } = vcpu;
+  beginExit(vcpu, vcpu.backend.interruptExit);
   if (vcpu.time >= processor.asyncAt) vcpu.serveInterrupts();
   vcpu.requests = 0;
   stats.irq_exits++;
   stats.req_event++;
   stats.irq_injections++;
   vcpu.countRows[vcpu.row + TP.kvm_inj_virq]++;
-  lapic.acknowledge(vector);
+  lapic.serveOnly(vector);
   vcpu.events = EVENT_INTERRUPT_INJECTED;
   vcpu.injectedInterrupt = vector;
   vcpu.injected = true;
@@ -132,5 +182,4 @@ function straightInterrupt(vcpu: Vcpu): boolean {
   if (vcpu.time >= processor.asyncAt) vcpu.serveInterrupts();
   enter(vcpu, vcpu.cost.vmentry);
   deliverInterrupt(processor, vector, false);
-  return true;
 }

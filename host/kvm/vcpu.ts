@@ -36,7 +36,7 @@ const { FAR } = core;
 const { ATTENTION_INTERLEAVE, REQ_MMU_RELOAD } = requests;
 const { MpState, Phase, Turn, VcpuMode } = modes;
 const { runLoop, takeTurn } = loop;
-const { straightTurn } = straightExits;
+const { straightInterrupt, straightTurn, straightWrmsr } = straightExits;
 const { TP } = tracing;
 
 /** Where exits by number begin in a row of counts. */
@@ -155,6 +155,16 @@ export class Vcpu extends VcpuState {
   /** KVM's next step, by the straight way if there is one. */
   hostStep(): void {
     if (!this.straight || !straightTurn(this)) this.#hostStep();
+  }
+
+  /** WRMSR, with the exit and KVM's turn, where that is a straight way on which nobody comes between. Whether it is. */
+  straightWrmsr(): boolean {
+    return straightWrmsr(this);
+  }
+
+  /** A physical interrupt that is due, likewise. */
+  straightInterrupt(): boolean {
+    return straightInterrupt(this);
   }
 
   /** From an exit on, a turn may be all that is needed: the loop's generator waits where the guest was entered. */

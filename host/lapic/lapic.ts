@@ -279,6 +279,19 @@ export class Lapic {
     }
   }
 
+  /** The same where nothing is in service, no other vector is requested, and the task priority does not hold it back. */
+  serveOnly(vector: number): void {
+    const { page } = this;
+    const register = (vector >>> 5) << 2;
+    page[IRR + register] = 0;
+    this.irrRegisters = 0;
+    this.irrPending = false;
+    page[ISR + register] = 1 << (vector & 31);
+    this.isrCount = 1;
+    this.highestIsrCache = vector;
+    page[PPR] = vector & 0xf0;
+  }
+
   /**
    * End of interrupt: takes the highest vector out of service, whichever the guest meant, and tells the I/O APIC where
    * that handles it. Answers with the vector, -1 if none was in service.
