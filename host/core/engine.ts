@@ -216,8 +216,13 @@ export class Engine {
       }
       this.horizon = queue.firstTime < bound ? queue.firstTime : bound;
       this.running!.burst();
-      if (this.#stopping) return "stopped";
+      if (this.#stopping) return this.#stopped();
     }
+  }
+
+  #stopped(): RunEnd {
+    for (const thread of this.#threads) thread.settle();
+    return "stopped";
   }
 
   #late(deadline: number): RunEnd {

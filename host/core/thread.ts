@@ -70,6 +70,9 @@ export abstract class Thread implements Rebased {
     return this.time;
   }
 
+  /** The run has stopped: whatever the thread does late, and should have done by now, is done. */
+  settle(): void {}
+
   /** Sets its clock. */
   setClock(clock: number): void {
     this.time = this.engine.timeOf(clock);

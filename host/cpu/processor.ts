@@ -32,7 +32,7 @@ const { endFrame } = events;
 const { execute } = instruction;
 const { resumeAt } = activations;
 const { writeMsr } = privileged;
-const { endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } = waiting;
+const { backToExit, endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } = waiting;
 
 /**
  * Resumes a generator. Each guest function has a prototype of its own, so looking `next` up on the generators would be
@@ -94,6 +94,8 @@ export class Processor extends ProcessorState {
   };
   /** Whether PAUSE loops are charged in bulk; off, each turn is a step: the slow reference. */
   bulkSpin = true;
+  /** Whether an exit that ends a sleep may be taken when it is over; off, it is when it begins: the slow reference. */
+  exitsLate = false;
   /** What is added to the host's time-stamp counter, in whole cycles. */
   tscOffset = 0;
   /** The program of the boot context has returned: the processor only halts from now on. */
@@ -122,6 +124,8 @@ export class Processor extends ProcessorState {
   spinning = false;
   /** When the computation, or the PAUSE loop, fell asleep, counted from the epoch. */
   sleepStart = 0;
+  /** When it is to wake. */
+  sleepEnd = 0;
   /** Instructions that completed. */
   instructions = 0;
   /** The exit's number: a VMX basic exit reason or an SVM exit code. */
@@ -246,6 +250,7 @@ export class Processor extends ProcessorState {
       this.#goOn(this.microcode);
       return;
     }
+    backToExit(this);
     if (this.thread.time >= this.eventAt && this.#event()) return;
     const op = this.context.pending || this.fetch();
     if (op !== 0) execute(this, op, false);
@@ -270,7 +275,7 @@ export class Processor extends ProcessorState {
   }
 
   #quickStep(): void {
-    if (this.thread.time >= this.eventAt && (this.thread.straightInterrupt() || this.#event())) return;
+    if (this.thread.time >= this.eventAt && this.#quickEvent()) return;
     const op = this.context.pending || this.fetch();
     if (op === OP_WORK) work(this);
     else if (op === OP_WRMSR) this.#writeMsr();
@@ -310,6 +315,11 @@ export class Processor extends ProcessorState {
     const op = result.value;
     if (op !== context.pending || op === 0) throw misbuilt(this, op);
     return op;
+  }
+
+  #quickEvent(): boolean {
+    backToExit(this);
+    return this.thread.straightInterrupt() || this.#event();
   }
 
   /** At an instruction boundary: an asynchronous event that is due, or a window that is open. */
@@ -370,6 +380,14 @@ export class Processor extends ProcessorState {
   interruptWait(time: number): void {
     if (this.working) workInterrupted(this, time);
     else if (this.spinning) spinInterrupted(this, time);
+  }
+
+  /** The run has stopped: what is late is made up for. */
+  settle(): void {
+    const { engine, sleepEnd, thread } = this;
+    if (!this.guestMode || !this.working || sleepEnd >= thread.time) return;
+    engine.wakeAt(thread, sleepEnd);
+    if (sleepEnd < engine.running!.time) this.step();
   }
 
   /** The engine's epoch has moved on. */

@@ -10,6 +10,7 @@
 
 import * as abi from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
+import { rebased } from "../core/mod.ts";
 import { comparisonFlags, STATUS_FLAGS } from "./flags.ts";
 import { raise } from "./events.ts";
 import { linearOperand, operandBase } from "./memory_access.ts";
@@ -46,6 +47,7 @@ export function work(p: Processor): void {
   }
   const until = p.asyncAt < start + left ? p.asyncAt : start + left;
   p.sleepStart = start;
+  p.sleepEnd = until;
   thread.time = until;
   take(regs, until - start);
   // Nobody comes before its end: it need not wait to be interrupted.
@@ -53,13 +55,23 @@ export function work(p: Processor): void {
   p.working = true;
 }
 
-/** An event at `time` cuts a sleeping computation short. */
+/**
+ * An event at `time` cuts a sleeping computation short. Where nothing but an exit can come of it, its thread is woken
+ * when that is over: nobody notices an exit before the host's turn behind it.
+ */
 export function workInterrupted(p: Processor, time: number): void {
-  const { engine, thread, sleepStart } = p;
-  if (time >= thread.time) return;
+  const { engine, thread, sleepStart, sleepEnd } = p;
+  if (time >= sleepEnd) return;
   const cut = time < sleepStart ? sleepStart : time;
-  giveBack(p.regs, thread.time - cut);
-  engine.wakeAt(thread, cut);
+  giveBack(p.regs, sleepEnd - cut);
+  p.sleepEnd = cut;
+  const exited = cut + p.cost.vmexit;
+  engine.wakeAt(thread, p.exitsLate && engine.reaches(exited) ? exited : cut);
+}
+
+/** The thread of a computation that was woken when its exit would be over goes back to when the exit begins. */
+export function backToExit(p: Processor): void {
+  if (p.working && p.sleepEnd < p.thread.time) p.thread.time = p.sleepEnd;
 }
 
 /** Takes cycles off what is left. */
@@ -160,5 +172,6 @@ function turnAfter(p: Processor, time: number): number {
 export function rebaseSleep(p: Processor, by: number): void {
   const turn = Math.max(1, p.cost.pauseLoop);
   const start = p.sleepStart - by;
+  p.sleepEnd = rebased(p.sleepEnd, by);
   p.sleepStart = (start < -turn ? start - (Math.ceil(start / turn) + 1) * turn : start) | 0;
 }

@@ -120,6 +120,7 @@ export class Vcpu extends VcpuState {
     this.pvEoi = new PvEoi(this);
     this.msrs = new MsrState(this);
     this.haltPolling = new HaltPolling(this);
+    this.processor.exitsLate = !this.recording && !vm.enableApicv && !vm.engine.explores;
     if (vm.engine.explores) this.attention |= ATTENTION_INTERLEAVE;
     this.requests = REQ_MMU_RELOAD;
     this.#loop = runLoop(this);
@@ -207,6 +208,11 @@ export class Vcpu extends VcpuState {
   /** Many steps, the quick way. */
   override burst(): void {
     this.processor.run();
+  }
+
+  /** The run has stopped. */
+  override settle(): void {
+    this.processor.settle();
   }
 
   /** The engine's epoch has moved on. */
