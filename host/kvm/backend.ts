@@ -6,6 +6,7 @@
 
 import type { Steps } from "../core/mod.ts";
 import type { Virtualization } from "../cpu/mod.ts";
+import type { Straight } from "./modes.ts";
 import type { Lapic } from "../lapic/mod.ts";
 import type { Pcpu } from "../sched/mod.ts";
 
@@ -102,8 +103,8 @@ export interface Backend {
   fastPath(): FastPath;
   /** Serves an exit. */
   handleExit(): void;
-  /** Whether the entry that comes delivers an event at most, and the exit behind it finds nothing else to complete. */
-  entersPlainly(): boolean;
+  /** The straight ways that are open behind the entry that comes: it delivers an event at most, and its exit completes that. */
+  straightWays(): Straight;
 
   /** Moves RIP behind the instruction that exited. */
   skipInstruction(): void;

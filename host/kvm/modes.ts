@@ -26,6 +26,16 @@ export enum MpState {
   Halted,
 }
 
+/** Which exits may take the straight way to the next entry. */
+export enum Straight {
+  /** None. */
+  None,
+  /** Writes of the ICR. */
+  Sends,
+  /** And physical interrupts and writes of the EOI register. */
+  All,
+}
+
 /** Where in the loop a vCPU is. */
 export enum Phase {
   /** At the top: runnable or not, requests, events. */

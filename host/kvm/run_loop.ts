@@ -50,8 +50,8 @@ const {
   REQ_UNBLOCK,
   REQ_VM_DEAD,
 } = requests;
-const { MpState, Phase, Turn, VcpuMode } = modes;
-const { goesStraight } = straightExits;
+const { MpState, Phase, Straight, Turn, VcpuMode } = modes;
+const { straightWays } = straightExits;
 const { afterFastPath } = fast;
 type Turn = modes.Turn;
 
@@ -108,7 +108,7 @@ function* preempted(vcpu: Vcpu): Generator<void, void, void> {
  */
 export function takeTurn(vcpu: Vcpu): Turn {
   let price: number;
-  vcpu.straight = false;
+  vcpu.straight = Straight.None;
   toEntry: {
     if (vcpu.phase === Phase.Exited) {
       vcpu.backend.completeExit();
@@ -160,7 +160,7 @@ export function takeTurn(vcpu: Vcpu): Turn {
   if (vcpu.hit(TP.kvm_entry)) recordEntry(vcpu);
   vcpu.backend.prepareEntry();
   vcpu.time += price;
-  vcpu.straight = goesStraight(vcpu);
+  vcpu.straight = straightWays(vcpu);
   vcpu.processor.enter();
   return Turn.Guest;
 }

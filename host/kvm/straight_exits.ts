@@ -25,18 +25,20 @@ const { TP } = tracing;
 const { FastPath } = vendor;
 const { afterFastPath, fastWrmsr } = fast;
 const { deliverInterrupt } = cpu;
-const { Phase, VcpuMode } = modes;
+const { Phase, Straight, VcpuMode } = modes;
+type Straight = modes.Straight;
 const { EVENT_EXCEPTION_PENDING, EVENT_INTERRUPT_INJECTED, REQ_EVENT } = requests;
 
 /** Where exits by number begin in a row of counts. */
 const EXITS = tracing.TRACEPOINTS.length;
 const TPR = APIC_TASKPRI >>> 2;
 
-/** At an entry: whether nothing is going on that the vCPU's own turns must see to, but interrupts. */
-export function goesStraight(vcpu: Vcpu): boolean {
-  if (vcpu.recording || vcpu.vm.enableApicv) return false;
+/** At an entry: the ways that are open, as nothing is going on that the vCPU's own turns must see to, but interrupts. */
+export function straightWays(vcpu: Vcpu): Straight {
+  if (vcpu.recording || vcpu.vm.enableApicv) return Straight.None;
   const others = vcpu.attention | vcpu.nmiPending | (vcpu.events & EVENT_EXCEPTION_PENDING);
-  return others === 0 && !vcpu.immediateExit && vcpu.lapic.enabled && vcpu.backend.entersPlainly();
+  if (others !== 0 || vcpu.immediateExit || !vcpu.lapic.enabled) return Straight.None;
+  return vcpu.backend.straightWays();
 }
 
 /** The host's turn after an exit, up to the entry, if it is one of the three and nothing else goes on. Whether that is so. */
@@ -67,7 +69,9 @@ export function straightWrmsr(vcpu: Vcpu): boolean {
   const { engine, processor } = vcpu;
   const { regs } = processor;
   const exited = vcpu.time + vcpu.cost.vmexit;
-  if (!vcpu.straight || exited >= engine.horizon || (vcpu.attention | vcpu.requests) !== 0) return false;
+  if (vcpu.straight === Straight.None || exited >= engine.horizon || (vcpu.attention | vcpu.requests) !== 0) {
+    return false;
+  }
   if ((regs[CS] & 3) !== 0 || !vcpu.lapic.x2apicMode) return false;
   if (regs[RCX] === X2APIC_EOI) {
     if (!endOfInterrupt(vcpu, exited)) return false;
@@ -84,7 +88,7 @@ export function straightWrmsr(vcpu: Vcpu): boolean {
 export function straightInterrupt(vcpu: Vcpu): boolean {
   const { engine, processor } = vcpu;
   const exited = vcpu.time + vcpu.cost.vmexit;
-  if (!vcpu.straight || exited >= engine.horizon || vcpu.attention !== 0) return false;
+  if (vcpu.straight === Straight.None || exited >= engine.horizon || vcpu.attention !== 0) return false;
   if (vcpu.pcpu!.interruptAt > vcpu.time || vcpu.preemptionTimerExpired) return false;
   const vector = nextVector(vcpu);
   if (vector === -1) return false;
@@ -119,7 +123,8 @@ function endOfInterrupt(vcpu: Vcpu, exited: number): boolean {
   const { backend, cost, lapic, processor } = vcpu;
   const vector = lapic.highestIsrCache;
   const time = exited + cost.msrEmulation + cost.apicRegister;
-  if (vector === -1 || lapic.irrRegisters !== 0 || processor.regs[RDX] !== 0) return false;
+  if (vcpu.straight !== Straight.All || vector === -1) return false;
+  if (lapic.irrRegisters !== 0 || processor.regs[RDX] !== 0) return false;
   if (time >= processor.asyncAt || vcpu.pvEoiEnabled || vcpu.ioapicHandles(vector)) return false;
   beginExit(vcpu, backend.wrmsrExit);
   processor.exitReason = backend.wrmsrExit;
@@ -148,7 +153,7 @@ function sendAndEnter(vcpu: Vcpu): boolean {
   }
   afterFastPath(vcpu, fastPath);
   vcpu.phase = Phase.Served;
-  vcpu.straight = false;
+  vcpu.straight = Straight.None;
   return false;
 }
 
@@ -156,7 +161,8 @@ function sendAndEnter(vcpu: Vcpu): boolean {
 function nextVector(vcpu: Vcpu): number {
   const { lapic, processor } = vcpu;
   const { irrRegisters } = lapic;
-  if (vcpu.requests !== REQ_EVENT || (lapic.isrCount | lapic.pendingEvents) !== 0) return -1;
+  if (vcpu.straight !== Straight.All || vcpu.requests !== REQ_EVENT) return -1;
+  if ((lapic.isrCount | lapic.pendingEvents) !== 0) return -1;
   if (irrRegisters === 0 || (irrRegisters & (irrRegisters - 1)) !== 0) return -1;
   if ((processor.regs[RFLAGS] & FLAG_IF) === 0 || processor.shadow) return -1;
   const vector = lapic.onlyIrr();

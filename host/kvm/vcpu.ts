@@ -34,7 +34,7 @@ import type { Vm } from "./vm.ts";
 const { GP_VECTOR, RDX, SYS_CR0 } = abi;
 const { FAR } = core;
 const { ATTENTION_INTERLEAVE, REQ_MMU_RELOAD } = requests;
-const { MpState, Phase, Turn, VcpuMode } = modes;
+const { MpState, Phase, Straight, Turn, VcpuMode } = modes;
 const { runLoop, takeTurn } = loop;
 const { straightInterrupt, straightTurn, straightWrmsr } = straightExits;
 const { TP } = tracing;
@@ -130,7 +130,7 @@ export class Vcpu extends VcpuState {
   /** RESET, or INIT: processor, local APIC, paravirtual state (kvm_vcpu_reset). */
   reset(init: boolean): void {
     const cr0 = this.processor.sys[SYS_CR0];
-    this.straight = false;
+    this.straight = Straight.None;
     resetLapic(this.lapic, init);
     this.nmiQueued = 0;
     this.nmiPending = 0;
@@ -155,7 +155,7 @@ export class Vcpu extends VcpuState {
 
   /** KVM's next step, by the straight way if there is one. */
   hostStep(): void {
-    if (!this.straight || !straightTurn(this)) this.#hostStep();
+    if (this.straight === Straight.None || !straightTurn(this)) this.#hostStep();
   }
 
   /** WRMSR, with the exit and KVM's turn, where that is a straight way on which nobody comes between. Whether it is. */

@@ -20,7 +20,7 @@ const {
   REQ_EVENT,
   REQ_NMI,
 } = requests;
-const { Phase, Turn, VcpuMode } = modes;
+const { Phase, Straight, Turn, VcpuMode } = modes;
 
 /** An exception that KVM injects. */
 export interface QueuedException {
@@ -54,8 +54,8 @@ export abstract class VcpuState extends Thread {
   immediateExit = false;
   /** The last entry was to deliver an event. */
   injected = false;
-  /** At the last entry nothing was going on but interrupts: the next exit may take the straight way. */
-  straight = false;
+  /** Which ways are open to the next exit, as nothing was going on at the last entry but interrupts. */
+  straight: modes.Straight = Straight.None;
   /** Whether there are {@linkcode ioapicHandledVectors}. */
   ioapicHandlesSome = false;
   /** Whether the guest has enabled paravirtual EOI. */

@@ -10,6 +10,7 @@ import type { PagingFeatures } from "../../abi/mod.ts";
 import * as cpu from "../cpu/mod.ts";
 import type { Processor, Virtualization } from "../cpu/mod.ts";
 import { accessPageMapped, accessPageMemory } from "../kvm/access_page.ts";
+import * as modes from "../kvm/modes.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import { type HostFault, NO_EPT, Npt, type PhysicalMemory, type SecondDimension } from "../mmu/mod.ts";
 import { vmrunFlush } from "./asid.ts";
@@ -61,6 +62,7 @@ const {
 const { DIRECT_ACCESS_MSRS } = permissions;
 const { deliverInjectedException, deliverInterrupt, raise } = cpu;
 const { EVTINJ_TYPE_INTR, EVTINJ_TYPE_MASK, EVTINJ_TYPE_NMI, EVTINJ_VALID, WRITTEN_TLB_CONTROL } = control;
+const { Straight } = modes;
 
 /** Exceptions that KVM intercepts with nested paging: #DB, #UD, #AC, #MC (init_vmcb). */
 const EXCEPTION_INTERCEPTS = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
@@ -302,7 +304,7 @@ export class SvmHardware implements Virtualization {
   /** MOV to CR8 writes V_TPR; with AVIC the page follows. */
   writeCr8(p: Processor, value: number): boolean {
     this.vmcb.intCtl = (this.vmcb.intCtl & ~V_TPR_MASK) | value;
-    this.vcpu.straight = false; // The next exit must bring it to the page.
+    this.vcpu.straight = Straight.None; // The next exit must bring it to the page.
     if (this.vmcb.avic) this.avic.cr8Written(p, value);
     return false;
   }

@@ -12,6 +12,7 @@ import type { Steps } from "../core/mod.ts";
 import { setApicvInhibit } from "../kvm/apicv.ts";
 import type { Backend } from "../kvm/backend.ts";
 import * as fast from "../kvm/fast_path.ts";
+import * as modes from "../kvm/modes.ts";
 import * as msrs from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
@@ -55,6 +56,8 @@ const {
   TLB_CONTROL_DO_NOTHING,
 } = control;
 type FastPath = vendor.FastPath;
+const { Straight } = modes;
+type Straight = modes.Straight;
 
 const V_INTR_PRIO_MASK = 0xf << V_INTR_PRIO_SHIFT;
 
@@ -280,12 +283,14 @@ export class Svm implements Backend {
     else handleSvmExit(vcpu, this);
   }
 
-  /** Whether the entry that comes delivers an event at most, and the exit behind it finds nothing else. */
-  entersPlainly(): boolean {
+  /** All, unless there is something to look for, to flush or to keep; while CR8 is intercepted, an injection changes that. */
+  straightWays(): Straight {
     const { intCtl, interceptCr8Write, interceptVintr, singleStep, written } = this.vmcb;
-    if (interceptCr8Write || interceptVintr || singleStep || written !== 0) return false;
-    return !this.#flushed && !this.#awaitingIret &&
-      (intCtl & V_TPR_MASK) << 4 === this.vcpu.lapic.page[TPR];
+    if (interceptVintr || singleStep || written !== 0 || this.#flushed || this.#awaitingIret) {
+      return Straight.None;
+    }
+    if (interceptCr8Write) return Straight.Sends;
+    return (intCtl & V_TPR_MASK) << 4 === this.vcpu.lapic.page[TPR] ? Straight.All : Straight.None;
   }
 
   /** RIP moves on by the instruction's length, and the interrupt shadow ends. */

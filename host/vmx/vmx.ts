@@ -10,6 +10,7 @@ import * as vendor from "../kvm/backend.ts";
 import type { Steps } from "../core/mod.ts";
 import type { Backend } from "../kvm/backend.ts";
 import * as fast from "../kvm/fast_path.ts";
+import * as modes from "../kvm/modes.ts";
 import * as msrs from "../kvm/msr.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
@@ -56,6 +57,8 @@ const { fastHalt, fastInvd, fastWrmsr } = fast;
 const { emulateWrmsr } = msrs;
 const { REQ_EVENT, REQ_TLB_FLUSH } = requests;
 type FastPath = vendor.FastPath;
+const { Straight } = modes;
+type Straight = modes.Straight;
 
 const WINDOWS = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
 
@@ -309,10 +312,11 @@ export class Vmx implements Backend {
     else handleVmxExit(vcpu, this);
   }
 
-  /** Whether the entry that comes delivers an event at most, and the exit behind it finds nothing else. */
-  entersPlainly(): boolean {
+  /** All, unless there is something to look for, or to check. */
+  straightWays(): Straight {
     const { primary, tprThreshold, unchecked } = this.vmcs;
-    return (tprThreshold | unchecked | (primary & WINDOWS)) === 0 && !this.#immediateExit;
+    const plain = (tprThreshold | unchecked | (primary & WINDOWS)) === 0 && !this.#immediateExit;
+    return plain ? Straight.All : Straight.None;
   }
 
   /** RIP moves on by the instruction's length, and the STI shadow ends (vmx_skip_emulated_instruction). */
