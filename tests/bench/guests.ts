@@ -23,12 +23,13 @@ import {
   X2APIC_MSR_BASE,
   type X86Cpu,
 } from "../../abi/mod.ts";
-import { type Acceleration, type BackendName, Machine, type VmOptions } from "../../host/mod.ts";
+import { type Acceleration, type BackendName, Machine, type Vm, type VmOptions } from "../../host/mod.ts";
 import { Stopwatch } from "./stopwatch.ts";
 
 /** Where the guests keep things. */
 const AP_START = 0x8000 as Gva;
-const HANDLER = 0x9000 as Gva;
+const HANDLERS = 0x9000;
+const HANDLER_SIZE = 0x1000;
 const ONLINE = 0x2_0000;
 const IDT_POINTER = 0x2_1000;
 const IDT = 0x2_2000;
@@ -42,123 +43,137 @@ const STARTUP = ASSERT | 6 << 8;
 const ALL_BUT_SELF = 3 << 18;
 const LOGICAL = 1 << 11;
 
-const ROUNDS = 150;
-const OPERATIONS = 5_000;
+/** How often each figure is measured. */
+const ROUNDS = 1_000;
+/** About how many operations that takes each time. */
+const OPERATIONS = 1_500;
+/** Longer than any run. */
+const LONG = 2 ** 40;
+
+/** What a guest has done, by its own count. */
+class Count {
+  /** Operations that began. */
+  begun = 0;
+  /** Operations that ended. */
+  ended = 0;
+}
 
 /** A hypercall that does nothing, from the yield to its result in RAX. */
 export function vmcall(backend: BackendName): Stopwatch {
-  const watch = new Stopwatch();
-  run({ backend }, function* main(cpu) {
-    const svm = backend === "svm";
-    const { nr } = HYPERCALLS.KVM_HC_VAPIC_POLL_IRQ;
-    yield* boot(cpu, 0);
-    for (let round = 0; round < ROUNDS; round++) {
-      watch.begin();
-      for (let i = 0; i < OPERATIONS; i++) {
+  const { nr } = HYPERCALLS.KVM_HC_VAPIC_POLL_IRQ;
+  return measure({ backend, vcpus: 1 }, (count) =>
+    function* main(cpu) {
+      const svm = backend === "svm";
+      yield* boot(cpu, 0);
+      for (;;) {
+        count.begun++;
         cpu.loadHypercall(nr);
         yield svm ? cpu.vmmcall() : cpu.vmcall();
         if (cpu.eax !== 0) throw new Error(`KVM_HC_VAPIC_POLL_IRQ answered ${cpu.eax}`);
-      }
-      watch.end(OPERATIONS);
-    }
-  });
-  return watch;
-}
-
-/** An IPI to another vCPU that computes, and is back at it before the next one comes. */
-export function ipi(backend: BackendName, acceleration: Acceleration = "none"): Stopwatch {
-  return interrupts({ backend, acceleration, vcpus: 2 }, (plan) =>
-    function* main(cpu) {
-      yield* boot(cpu, plan.others);
-      for (let round = 0; round < ROUNDS; round++) {
-        plan.begin();
-        for (let i = 0; i < plan.sends; i++) {
-          yield cpu.wrmsr(X2APIC_ICR, ASSERT | VECTOR, 1);
-          yield cpu.work(plan.pause);
-        }
-        plan.end();
+        count.ended++;
       }
     });
 }
 
+/** An IPI, from being sent to its EOI: two vCPUs that compute answer one another as soon as they have ended one. */
+export function ipi(backend: BackendName, acceleration: Acceleration = "none"): Stopwatch {
+  return measure({ backend, acceleration, vcpus: 2 }, (count) =>
+    function* main(cpu) {
+      yield* boot(cpu, 1);
+      yield cpu.sti();
+      count.begun++;
+      yield cpu.wrmsr(X2APIC_ICR, ASSERT | VECTOR, 1);
+      for (;;) yield cpu.work(LONG);
+    }, true);
+}
+
 /** One IPI to all others, by the shorthand. */
 export function broadcast(backend: BackendName, vcpus: number): Stopwatch {
-  return interrupts({ backend, vcpus }, (plan) =>
+  const pause = pauseOf(vcpus);
+  return measure({ backend, vcpus }, (count) =>
     function* main(cpu) {
-      yield* boot(cpu, plan.others);
-      for (let round = 0; round < ROUNDS; round++) {
-        plan.begin();
-        for (let i = 0; i < plan.sends; i++) {
-          yield cpu.wrmsr(X2APIC_ICR, ALL_BUT_SELF | ASSERT | VECTOR);
-          yield cpu.work(plan.pause);
-        }
-        plan.end();
+      yield* boot(cpu, vcpus - 1);
+      for (;;) {
+        count.begun += vcpus - 1;
+        yield cpu.wrmsr(X2APIC_ICR, ALL_BUT_SELF | ASSERT | VECTOR);
+        yield cpu.work(pause);
       }
     });
 }
 
 /** One IPI to each cluster of sixteen, its sender left out. */
 export function clusters(backend: BackendName, vcpus: number): Stopwatch {
-  return interrupts({ backend, vcpus }, (plan) =>
+  const pause = pauseOf(vcpus);
+  return measure({ backend, vcpus }, (count) =>
     function* main(cpu) {
-      yield* boot(cpu, plan.others);
-      for (let round = 0; round < ROUNDS; round++) {
-        plan.begin();
-        for (let i = 0; i < plan.sends; i++) {
-          for (let cluster = 0; 16 * cluster < vcpus; cluster++) {
-            const members = cluster === 0 ? 0xfffe : 0xffff;
-            yield cpu.wrmsr(X2APIC_ICR, LOGICAL | ASSERT | VECTOR, cluster * 0x1_0000 + members);
-          }
-          yield cpu.work(plan.pause);
+      yield* boot(cpu, vcpus - 1);
+      for (;;) {
+        count.begun += vcpus - 1;
+        for (let cluster = 0; 16 * cluster < vcpus; cluster++) {
+          const members = cluster === 0 ? 0xfffe : 0xffff;
+          yield cpu.wrmsr(X2APIC_ICR, LOGICAL | ASSERT | VECTOR, cluster * 0x1_0000 + members);
         }
-        plan.end();
+        yield cpu.work(pause);
       }
     });
 }
 
-/** How interrupts are measured: `sends` times to all others, then `pause` cycles in which they are served. */
-class Plan {
-  readonly watch = new Stopwatch();
-  readonly others: number;
-  readonly sends: number;
-  readonly pause: number;
-  /** Interrupts whose handler has done its EOI. */
-  ended = 0;
-
-  constructor(others: number) {
-    this.others = others;
-    this.sends = Math.max(2, Math.ceil(OPERATIONS / 5 / others));
-    this.pause = 30_000 + 2_000 * others;
-  }
-
-  begin(): void {
-    this.watch.begin();
-  }
-
-  end(): void {
-    this.watch.end(this.sends * this.others);
-  }
+/** Cycles in which all others have served what was sent to them. */
+function pauseOf(vcpus: number): number {
+  return 30_000 + 2_000 * vcpus;
 }
 
-/** Measures interrupts, each of which must have been ended: otherwise nothing was measured. */
-function interrupts(
+/** Measures what a guest does for ever, in slices of simulated time: nothing but that is in the guest's own loop. */
+function measure(
   options: VmOptions & { vcpus: number },
-  program: (plan: Plan) => GuestFunction,
+  program: (count: Count) => GuestFunction,
+  answer = false,
 ): Stopwatch {
-  const plan = new Plan(options.vcpus - 1);
-  run(options, program(plan), function* handler(cpu) {
-    yield cpu.wrmsr(X2APIC_EOI, 0);
-    plan.ended++;
-  });
-  const sent = ROUNDS * plan.sends * plan.others;
-  if (plan.ended !== sent) throw new Error(`Cannot measure IPIs: ${sent} were sent, and ${plan.ended} ended`);
-  return plan.watch;
+  const count = new Count();
+  const { machine } = start(options, program(count), answer ? answering(count) : ending(count));
+  let deadline = 0;
+  const slice = (cycles: number): number => {
+    const { ended } = count;
+    deadline += cycles;
+    machine.run(deadline);
+    return count.ended - ended;
+  };
+  while (count.ended === 0) slice(1_000_000);
+  const cycles = Math.ceil(OPERATIONS / slice(10_000_000) * 10_000_000);
+  const watch = new Stopwatch();
+  for (let round = 0; round < ROUNDS; round++) {
+    watch.begin();
+    watch.end(slice(cycles));
+  }
+  const lost = count.begun - count.ended;
+  if (lost > options.vcpus) throw new Error(`Cannot measure IPIs: ${lost} of ${count.begun} have not ended`);
+  return watch;
 }
 
-/** Runs `program` on the bootstrap processor of a new machine; the others compute, with interrupts enabled. */
-function run(options: VmOptions, program: GuestFunction, handler?: GuestFunction): void {
+/** A handler that ends its interrupt. */
+function ending(count: Count): GuestFunction[] {
+  return [function* handler(cpu) {
+    yield cpu.wrmsr(X2APIC_EOI, 0);
+    count.ended++;
+  }];
+}
+
+/** Two handlers that end theirs, and then send the other's vector to the other vCPU. */
+function answering(count: Count): GuestFunction[] {
+  const handler = (vector: number, vcpu: number): GuestFunction =>
+    function* handler(cpu) {
+      yield cpu.wrmsr(X2APIC_EOI, 0);
+      count.ended++;
+      count.begun++;
+      yield cpu.wrmsr(X2APIC_ICR, ASSERT | vector, vcpu);
+    };
+  return [handler(VECTOR + 1, 0), handler(VECTOR, 1)];
+}
+
+/** Starts `program` on the bootstrap processor of a new machine; the others compute, with interrupts enabled. */
+function start(options: VmOptions, program: GuestFunction, handlers: readonly GuestFunction[]): Vm {
   const text = new Text();
-  if (handler !== undefined) text.addAt(HANDLER, handler);
+  handlers.forEach((handler, i) => text.addAt(HANDLERS + i * HANDLER_SIZE as Gva, handler));
   text.addAt(AP_START, function* secondary(cpu) {
     yield cpu.movToCr4(CR4_PAE);
     yield cpu.wrmsr(IA32_EFER, EFER_LME);
@@ -167,14 +182,13 @@ function run(options: VmOptions, program: GuestFunction, handler?: GuestFunction
     yield* setUp(cpu);
     yield cpu.xadd32(ONLINE, 1);
     yield cpu.sti();
-    for (;;) yield cpu.work(2 ** 40);
+    for (;;) yield cpu.work(LONG);
   });
   const entry = text.add(program);
   const vm = new Machine().createVm({ ...options, memory: 2 ** 21 });
   vm.load(text);
   vm.start(entry);
-  const { processor } = vm.bootstrap;
-  while (!processor.finished) vm.machine.run(vm.machine.engine.now + 1e9);
+  return vm;
 }
 
 /** What every program begins with. */
@@ -185,9 +199,12 @@ function* boot(cpu: X86Cpu, others: number): Guest {
 }
 
 function* writeIdt(cpu: X86Cpu): Guest {
-  const gate = IDT + 16 * VECTOR;
-  yield cpu.store32(gate, KERNEL_CS << 16 | HANDLER & 0xffff);
-  yield cpu.store32(gate + 4, HANDLER & 0xffff_0000 | 0x8e00);
+  for (const i of [0, 1]) {
+    const gate = IDT + 16 * (VECTOR + i);
+    const handler = HANDLERS + i * HANDLER_SIZE;
+    yield cpu.store32(gate, KERNEL_CS << 16 | handler & 0xffff);
+    yield cpu.store32(gate + 4, handler & 0xffff_0000 | 0x8e00);
+  }
   yield cpu.store16(IDT_POINTER, 16 * 256 - 1);
   yield cpu.store64(IDT_POINTER + 2, IDT);
 }
