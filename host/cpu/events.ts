@@ -18,7 +18,6 @@ import type { Processor } from "./processor.ts";
 const {
   CS,
   DF_VECTOR,
-  EFER_LMA,
   ERROR_CODE,
   FLAG_IF,
   GATE_PRESENT,
@@ -33,7 +32,6 @@ const {
   OP_IRET,
   RFLAGS,
   SYSCALL_ENTRY,
-  SYS_EFER,
   SYS_IDT_BASE,
   SYS_IDT_LIMIT,
   VECTOR,
@@ -158,11 +156,9 @@ function takeGateFault(): number {
 
 /** Reads a vector's gate. false where the IDT ends before it, or reading it has faulted. */
 function readGate(p: Processor, vector: number): boolean {
-  const { sys, direct: memory } = p;
-  const base = sys[SYS_IDT_BASE];
-  const first = ((base >>> 2) + (vector << 2)) | 0;
-  const flat = ((base & 3) | sys[SYS_IDT_BASE + 1]) === 0 && ((first + 3) | 0) < memory.flatWords;
-  if (flat && (sys[SYS_EFER] & EFER_LMA) !== 0 && ((vector << 4) | 15) <= sys[SYS_IDT_LIMIT]) {
+  const { direct: memory } = p;
+  const first = (p.idtWord + (vector << 2)) | 0;
+  if (vector < p.idtGates && ((first + 3) | 0) < memory.flatWords) {
     const { u32 } = memory;
     gate64(u32[first], u32[first + 1], u32[first + 2]);
     return true;

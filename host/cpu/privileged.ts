@@ -259,6 +259,7 @@ function lidt(p: Processor, op: number): void {
   p.sys[SYS_IDT_LIMIT] = operand.getUint16(0, true);
   p.sys[SYS_IDT_BASE] = low;
   p.sys[SYS_IDT_BASE + 1] = high;
+  p.idtChanged();
   p.charge(p.cost.system);
   p.retire(op);
 }

@@ -25,7 +25,7 @@ import * as waiting from "./waiting.ts";
 import type { Virtualization } from "./virtualization.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const { CR0_PG, OP_WORK, OP_WRMSR, SYS_CR0, SYS_CR3 } = abi;
+const { CR0_PG, OP_WORK, OP_WRMSR, SYS_CR0, SYS_CR3, SYS_IDT_BASE, SYS_IDT_LIMIT } = abi;
 const { FAR, LONG_AGO } = core;
 // And so are functions.
 const { endFrame } = events;
@@ -128,6 +128,10 @@ export class Processor extends ProcessorState {
   sleepEnd = 0;
   /** Instructions that completed. */
   instructions = 0;
+  /** The word of memory at which the IDT begins, in long mode, while addresses are not translated. */
+  idtWord = 0;
+  /** How many gates it has there; none in other modes, or where it begins between words. */
+  idtGates = 0;
   /** The exit's number: a VMX basic exit reason or an SVM exit code. */
   exitReason = 0;
   /** VMX: the exit qualification. SVM: EXITINFO1. */
@@ -341,6 +345,7 @@ export class Processor extends ProcessorState {
 
   /** The registers that paging depends on have changed, or who wants translation. */
   pagingChanged(): void {
+    this.idtChanged();
     const { sys } = this;
     const paging = (sys[SYS_CR0] & CR0_PG) !== 0 && (sys[SYS_CR3] >= 4096 || sys[SYS_CR3 + 1] !== 0);
     if (!paging && !this.tracked && this.mmu === undefined) return;
@@ -348,6 +353,15 @@ export class Processor extends ProcessorState {
     this.mmu.changed();
     this.direct = paging || this.tracked ? NOTHING : this.memory;
     this.setAsync(this.asyncAt);
+  }
+
+  /** The IDT register, or the mode, has changed. */
+  idtChanged(): void {
+    const { sys } = this;
+    const base = sys[SYS_IDT_BASE];
+    const whole = this.longActive && (base & 3) === 0 && sys[SYS_IDT_BASE + 1] === 0;
+    this.idtGates = whole ? (sys[SYS_IDT_LIMIT] + 1) >>> 4 : 0;
+    this.idtWord = base >>> 2;
   }
 
   /** The instruction completed. */

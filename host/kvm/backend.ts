@@ -20,6 +20,16 @@ export enum FastPath {
   Handled,
 }
 
+/** The exits that every interrupt costs, by their numbers. */
+export interface CommonExits {
+  /** A physical interrupt. */
+  readonly interrupt: number;
+  /** WRMSR. */
+  readonly wrmsr: number;
+  /** What that tells first. */
+  readonly wrmsrInfo: number;
+}
+
 /** A vendor module's part of a vCPU. */
 export interface Backend {
   /** Which vendor. */
@@ -32,12 +42,8 @@ export interface Backend {
   readonly x2apicIcrIsSplit: boolean;
   /** Whether a notification of a posted interrupt is an interrupt to the host as well; a doorbell is nothing to it. */
   readonly notifiedByInterrupt: boolean;
-  /** The exit number of a physical interrupt. */
-  readonly interruptExit: number;
-  /** The exit number of WRMSR. */
-  readonly wrmsrExit: number;
-  /** What that exit tells first. */
-  readonly wrmsrInfo: number;
+  /** The exits that every interrupt costs. */
+  readonly commonExits: CommonExits;
   /** One past the highest exit number. */
   readonly exitNumbers: number;
 

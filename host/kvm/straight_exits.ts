@@ -44,15 +44,15 @@ export function straightWays(vcpu: Vcpu): Straight {
 /** The host's turn after an exit, up to the entry, if it is one of the three and nothing else goes on. Whether that is so. */
 export function straightTurn(vcpu: Vcpu): boolean {
   if (vcpu.attention !== 0) return false;
-  const { backend, processor } = vcpu;
+  const { commonExits, processor } = vcpu;
   const { exitReason } = processor;
-  if (exitReason === backend.interruptExit) {
+  if (exitReason === commonExits.interrupt) {
     const vector = nextVector(vcpu);
     if (vector === -1) return false;
     injectAndEnter(vcpu, vector);
     return true;
   }
-  if (exitReason !== backend.wrmsrExit || processor.exitInfo1 !== backend.wrmsrInfo) return false;
+  if (exitReason !== commonExits.wrmsr || processor.exitInfo1 !== commonExits.wrmsrInfo) return false;
   if (vcpu.requests !== 0 || !vcpu.lapic.x2apicMode) return false;
   switch (processor.regs[RCX]) {
     case X2APIC_EOI:
@@ -77,7 +77,7 @@ export function straightWrmsr(vcpu: Vcpu): boolean {
     if (!endOfInterrupt(vcpu, exited)) return false;
   } else {
     if (regs[RCX] !== X2APIC_ICR) return false;
-    processor.leaveWith(vcpu.backend.wrmsrExit, vcpu.backend.wrmsrInfo, 0);
+    processor.leaveWith(vcpu.commonExits.wrmsr, vcpu.commonExits.wrmsrInfo, 0);
     if (!sendAndEnter(vcpu)) vcpu.hostStep();
   }
   engine.countStep();
@@ -89,10 +89,10 @@ export function straightInterrupt(vcpu: Vcpu): boolean {
   const { engine, processor } = vcpu;
   const exited = vcpu.time + vcpu.cost.vmexit;
   if (vcpu.straight === Straight.None || exited >= engine.horizon || vcpu.attention !== 0) return false;
-  if (vcpu.pcpu!.interruptAt > vcpu.time || vcpu.preemptionTimerExpired) return false;
+  if (vcpu.pcpu!.interruptAt > vcpu.time || vcpu.preemptionAt <= vcpu.time) return false;
   const vector = nextVector(vcpu);
   if (vector === -1) return false;
-  processor.leaveWith(vcpu.backend.interruptExit, 0, 0);
+  processor.leaveWith(vcpu.commonExits.interrupt, 0, 0);
   injectAndEnter(vcpu, vector);
   engine.countStep();
   return true;
@@ -120,15 +120,15 @@ function enter(vcpu: Vcpu, price: number): void {
  * ISR. Whether that is so.
  */
 function endOfInterrupt(vcpu: Vcpu, exited: number): boolean {
-  const { backend, cost, lapic, processor } = vcpu;
+  const { commonExits, cost, lapic, processor } = vcpu;
   const vector = lapic.highestIsrCache;
   const time = exited + cost.msrEmulation + cost.apicRegister;
   if (vcpu.straight !== Straight.All || vector === -1) return false;
   if (lapic.irrRegisters !== 0 || processor.regs[RDX] !== 0) return false;
   if (time >= processor.asyncAt || vcpu.pvEoiEnabled || vcpu.ioapicHandles(vector)) return false;
-  beginExit(vcpu, backend.wrmsrExit);
-  processor.exitReason = backend.wrmsrExit;
-  processor.exitInfo1 = backend.wrmsrInfo;
+  beginExit(vcpu, commonExits.wrmsr);
+  processor.exitReason = commonExits.wrmsr;
+  processor.exitInfo1 = commonExits.wrmsrInfo;
   vcpu.time = time;
   lapic.endService(vector);
   processor.retire(OP_WRMSR);
@@ -143,7 +143,7 @@ function endOfInterrupt(vcpu: Vcpu, exited: number): boolean {
 
 /** A write of the x2APIC ICR, through KVM's fast path. Where the guest is not entered behind it, the loop goes on: false. */
 function sendAndEnter(vcpu: Vcpu): boolean {
-  beginExit(vcpu, vcpu.backend.wrmsrExit);
+  beginExit(vcpu, vcpu.commonExits.wrmsr);
   const fastPath = fastWrmsr(vcpu);
   if (
     fastPath === FastPath.Reenter && vcpu.mode === VcpuMode.InGuest && (vcpu.requests | vcpu.attention) === 0
@@ -172,7 +172,7 @@ function nextVector(vcpu: Vcpu): number {
 /** A physical interrupt's exit is over: the host takes it, and injects the vector for whose sake it was sent. */
 function injectAndEnter(vcpu: Vcpu, vector: number): void {
   const { lapic, processor, stats } = vcpu;
-  beginExit(vcpu, vcpu.backend.interruptExit);
+  beginExit(vcpu, vcpu.commonExits.interrupt);
   if (vcpu.time >= processor.asyncAt) vcpu.serveInterrupts();
   vcpu.requests = 0;
   stats.irq_exits++;

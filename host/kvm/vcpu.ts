@@ -17,7 +17,7 @@ import type { CpuTlb } from "../mmu/mod.ts";
 import * as tracing from "../trace/mod.ts";
 import type { Tracer } from "../trace/mod.ts";
 import { createBackend } from "./backends.ts";
-import type { Backend } from "./backend.ts";
+import type { Backend, CommonExits } from "./backend.ts";
 import type { CpuidTable } from "./cpuid.ts";
 import { HaltPolling } from "./halt.ts";
 import { MsrState } from "./msr_state.ts";
@@ -44,8 +44,6 @@ const EXITS = tracing.TRACEPOINTS.length;
 
 /** A vCPU. */
 export class Vcpu extends VcpuState {
-  #preemptionAt: number = FAR;
-
   #preemptionTimer = Infinity;
   readonly #loop: Generator<void, void, void>;
   /** The virtual machine's events. */
@@ -69,6 +67,8 @@ export class Vcpu extends VcpuState {
   declare mpState: modes.MpState;
   /** The vendor module's part. */
   declare readonly backend: Backend;
+  /** The exits that every interrupt costs. */
+  declare readonly commonExits: CommonExits;
   /** Where its own events and exits are counted: see {@linkcode tracing.CountRow}. */
   declare readonly countRows: Uint32Array;
   /** Where its row begins there. */
@@ -101,6 +101,7 @@ export class Vcpu extends VcpuState {
     this.cost = vm.cost;
     this.mpState = this.bootstrap ? MpState.Runnable : MpState.Uninitialized;
     this.backend = createBackend(this, vm.backend);
+    this.commonExits = this.backend.commonExits;
     const { counts, start } = vm.tracer.addVcpu(this.backend.exitNumbers);
     this.countRows = counts;
     this.row = start;
@@ -219,7 +220,7 @@ export class Vcpu extends VcpuState {
   override rebase(by: number): void {
     super.rebase(by);
     this.processor.rebase(by);
-    this.#preemptionAt = this.engine.timeOf(this.#preemptionTimer);
+    this.preemptionAt = this.engine.timeOf(this.#preemptionTimer);
     this.#settleAsync();
   }
 
@@ -288,13 +289,13 @@ export class Vcpu extends VcpuState {
   /** When the VMX-preemption timer expires, in cycles of host time; Infinity switches it off. */
   setPreemptionTimer(at: number): void {
     this.#preemptionTimer = at;
-    this.#preemptionAt = this.engine.timeOf(at);
+    this.preemptionAt = this.engine.timeOf(at);
     this.asynchronousEvent();
   }
 
   /** Whether the preemption timer has expired. */
   get preemptionTimerExpired(): boolean {
-    return this.#preemptionAt <= this.time;
+    return this.preemptionAt <= this.time;
   }
 
   /** A physical interrupt arrives at `time`, before any other. */
@@ -321,13 +322,13 @@ export class Vcpu extends VcpuState {
     if (pcpu.interruptAt > this.time) return;
     this.time += this.cost.hostInterrupt;
     pcpu.served();
-    if (pcpu.notifiedAt === FAR) this.processor.setAsync(this.#preemptionAt);
+    if (pcpu.notifiedAt === FAR) this.processor.setAsync(this.preemptionAt);
     else this.#settleAsync();
   }
 
   #settleAsync(): number {
     const { pcpu } = this;
-    let at = this.#preemptionAt;
+    let at = this.preemptionAt;
     if (pcpu !== undefined) {
       if (pcpu.interruptAt < at) at = pcpu.interruptAt;
       if (pcpu.notifiedAt < at) at = pcpu.notifiedAt;

@@ -5,6 +5,7 @@
  * @module
  */
 
+import * as core from "../core/mod.ts";
 import { type Steps, Thread } from "../core/mod.ts";
 import type { Pcpu } from "../sched/mod.ts";
 import * as requests from "./requests.ts";
@@ -20,6 +21,7 @@ const {
   REQ_EVENT,
   REQ_NMI,
 } = requests;
+const { FAR } = core;
 const { Phase, Straight, Turn, VcpuMode } = modes;
 
 /** An exception that KVM injects. */
@@ -64,6 +66,8 @@ export abstract class VcpuState extends Thread {
   blocked = false;
   /** The physical CPU that it runs on; undefined while it has none. */
   pcpu: Pcpu | undefined = undefined;
+  /** When the VMX-preemption timer expires, counted from the epoch. */
+  preemptionAt: number = FAR;
   /** A kick by KVM_HC_KICK_CPU that no halt has used up. */
   pvUnhalted = false;
   /** The physical CPU that it ran on last. */

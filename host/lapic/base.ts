@@ -127,6 +127,7 @@ export function resetLapic(lapic: Lapic, init: boolean): void {
     lapic.set(APIC_ISR + 16 * bank, 0);
     lapic.set(APIC_TMR + 16 * bank, 0);
   }
+  lapic.levels = false;
   updateHints(lapic);
   lapic.timer.reset();
   vcpu.pvEoi.reset();

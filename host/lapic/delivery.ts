@@ -222,7 +222,9 @@ function acceptFixed(
 }
 
 /** A vector's trigger mode, in the TMR. */
-function recordTrigger({ page }: Lapic, vector: number, levelTriggered: boolean): void {
+function recordTrigger(lapic: Lapic, vector: number, levelTriggered: boolean): void {
+  const { page } = lapic;
+  lapic.levels ||= levelTriggered;
   if (testVector(page, APIC_TMR, vector) === levelTriggered) return;
   if (levelTriggered) setVector(page, APIC_TMR, vector);
   else clearVector(page, APIC_TMR, vector);

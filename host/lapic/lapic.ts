@@ -73,6 +73,8 @@ export class Lapic {
   apicvActive = false;
   /** A hint: false only if no IRR bit is set. */
   irrPending = true;
+  /** A hint: false only if no TMR bit is set. */
+  levels = true;
   /** Which of the eight IRR registers have a bit set. */
   irrRegisters = 0;
   /** How many ISR bits are set. */
@@ -141,7 +143,7 @@ export class Lapic {
     const { page } = this;
     const register = (vector >>> 5) << 2;
     const bit = 1 << (vector & 31);
-    page[TMR + register] &= ~bit;
+    if (this.levels) page[TMR + register] &= ~bit;
     page[IRR + register] |= bit;
     this.irrRegisters |= 1 << (vector >>> 5);
     this.irrPending = true; // After the bit, as above.

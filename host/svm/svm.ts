@@ -10,7 +10,7 @@ import { high } from "../../abi/mod.ts";
 import * as vendor from "../kvm/backend.ts";
 import type { Steps } from "../core/mod.ts";
 import { setApicvInhibit } from "../kvm/apicv.ts";
-import type { Backend } from "../kvm/backend.ts";
+import type { Backend, CommonExits } from "../kvm/backend.ts";
 import * as fast from "../kvm/fast_path.ts";
 import * as modes from "../kvm/modes.ts";
 import * as msrs from "../kvm/msr.ts";
@@ -63,6 +63,9 @@ const V_INTR_PRIO_MASK = 0xf << V_INTR_PRIO_SHIFT;
 
 const TPR = APIC_TASKPRI >>> 2;
 
+/** Physical interrupts, and the MSR exit whose EXITINFO1 says that it was a write. */
+const COMMON_EXITS: CommonExits = { interrupt: SVM_EXIT_INTR, wrmsr: SVM_EXIT_MSR, wrmsrInfo: 1 };
+
 /** The SVM module's part of a vCPU. */
 export class Svm implements Backend {
   /** Which vendor. */
@@ -77,12 +80,8 @@ export class Svm implements Backend {
   readonly x2apicIcrIsSplit = true;
   /** The host hears no doorbells. */
   readonly notifiedByInterrupt = false;
-  /** Physical interrupts. */
-  readonly interruptExit = SVM_EXIT_INTR;
-  /** RDMSR, or WRMSR. */
-  readonly wrmsrExit = SVM_EXIT_MSR;
-  /** EXITINFO1 of WRMSR. */
-  readonly wrmsrInfo = 1;
+  /** See {@linkcode COMMON_EXITS}. */
+  readonly commonExits = COMMON_EXITS;
   /** The nested page fault and AVIC's exits stand apart, from 0x400 on. */
   readonly exitNumbers = 0x404;
   /** The vCPU. */

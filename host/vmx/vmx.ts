@@ -8,7 +8,7 @@ import * as abi from "../../abi/mod.ts";
 import { high } from "../../abi/mod.ts";
 import * as vendor from "../kvm/backend.ts";
 import type { Steps } from "../core/mod.ts";
-import type { Backend } from "../kvm/backend.ts";
+import type { Backend, CommonExits } from "../kvm/backend.ts";
 import * as fast from "../kvm/fast_path.ts";
 import * as modes from "../kvm/modes.ts";
 import * as msrs from "../kvm/msr.ts";
@@ -62,6 +62,13 @@ type Straight = modes.Straight;
 
 const WINDOWS = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
 
+/** External interrupts, and WRMSR without a qualification. */
+const COMMON_EXITS: CommonExits = {
+  interrupt: EXIT_REASON_EXTERNAL_INTERRUPT,
+  wrmsr: EXIT_REASON_MSR_WRITE,
+  wrmsrInfo: 0,
+};
+
 /** The VMX module's part of a vCPU. */
 export class Vmx implements Backend {
   /** Which vendor. */
@@ -70,12 +77,8 @@ export class Vmx implements Backend {
   readonly x2apicIcrIsSplit = false;
   /** The host has a handler for the notification vector. */
   readonly notifiedByInterrupt = true;
-  /** External interrupts. */
-  readonly interruptExit = EXIT_REASON_EXTERNAL_INTERRUPT;
-  /** WRMSR. */
-  readonly wrmsrExit = EXIT_REASON_MSR_WRITE;
-  /** It has no qualification. */
-  readonly wrmsrInfo = 0;
+  /** See {@linkcode COMMON_EXITS}. */
+  readonly commonExits = COMMON_EXITS;
   /** Basic exit reasons are small numbers. */
   readonly exitNumbers = 0x80;
   /** Where notifications of that go. */

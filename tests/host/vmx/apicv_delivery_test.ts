@@ -226,7 +226,7 @@ for (const acceleration of ACCELERATED) {
         const { bootstrap } = rig.vm;
         const { completeExit } = bootstrap.backend;
         bootstrap.backend.completeExit = function () {
-          if (bootstrap.processor.exitReason === bootstrap.backend.interruptExit) {
+          if (bootstrap.processor.exitReason === bootstrap.backend.commonExits.interrupt) {
             exitedInHandler = bootstrap.processor.context.depth === 2;
           }
           completeExit.call(bootstrap.backend);
