@@ -87,25 +87,10 @@ const NOTHING = new GuestMemory();
 
 /** A logical processor in guest mode. */
 export class Processor extends ProcessorState {
-  /** That word; is told of stores to it. */
-  readonly spin: { address: number } & Watcher = {
-    address: -1,
-    stored: () => spinInterrupted(this, this.engine.running!.time),
-  };
-  /** Whether PAUSE loops are charged in bulk; off, each turn is a step: the slow reference. */
-  bulkSpin = true;
-  /** Whether an exit that ends a sleep may be taken when it is over; off, it is when it begins: the slow reference. */
-  exitsLate = false;
-  /** What is added to the host's time-stamp counter, in whole cycles. */
-  tscOffset = 0;
-  /** The program of the boot context has returned: the processor only halts from now on. */
-  finished = false;
-  /** What hardware does in several accesses to shared memory, and has not finished: explored runs take them one by one. */
-  microcode: Steps | undefined = undefined;
-  /** What a virtualized read brought. */
-  virtualValue = 0;
   // What every interrupt touches stands together, as fields lie in memory in the order in which they are set: among
   // hundreds, each cache line less counts.
+  /** Whether an exit that ends a sleep may be taken when it is over; off, it is when it begins: the slow reference. */
+  exitsLate = false;
   /** Whether it is in guest mode. */
   guestMode = false;
   /** When the next asynchronous host event is due, counted from the epoch; FAR for none. */
@@ -151,12 +136,25 @@ export class Processor extends ProcessorState {
   /** Its virtualization hardware. */
   declare readonly virtualization: Virtualization;
 
+  // And what few touch, behind it.
+  /** That word; is told of stores to it. */
+  declare readonly spin: { address: number } & Watcher;
+  /** Whether PAUSE loops are charged in bulk; off, each turn is a step: the slow reference. */
+  declare bulkSpin: boolean;
+  /** What is added to the host's time-stamp counter, in whole cycles. */
+  declare tscOffset: number;
+  /** The program of the boot context has returned: the processor only halts from now on. */
+  declare finished: boolean;
+  /** What hardware does in several accesses to shared memory, and has not finished: explored runs take them one by one. */
+  declare microcode: Steps | undefined;
+  /** What a virtualized read brought. */
+  declare virtualValue: number;
   /** What was being delivered when the guest exited: VECTORED_NOTHING and so on; software clears it. */
-  vectored = 0;
+  declare vectored: number;
   /** Its vector. */
-  vectoredVector = 0;
+  declare vectoredVector: number;
   /** Its error code. */
-  vectoredErrorCode = 0;
+  declare vectoredErrorCode: number;
   /** Its name in messages. */
   declare readonly name: string;
   /** What it has. */
@@ -164,9 +162,9 @@ export class Processor extends ProcessorState {
   /** The host's physical memory. */
   declare readonly physical: PhysicalSpace;
   /** Translates addresses; undefined until that was first needed. */
-  mmu: Mmu | undefined = undefined;
+  declare mmu: Mmu | undefined;
   /** KVM wants the guest's accesses to go through its own tables, even where the guest has none. */
-  tracked = false;
+  declare tracked: boolean;
   /** The context that it began with at reset. */
   declare bootContext: X86Cpu;
 
@@ -180,6 +178,17 @@ export class Processor extends ProcessorState {
     this.physical = parts.physical;
     this.cost = parts.cost;
     this.virtualization = parts.virtualization;
+    this.spin = { address: -1, stored: () => spinInterrupted(this, this.engine.running!.time) };
+    this.bulkSpin = true;
+    this.tscOffset = 0;
+    this.finished = false;
+    this.microcode = undefined;
+    this.virtualValue = 0;
+    this.vectored = 0;
+    this.vectoredVector = 0;
+    this.vectoredErrorCode = 0;
+    this.mmu = undefined;
+    this.tracked = false;
     this.name = parts.name;
     this.features = parts.features;
     this.bootContext = this.context;

@@ -118,6 +118,7 @@ export class Vcpu extends VcpuState {
       features: cpuid,
     });
     this.lapic = new Lapic(this);
+    this.rest();
     this.pvEoi = new PvEoi(this);
     this.msrs = new MsrState(this);
     this.haltPolling = new HaltPolling(this);

@@ -68,32 +68,50 @@ export abstract class VcpuState extends Thread {
   pcpu: Pcpu | undefined = undefined;
   /** When the VMX-preemption timer expires, counted from the epoch. */
   preemptionAt: number = FAR;
+  // And what few touch stands behind it: see rest().
   /** A kick by KVM_HC_KICK_CPU that no halt has used up. */
-  pvUnhalted = false;
+  declare pvUnhalted: boolean;
   /** The physical CPU that it ran on last. */
-  lastPcpu: Pcpu | undefined = undefined;
+  declare lastPcpu: Pcpu | undefined;
   /** Since when it waits for a CPU. */
-  readySince = 0;
+  declare readySince: number;
   /** It was woken or preempted, and does not run yet. */
-  ready = false;
+  declare ready: boolean;
   /** While it waits: it polls, on its CPU. */
-  polling = false;
+  declare polling: boolean;
   /** While it waits: asleep, without a CPU. */
-  asleep = false;
+  declare asleep: boolean;
   /** While it waits: somebody woke it. */
-  woken = false;
+  declare woken: boolean;
   /** NMIs that arrived and were not looked at. */
-  nmiQueued = 0;
+  declare nmiQueued: number;
   /** The exception that waits for injection. */
-  readonly exception: QueuedException = { vector: 0, errorCode: -1 };
+  declare exception: QueuedException;
   /** Vectors whose EOI the I/O APIC must see: 256 bits. */
-  readonly ioapicHandledVectors: Uint32Array = new Uint32Array(8);
+  declare ioapicHandledVectors: Uint32Array;
   /** The vector of a route that is gone and whose EOI is still awaited; -1 for none. */
-  highestStaleEoi: number = -1;
+  declare highestStaleEoi: number;
   /** In explored runs: accesses to shared state that a turn has begun. In all: a page fault that waits. */
-  readonly deferred: Steps[] = [];
+  declare deferred: Steps[];
   /** The root of the second dimension's tables that it uses; undefined where it has to load one. */
-  root: TdpTables | undefined = undefined;
+  declare root: TdpTables | undefined;
+
+  /** Sets what few interrupts touch, behind all that they do. */
+  protected rest(): void {
+    this.pvUnhalted = false;
+    this.lastPcpu = undefined;
+    this.readySince = 0;
+    this.ready = false;
+    this.polling = false;
+    this.asleep = false;
+    this.woken = false;
+    this.nmiQueued = 0;
+    this.exception = { vector: 0, errorCode: -1 };
+    this.ioapicHandledVectors = new Uint32Array(8);
+    this.highestStaleEoi = -1;
+    this.deferred = [];
+    this.root = undefined;
+  }
 
   /** Asks for something before the next entry. */
   request(request: number): void {
