@@ -5,8 +5,9 @@
  * @module
  */
 
+import config from "../../deno.json" with { type: "json" };
 import { BACKENDS } from "../../host/mod.ts";
-import type { Figure } from "./figures.ts";
+import type { Round } from "./stopwatch.ts";
 
 interface Row {
   readonly name: string;
@@ -36,9 +37,23 @@ const TRANSLATION_LIMITS = { flatLoad: 5, tlbHit: 12, tlbMiss: 75, contextSwitch
 /** How much dearer an interrupt may be that hardware delivers than one that exits. */
 const ACCELERATED_LIMIT = 1;
 
+/** The compiler's options of the command line: what is measured is what its users get. */
+const [COMPILER] = config.tasks.exitless.command.match(/--v8-flags=\S+/)!;
+
+/** The figures that are measured of each vendor. */
+const FIGURES = [
+  "vmcall",
+  "ipi",
+  "accelerated",
+  "broadcast80",
+  "clusters80",
+  "broadcast512",
+  ...Object.keys(TRANSLATION_LIMITS),
+];
+
 async function measure<T>(script: string, ...args: string[]): Promise<T> {
   const command = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-q", "--no-lock", new URL(script, import.meta.url).href, ...args],
+    args: ["run", "-q", "--no-lock", COMPILER, new URL(script, import.meta.url).href, ...args],
     stderr: "inherit",
   });
   const { success, stdout } = await command.output();
@@ -47,16 +62,14 @@ async function measure<T>(script: string, ...args: string[]): Promise<T> {
 }
 
 async function rowsOf(backend: string): Promise<Row[]> {
-  const figures = await measure<Figure[]>("figures.ts", backend);
-  for (const name of Object.keys(TRANSLATION_LIMITS)) {
-    figures.push(...await measure<Figure[]>("figures.ts", backend, name));
-  }
+  const figures = new Map<string, Round>();
+  for (const name of FIGURES) figures.set(name, await measure<Round>("figures.ts", backend, name));
   const ratio = (name: string): number => {
-    const { operation, yardstick } = figures.find((figure) => figure.name === name)!;
+    const { operation, yardstick } = figures.get(name)!;
     return operation / yardstick;
   };
   const row = (name: string, title: string, limit: number): Row => {
-    const { operation, yardstick } = figures.find((figure) => figure.name === name)!;
+    const { operation, yardstick } = figures.get(name)!;
     const measured = `${operation.toFixed(0)} ns / ${yardstick.toFixed(1)} ns`;
     return { name: `${backend}: ${title}`, measured, value: ratio(name), limit, unit: "x" };
   };
