@@ -410,7 +410,8 @@ export class Processor extends ProcessorState {
     const { engine, sleepEnd, thread } = this;
     if (!this.guestMode || !this.working || sleepEnd >= thread.time) return;
     engine.wakeAt(thread, sleepEnd);
-    if (sleepEnd < engine.running!.time) this.step();
+    const { time, id } = engine.running!;
+    if (sleepEnd < time || (sleepEnd === time && thread.id < id)) this.step();
   }
 
   /** The engine's epoch has moved on. */

@@ -7,7 +7,7 @@
 
 import fc from "fast-check";
 import { encodeMsi, type Guest, X2APIC_EOI, X2APIC_ICR, type X86Cpu } from "../../abi/mod.ts";
-import type { MachineOptions, VmOptions } from "../../host/mod.ts";
+import type { MachineOptions, Vm, VmOptions } from "../../host/mod.ts";
 import { DATA, enableX2apic, Rig, startAps } from "./guests.ts";
 import { KERNEL_PAGE, pagingOn, PagingRig } from "./paging.ts";
 import { Script } from "./threads.ts";
@@ -98,6 +98,10 @@ export interface PlayOptions {
   readonly begin?: number;
   /** Looks after every single step who is first, in place of many steps at a stretch: the slow reference. */
   readonly single?: boolean;
+  /** Cycles after which somebody looks, and how they come to it: the run is over for a while, or somebody stops it. */
+  readonly looks?: readonly { readonly after: number; readonly by: "deadline" | "stop" }[];
+  /** What they do then. */
+  readonly look?: (vm: Vm) => void;
 }
 
 /** What came of a run: equal for two runs that are the same. */
@@ -230,6 +234,13 @@ export function play(plot: Plot, options: PlayOptions = {}): Outcome & { readonl
       };
     }
   }
+  let clock = begin;
+  for (const { after, by } of options.looks ?? []) {
+    clock += after;
+    if (by === "deadline") vm.machine.run(clock);
+    else runToStop(rig, clock);
+    options.look?.(vm);
+  }
   const { end } = vm.machine.run();
   return {
     rig,
@@ -241,6 +252,15 @@ export function play(plot: Plot, options: PlayOptions = {}): Outcome & { readonl
     exits: vm.exits(),
     trace: vm.tracer.bytes(),
   };
+}
+
+/** Runs until somebody stops everything. */
+function runToStop({ vm }: Rig, clock: number): void {
+  const { engine } = vm;
+  new Script(engine, "stopper", function* () {
+    engine.stop();
+  }, clock);
+  vm.machine.run();
 }
 
 /** An outcome without its rig. */

@@ -1,7 +1,14 @@
 import { assertEquals, assertLess } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
-import { BACKENDS, type CostProfile, PRIMITIVES, SKYLAKE_VMX, type Vcpu } from "../../../host/mod.ts";
+import {
+  BACKENDS,
+  type CostProfile,
+  PRIMITIVES,
+  SKYLAKE_VMX,
+  type Vcpu,
+  type Vm,
+} from "../../../host/mod.ts";
 import { outcome, play, type PlayOptions, type Plot, plots } from "../../support/random_guests.ts";
 
 /** Everything costs the same, so that equal clocks are common. */
@@ -42,6 +49,28 @@ describe("a burst of steps", () => {
       assertEquals(outcome(fast), outcome(slow));
       assertEquals(fast.rig.vm.engine.steps, slow.rig.vm.engine.steps);
       assertEquals(fast.rig.vm.vcpus.map(internals), slow.rig.vm.vcpus.map(internals));
+    }));
+  });
+});
+
+describe("a burst of steps, in the middle of a run", () => {
+  const looks = fc.array(
+    fc.record({ after: fc.nat(20_000), by: fc.constantFrom<"deadline" | "stop">("deadline", "stop") }),
+    { minLength: 1, maxLength: 12 },
+  );
+
+  it("has come to where single steps are, at deadlines and where it was stopped", () => {
+    fc.assert(fc.property(plots, options, looks, (plot, options, looks) => {
+      const seen = (single: boolean): unknown[] => {
+        const all: unknown[] = [];
+        const look = (vm: Vm): void => {
+          const clocks = vm.vcpus.map(({ clock }) => clock);
+          all.push({ clocks, counters: vm.counters(), exits: vm.exits(), vcpus: vm.vcpus.map(internals) });
+        };
+        play(plot, { ...options, single, looks, look });
+        return all;
+      };
+      assertEquals(seen(false), seen(true));
     }));
   });
 });
