@@ -183,6 +183,17 @@ export class Engine {
     if (--this.#left < 0) this.#grant();
   }
 
+  /** A step has been taken back. */
+  takeStepBack(): void {
+    this.#left++;
+  }
+
+  /** Whether a thread comes at `time` only after the present step. */
+  isAhead(thread: Thread, time: number): boolean {
+    const { time: now, id } = this.running!;
+    return time > now || (time === now && thread.id > id);
+  }
+
   /** Grants more steps, of which the present one is the first. */
   #grant(): void {
     this.#left = 0;

@@ -32,7 +32,7 @@ const { endFrame } = events;
 const { execute } = instruction;
 const { resumeAt } = activations;
 const { writeMsr } = privileged;
-const { backToExit, endSpin, rebaseSleep, spinInterrupted, work, workInterrupted } = waiting;
+const { backToExit, endSpin, rebaseSleep, settleWork, spinInterrupted, work, workInterrupted } = waiting;
 
 /**
  * Resumes a generator. Each guest function has a prototype of its own, so looking `next` up on the generators would be
@@ -89,8 +89,11 @@ const NOTHING = new GuestMemory();
 export class Processor extends ProcessorState {
   // What every interrupt touches stands together, as fields lie in memory in the order in which they are set: among
   // hundreds, each cache line less counts.
-  /** Whether an exit that ends a sleep may be taken when it is over; off, it is when it begins: the slow reference. */
-  exitsLate = false;
+  /**
+   * Whether common exits may be taken the host's straight way, and one that ends a sleep when it is over; off, every exit
+   * is taken when it begins: the slow reference.
+   */
+  exitsStraight = false;
   /** Whether it is in guest mode. */
   guestMode = false;
   /** When the next asynchronous host event is due, counted from the epoch; FAR for none. */
@@ -297,7 +300,7 @@ export class Processor extends ProcessorState {
   }
 
   #writeMsr(): void {
-    if (!this.thread.straightWrmsr()) writeMsr(this, OP_WRMSR);
+    if (!this.exitsStraight || !this.thread.straightWrmsr()) writeMsr(this, OP_WRMSR);
   }
 
   /**
@@ -331,6 +334,7 @@ export class Processor extends ProcessorState {
   }
 
   #quickEvent(): boolean {
+    if (!this.exitsStraight) return this.#event();
     backToExit(this);
     return this.thread.straightInterrupt() || this.#event();
   }
@@ -405,13 +409,9 @@ export class Processor extends ProcessorState {
     else if (this.spinning) spinInterrupted(this, time);
   }
 
-  /** The run has stopped: what is late is made up for. */
+  /** The run has stopped: a computation that has begun early begins later, and an exit that is late is made up for. */
   settle(): void {
-    const { engine, sleepEnd, thread } = this;
-    if (!this.guestMode || !this.working || sleepEnd >= thread.time) return;
-    engine.wakeAt(thread, sleepEnd);
-    const { time, id } = engine.running!;
-    if (sleepEnd < time || (sleepEnd === time && thread.id < id)) this.step();
+    if (this.guestMode && this.working && settleWork(this)) this.step();
   }
 
   /** The engine's epoch has moved on. */

@@ -66,12 +66,30 @@ export function workInterrupted(p: Processor, time: number): void {
   giveBack(p.regs, sleepEnd - cut);
   p.sleepEnd = cut;
   const exited = cut + p.cost.vmexit;
-  engine.wakeAt(thread, p.exitsLate && engine.reaches(exited) ? exited : cut);
+  engine.wakeAt(thread, p.exitsStraight && engine.reaches(exited) ? exited : cut);
 }
 
 /** The thread of a computation that was woken when its exit would be over goes back to when the exit begins. */
 export function backToExit(p: Processor): void {
   if (p.working && p.sleepEnd < p.thread.time) p.thread.time = p.sleepEnd;
+}
+
+/**
+ * The run has stopped: a computation that would not have begun yet is taken back, and one that was cut short wakes when
+ * it was. Whether it has exited by now.
+ */
+export function settleWork(p: Processor): boolean {
+  const { engine, thread, sleepStart, sleepEnd } = p;
+  if (engine.isAhead(thread, sleepStart)) {
+    giveBack(p.regs, sleepEnd - sleepStart);
+    p.working = false;
+    engine.takeStepBack();
+    engine.wakeAt(thread, sleepStart);
+    return false;
+  }
+  if (sleepEnd >= thread.time) return false;
+  engine.wakeAt(thread, sleepEnd);
+  return !engine.isAhead(thread, sleepEnd);
 }
 
 /** Takes cycles off what is left. */

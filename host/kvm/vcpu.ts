@@ -122,7 +122,7 @@ export class Vcpu extends VcpuState {
     this.pvEoi = new PvEoi(this);
     this.msrs = new MsrState(this);
     this.haltPolling = new HaltPolling(this);
-    this.processor.exitsLate = !this.recording && !vm.enableApicv && !vm.engine.explores;
+    this.processor.exitsStraight = !this.recording && !vm.enableApicv && !vm.engine.explores;
     if (vm.engine.explores) this.attention |= ATTENTION_INTERLEAVE;
     this.requests = REQ_MMU_RELOAD;
     this.#loop = runLoop(this);

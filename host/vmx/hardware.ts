@@ -90,6 +90,8 @@ const EPT_READ = 1 << 0;
 const EPT_WRITE = 1 << 1;
 const EPT_LINEAR = (1 << 7) | (1 << 8);
 
+const WINDOWS = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
+
 /** The virtualization hardware of one VMX processor. */
 export class VmxHardware implements Virtualization {
   /** The bitmap lets no x2APIC register but the task priority be written: it need not be looked at for those. */
@@ -186,10 +188,11 @@ export class VmxHardware implements Virtualization {
 
   /** Mostly what was posted is delivered next: a step of its own, taken here where nobody comes between. */
   #deliverNext(p: Processor): void {
-    if (!this.virtualInterrupts.recognized || p.thread.time >= p.engine.horizon || p.asyncDue) return;
-    if ((p.regs[RFLAGS] & FLAG_IF) === 0 || p.shadow) return;
+    const { virtualInterrupts, vmcs } = this;
+    if (!virtualInterrupts.recognized || p.thread.time >= p.engine.horizon || p.asyncDue) return;
+    if ((p.regs[RFLAGS] & FLAG_IF) === 0 || p.shadow || (vmcs.primary & WINDOWS) !== 0) return;
     p.engine.countStep();
-    this.window(p);
+    virtualInterrupts.deliver(p);
   }
 
   /** Whether all that has arrived is the notification vector, which the processor takes by itself; it acknowledges that. */

@@ -227,7 +227,7 @@ export function play(plot: Plot, options: PlayOptions = {}): Outcome & { readonl
   }, begin);
   if (options.single) {
     for (const vcpu of vm.vcpus) {
-      vcpu.processor.exitsLate = false;
+      vcpu.processor.exitsStraight = false;
       vcpu.burst = () => {
         engine.countStep();
         vcpu.step();

@@ -65,7 +65,13 @@ describe("a burst of steps, in the middle of a run", () => {
         const all: unknown[] = [];
         const look = (vm: Vm): void => {
           const clocks = vm.vcpus.map(({ clock }) => clock);
-          all.push({ clocks, counters: vm.counters(), exits: vm.exits(), vcpus: vm.vcpus.map(internals) });
+          all.push({
+            clocks,
+            steps: vm.engine.steps,
+            counters: vm.counters(),
+            exits: vm.exits(),
+            vcpus: vm.vcpus.map(internals),
+          });
         };
         play(plot, { ...options, single, looks, look });
         return all;
