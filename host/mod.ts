@@ -19,13 +19,13 @@ export type {
 } from "./cpu/mod.ts";
 export { type Acceleration, ACCELERATIONS, AVIC_KICKS, type AvicKick } from "./kvm/acceleration.ts";
 export { APICV_INHIBITS, type ApicvInhibit } from "./kvm/apicv.ts";
-export type { Backend, FastPath } from "./kvm/backend.ts";
+export type { Backend, CommonExits, FastPath } from "./kvm/backend.ts";
 export { type BackendName, BACKENDS } from "./kvm/backends.ts";
 export { type CpuidEntry, type CpuidLeaf, CpuidTable } from "./kvm/cpuid.ts";
 export type { Explanation } from "./kvm/explain.ts";
 export type { HaltPolling } from "./kvm/halt.ts";
 export { HostTask } from "./kvm/host_task.ts";
-export { MpState, type Phase, type Turn, VcpuMode } from "./kvm/modes.ts";
+export { MpState, type Phase, type Straight, type Turn, VcpuMode } from "./kvm/modes.ts";
 export type { MsrState } from "./kvm/msr_state.ts";
 export { Vcpu } from "./kvm/vcpu.ts";
 export type { QueuedException, VcpuState } from "./kvm/vcpu_state.ts";

@@ -5,6 +5,7 @@
  */
 
 export { GuestError, NotModelled } from "./errors.ts";
+export { burst } from "./burst.ts";
 export * from "./events.ts";
 export { setCr3 } from "./control_registers.ts";
 export * from "./memory_access.ts";

@@ -18,21 +18,19 @@ import * as events from "./events.ts";
 import * as instruction from "./execute.ts";
 import * as activations from "./frames.ts";
 import { Mmu } from "./mmu.ts";
-import * as privileged from "./privileged.ts";
 import { resetProcessor } from "./reset.ts";
 import { ProcessorState } from "./state.ts";
 import * as waiting from "./waiting.ts";
 import type { Virtualization } from "./virtualization.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const { CR0_PG, OP_WORK, OP_WRMSR, SYS_CR0, SYS_CR3, SYS_IDT_BASE, SYS_IDT_LIMIT } = abi;
+const { CR0_PG, SYS_CR0, SYS_CR3, SYS_IDT_BASE, SYS_IDT_LIMIT } = abi;
 const { FAR, LONG_AGO } = core;
 // And so are functions.
 const { endFrame } = events;
 const { execute } = instruction;
 const { resumeAt } = activations;
-const { writeMsr } = privileged;
-const { backToExit, endSpin, rebaseSleep, settleWork, spinInterrupted, work, workInterrupted } = waiting;
+const { backToExit, endSpin, rebaseSleep, settleWork, spinInterrupted, workInterrupted } = waiting;
 
 /**
  * Resumes a generator. Each guest function has a prototype of its own, so looking `next` up on the generators would be
@@ -267,52 +265,9 @@ export class Processor extends ProcessorState {
       return;
     }
     backToExit(this);
-    if (this.thread.time >= this.eventAt && this.#event()) return;
+    if (this.thread.time >= this.eventAt && this.takesEvent()) return;
     const op = this.context.pending || this.fetch();
     if (op !== 0) execute(this, op, false);
-  }
-
-  /**
-   * Steps, of the guest and of the host, until another thread may be first: the same as {@linkcode step} and
-   * {@linkcode HostThread.hostStep}, sooner. What guests execute that send and take interrupts is looked for here, so that
-   * the compiler puts it into this loop, whose size it limits.
-   */
-  run(): void {
-    // What is loaded again after a call needs no look at what it is; what was kept across it does.
-    do {
-      this.engine.countStep();
-      if (this.guestMode) {
-        this.#quickStep();
-        if (this.guestMode || this.thread.time >= this.engine.horizon) continue;
-        this.engine.countStep(); // It has exited, and nobody comes between that and the host.
-      }
-      this.thread.hostStep();
-    } while (this.thread.time < this.engine.horizon);
-  }
-
-  #quickStep(): void {
-    if (this.thread.time >= this.eventAt && this.#quickEvent()) return;
-    const op = this.context.pending || this.fetch();
-    if (op === OP_WORK) work(this);
-    else if (op === OP_WRMSR) this.#writeMsr();
-    else if (op !== 0) execute(this, op, true);
-    else this.#goOnComputing();
-  }
-
-  #writeMsr(): void {
-    if (!this.exitsStraight || !this.thread.straightWrmsr()) writeMsr(this, OP_WRMSR);
-  }
-
-  /**
-   * A handler has returned to a computation: that goes on at once, also where somebody else comes before. It is nobody
-   * else's business, and whoever interrupts it finds out when it has begun.
-   */
-  #goOnComputing(): void {
-    const { engine, thread } = this;
-    if (!this.guestMode || this.context.pending !== OP_WORK) return;
-    if (thread.time >= this.eventAt || !engine.reaches(thread.time)) return;
-    engine.countStep();
-    work(this);
   }
 
   /** Resumes the guest function up to its next instruction, which is pending then: its opcode, 0 where it has ended. */
@@ -333,14 +288,8 @@ export class Processor extends ProcessorState {
     return op;
   }
 
-  #quickEvent(): boolean {
-    if (!this.exitsStraight) return this.#event();
-    backToExit(this);
-    return this.thread.straightInterrupt() || this.#event();
-  }
-
   /** At an instruction boundary: an asynchronous event that is due, or a window that is open. */
-  #event(): boolean {
+  takesEvent(): boolean {
     if (this.asyncDue && this.virtualization.asynchronous(this)) return true;
     if (this.windowRequested && this.virtualization.window(this)) return true;
     return this.translates && !this.mmu!.fetchable();

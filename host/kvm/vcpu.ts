@@ -9,6 +9,7 @@ import * as abi from "../../abi/mod.ts";
 import type { VcpuId } from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
+import * as cpu from "../cpu/mod.ts";
 import { Processor, resetProcessor } from "../cpu/mod.ts";
 import { Lapic, resetLapic } from "../lapic/mod.ts";
 import { PvEoi } from "../pv/pv_eoi.ts";
@@ -33,6 +34,7 @@ import type { Vm } from "./vm.ts";
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { GP_VECTOR, RDX, SYS_CR0 } = abi;
 const { FAR } = core;
+const { burst } = cpu;
 const { ATTENTION_INTERLEAVE, REQ_MMU_RELOAD } = requests;
 const { MpState, Phase, Straight, Turn, VcpuMode } = modes;
 const { runLoop, takeTurn } = loop;
@@ -209,7 +211,7 @@ export class Vcpu extends VcpuState {
 
   /** Many steps, the quick way. */
   override burst(): void {
-    this.processor.run();
+    burst(this.processor);
   }
 
   /** The run has stopped. */

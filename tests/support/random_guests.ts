@@ -259,6 +259,7 @@ function runToStop({ vm }: Rig, clock: number): void {
   const { engine } = vm;
   new Script(engine, "stopper", function* () {
     engine.stop();
+    yield 0;
   }, clock);
   vm.machine.run();
 }
