@@ -40,6 +40,8 @@ export class Engine {
   running: Thread | undefined = undefined;
   /** While the running thread's time is below this, no other thread comes before it; later, one may. */
   horizon: number = LONG_AGO;
+  /** When the present step began. */
+  at = 0;
   /** Whether the policy explores: time is ticks then, and work takes none. */
   declare readonly explores: boolean;
   /** Random data for the run. */
@@ -190,8 +192,7 @@ export class Engine {
 
   /** Whether a thread comes at `time` only after the present step. */
   isAhead(thread: Thread, time: number): boolean {
-    const { time: now, id } = this.running!;
-    return time > now || (time === now && thread.id > id);
+    return time > this.at || (time === this.at && thread.id > this.running!.id);
   }
 
   /** Grants more steps, of which the present one is the first. */

@@ -48,6 +48,7 @@ export abstract class Thread implements Rebased {
     const { engine } = this;
     do {
       engine.countStep();
+      engine.at = this.time;
       this.step();
     } while (this.time < engine.horizon);
   }

@@ -24,10 +24,12 @@ export function burst(p: Processor): void {
   // What is loaded again after a call needs no look at what it is; what was kept across it does.
   do {
     p.engine.countStep();
+    p.engine.at = p.thread.time;
     if (p.guestMode) {
       step(p);
       if (p.guestMode || p.thread.time >= p.engine.horizon) continue;
       p.engine.countStep(); // It has exited, and nobody comes between that and the host.
+      p.engine.at = p.thread.time;
     }
     p.thread.hostStep();
   } while (p.thread.time < p.engine.horizon);

@@ -360,7 +360,11 @@ export class Processor extends ProcessorState {
 
   /** The run has stopped: a computation that has begun early begins later, and an exit that is late is made up for. */
   settle(): void {
-    if (this.guestMode && this.working && settleWork(this)) this.step();
+    const { engine, thread } = this;
+    if (!this.guestMode || !this.working || !settleWork(this)) return;
+    engine.countStep();
+    this.step();
+    engine.wakeAt(thread, thread.time);
   }
 
   /** The engine's epoch has moved on. */

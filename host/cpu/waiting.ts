@@ -63,6 +63,8 @@ export function workInterrupted(p: Processor, time: number): void {
   const { engine, thread, sleepStart, sleepEnd } = p;
   if (time >= sleepEnd) return;
   const cut = time < sleepStart ? sleepStart : time;
+  // One that has begun early has not begun at all.
+  if (time <= sleepStart && engine.isAhead(thread, sleepStart)) engine.takeStepBack();
   giveBack(p.regs, sleepEnd - cut);
   p.sleepEnd = cut;
   const exited = cut + p.cost.vmexit;

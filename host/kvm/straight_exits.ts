@@ -64,20 +64,22 @@ export function straightTurn(vcpu: Vcpu): boolean {
   }
 }
 
-/** WRMSR: the exit, the turn and the entry, if that is a straight way on which nobody comes between. Whether that is so. */
+/**
+ * WRMSR of the x2APIC's EOI or ICR, which exits wherever this way is open: the exit, and where nobody comes between, the
+ * turn and the entry. Whether it was one of the two.
+ */
 export function straightWrmsr(vcpu: Vcpu): boolean {
   const { engine, processor } = vcpu;
   const { regs } = processor;
-  const exited = vcpu.time + vcpu.cost.vmexit;
-  if (vcpu.straight === Straight.None || exited >= engine.horizon || (vcpu.attention | vcpu.requests) !== 0) {
-    return false;
-  }
+  const register = regs[RCX];
+  if (vcpu.straight === Straight.None || (register !== X2APIC_EOI && register !== X2APIC_ICR)) return false;
   if ((regs[CS] & 3) !== 0 || !vcpu.lapic.x2apicMode) return false;
-  if (regs[RCX] === X2APIC_EOI) {
-    if (!endOfInterrupt(vcpu, exited)) return false;
-  } else {
-    if (regs[RCX] !== X2APIC_ICR) return false;
+  const exited = vcpu.time + vcpu.cost.vmexit;
+  const alone = exited < engine.horizon && (vcpu.attention | vcpu.requests) === 0;
+  if (!alone || register !== X2APIC_EOI || !endOfInterrupt(vcpu, exited)) {
     processor.leaveWith(vcpu.commonExits.wrmsr, vcpu.commonExits.wrmsrInfo, 0);
+    if (!alone || register !== X2APIC_ICR) return true;
+    engine.at = exited;
     if (!sendAndEnter(vcpu)) vcpu.hostStep();
   }
   engine.countStep();
