@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import config from "../../deno.json" with { type: "json" };
 import { INSTRUCTIONS } from "../../abi/mod.ts";
 import { command } from "../../lab/cli.ts";
 
@@ -35,6 +36,14 @@ async function printedByExample(name: string): Promise<string> {
   }).output();
   return new TextDecoder().decode(stdout);
 }
+
+describe("the README's advice for long runs", () => {
+  it("is what the command line's task does", async () => {
+    const readme = await Deno.readTextFile(new URL("README.md", ROOT));
+    const [options] = config.tasks.exitless.command.match(/--v8-flags=\S+/)!;
+    assertStringIncludes(readme, `deno run ${options} `);
+  });
+});
 
 describe("the README's table of what is modelled", () => {
   it("has as many instructions as the processor", async () => {
