@@ -7,11 +7,15 @@ import { DATA, enableX2apic, Rig, startAps } from "../../support/guests.ts";
 const LOW = 0x5b;
 const HIGH = 0x9c;
 const ASSERT = 0x4000;
+/** The processor priority. */
+const X2APIC_PPR = 0x80a;
 
 /** What the target saw, and what the host counted. */
 interface Seen {
   /** Handlers as they began (+) and ended (-). */
   readonly order: readonly string[];
+  /** The processor priority at the end of each. */
+  readonly priorities: readonly number[];
   /** Events by name. */
   readonly counters: Readonly<Record<string, number>>;
   /** The vCPUs' statistics. */
@@ -26,12 +30,15 @@ interface Seen {
 function seen(backend: BackendName, trace: number, send: (cpu: X86Cpu) => Guest): Seen {
   const rig = new Rig({ vm: { backend, vcpus: 2, trace } });
   const order: string[] = [];
+  const priorities: number[] = [];
   for (const vector of [LOW, HIGH]) {
     rig.on(vector, function* handler(cpu) {
       order.push(`+${vector.toString(16)}`);
       yield cpu.sti();
       yield cpu.work(50_000);
       order.push(`-${vector.toString(16)}`);
+      yield cpu.rdmsr(X2APIC_PPR);
+      priorities.push(cpu.eax);
       yield cpu.wrmsr(X2APIC_EOI, 0);
     });
   }
@@ -52,6 +59,7 @@ function seen(backend: BackendName, trace: number, send: (cpu: X86Cpu) => Guest)
   while (!vm.bootstrap.processor.finished) vm.machine.run(vm.machine.engine.now + 1e6);
   return {
     order,
+    priorities,
     counters: vm.counters(),
     stats: vm.vcpus.map(({ stats }) => ({ ...stats })),
     clocks: vm.vcpus.map(({ clock }) => clock),
@@ -68,10 +76,11 @@ for (const backend of BACKENDS) {
     };
 
     it("injects an interrupt that the host was kicked for, and ends it", () => {
-      const { order, counters } = both(function* (cpu) {
+      const { order, priorities, counters } = both(function* (cpu) {
         yield cpu.wrmsr(X2APIC_ICR, ASSERT | LOW, 1);
       });
       assertEquals(order, ["+5b", "-5b"]);
+      assertEquals(priorities, [0x50], "the vector's class");
       assertEquals([counters.kvm_inj_virq, counters.kvm_eoi], [1, 1]);
     });
 
