@@ -71,7 +71,7 @@ export abstract class Thread implements Rebased {
     return this.time;
   }
 
-  /** The run has stopped: whatever the thread does late, and should have done by now, is done. */
+  /** The run has stopped, or somebody looks: whatever the thread does late, and should have done by now, is done. */
   settle(): void {}
 
   /** Sets its clock. */

@@ -77,8 +77,8 @@ export function backToExit(p: Processor): void {
 }
 
 /**
- * The run has stopped: a computation that would not have begun yet is taken back, and one that was cut short wakes when
- * it was. Whether it has exited by now.
+ * The run has stopped, or somebody looks: a computation that would not have begun yet is taken back, and one that was
+ * cut short wakes when it was. Whether it has exited by now.
  */
 export function settleWork(p: Processor): boolean {
   const { engine, thread, sleepStart, sleepEnd } = p;

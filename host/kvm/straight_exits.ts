@@ -21,7 +21,7 @@ import type { Vcpu } from "./vcpu.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { APIC_TASKPRI, CS, FLAG_IF, OP_WRMSR, RCX, RDX, RFLAGS, X2APIC_EOI, X2APIC_ICR } = abi;
-const { TP } = tracing;
+const { FIRST_EXIT, TP } = tracing;
 const { FastPath } = vendor;
 const { afterFastPath, fastWrmsr } = fast;
 const { deliverInterrupt } = cpu;
@@ -29,8 +29,6 @@ const { Phase, Straight, VcpuMode } = modes;
 type Straight = modes.Straight;
 const { EVENT_EXCEPTION_PENDING, EVENT_INTERRUPT_INJECTED, REQ_EVENT } = requests;
 
-/** Where exits by number begin in a row of counts. */
-const EXITS = tracing.TRACEPOINTS.length;
 const TPR = APIC_TASKPRI >>> 2;
 
 /** At an entry: the ways that are open, as nothing is going on that the vCPU's own turns must see to, but interrupts. */
@@ -65,8 +63,9 @@ export function straightTurn(vcpu: Vcpu): boolean {
 }
 
 /**
- * WRMSR of the x2APIC's EOI or ICR, which exits wherever this way is open: the exit, and where nobody comes between, the
- * turn and the entry. Whether it was one of the two.
+ * WRMSR of the x2APIC's EOI or ICR: the exit, and where nobody comes between, the turn and the entry. Both exit wherever
+ * this way is open, as they pass through with APICv or AVIC alone (vmx_update_msr_bitmap_x2apic,
+ * avic_set_x2apic_msr_interception). Whether it was one of the two.
  */
 export function straightWrmsr(vcpu: Vcpu): boolean {
   const { engine, processor } = vcpu;
@@ -105,7 +104,7 @@ function beginExit(vcpu: Vcpu, reason: number): void {
   if (vcpu.injected) vcpu.eventDelivered();
   vcpu.machine.countExit();
   const { countRows, row } = vcpu;
-  countRows[row + EXITS + reason]++;
+  countRows[row + FIRST_EXIT + reason]++;
   countRows[row + TP.kvm_exit]++;
 }
 

@@ -39,10 +39,7 @@ const { ATTENTION_INTERLEAVE, REQ_MMU_RELOAD } = requests;
 const { MpState, Phase, Straight, Turn, VcpuMode } = modes;
 const { runLoop, takeTurn } = loop;
 const { straightInterrupt, straightTurn, straightWrmsr } = straightExits;
-const { TP } = tracing;
-
-/** Where exits by number begin in a row of counts. */
-const EXITS = tracing.TRACEPOINTS.length;
+const { FIRST_EXIT, TP } = tracing;
 
 /** A vCPU. */
 export class Vcpu extends VcpuState {
@@ -195,7 +192,7 @@ export class Vcpu extends VcpuState {
 
   /** Counts an exit. Whether that is to be recorded. */
   hitExit(reason: number): boolean {
-    this.countRows[this.row + EXITS + reason]++;
+    this.countRows[this.row + FIRST_EXIT + reason]++;
     return this.hit(TP.kvm_exit);
   }
 
@@ -214,7 +211,7 @@ export class Vcpu extends VcpuState {
     burst(this.processor);
   }
 
-  /** The run has stopped. */
+  /** The run has stopped, or somebody looks. */
   override settle(): void {
     this.processor.settle();
   }

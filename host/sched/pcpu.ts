@@ -121,7 +121,7 @@ export class Pcpu implements Rebased {
 
   /** In guest mode it is a VM exit like any other interrupt's; the host takes it at once. */
   #wakeupArrived(): void {
-    this.current?.settle();
+    this.current?.settle(); // It may have exited by now.
     if (this.current?.processor.guestMode) {
       this.#wakeupWaits = true;
       this.interrupt(this.#engine.running!.time);

@@ -61,8 +61,6 @@ type Straight = modes.Straight;
 
 const V_INTR_PRIO_MASK = 0xf << V_INTR_PRIO_SHIFT;
 
-const TPR = APIC_TASKPRI >>> 2;
-
 /** Physical interrupts, and the MSR exit whose EXITINFO1 says that it was a write. */
 const COMMON_EXITS: CommonExits = { interrupt: SVM_EXIT_INTR, wrmsr: SVM_EXIT_MSR, wrmsrInfo: 1 };
 
@@ -289,7 +287,7 @@ export class Svm implements Backend {
       return Straight.None;
     }
     if (interceptCr8Write) return Straight.Sends;
-    return (intCtl & V_TPR_MASK) << 4 === this.vcpu.lapic.page[TPR] ? Straight.All : Straight.None;
+    return (intCtl & V_TPR_MASK) << 4 === this.vcpu.lapic.get(APIC_TASKPRI) ? Straight.All : Straight.None;
   }
 
   /** RIP moves on by the instruction's length, and the interrupt shadow ends. */

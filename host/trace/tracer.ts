@@ -6,6 +6,9 @@
 
 import { TRACEPOINTS, type TracepointSpec } from "./tracepoints.ts";
 
+/** Where exits by number begin in a row of counts: behind the tracepoints. */
+export const FIRST_EXIT: number = TRACEPOINTS.length;
+
 /** Who an event belongs to when no vCPU ran: a device, a timer, user space. */
 export const NOBODY: number = -1;
 

@@ -19,6 +19,7 @@ import type { MsrBitmap } from "./msr_bitmap.ts";
 import { PiDescriptor } from "./posted_descriptor.ts";
 import { processAtOnce, processPostedInterrupts } from "./posted_interrupts.ts";
 import { VirtualApic } from "./virtual_apic.ts";
+import * as virtual from "./virtual_interrupts.ts";
 import { VirtualInterrupts } from "./virtual_interrupts.ts";
 import type { Vmcs } from "./vmcs.ts";
 
@@ -72,6 +73,7 @@ const {
   X2APIC_MSR_BASE,
 } = abi;
 const { deliverInjectedException, deliverInterrupt, raise } = cpu;
+const { WINDOWS } = virtual;
 
 /** Exceptions that KVM intercepts with EPT: #DB, #UD, #AC, #MC (vmx_update_exception_bitmap). */
 export const EXCEPTION_BITMAP: number = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
@@ -89,8 +91,6 @@ const X2APIC_TASKPRI = X2APIC_MSR_BASE + (APIC_TASKPRI >>> 4);
 const EPT_READ = 1 << 0;
 const EPT_WRITE = 1 << 1;
 const EPT_LINEAR = (1 << 7) | (1 << 8);
-
-const WINDOWS = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
 
 /** The virtualization hardware of one VMX processor. */
 export class VmxHardware implements Virtualization {

@@ -30,7 +30,8 @@ const {
 const { deliverInterrupt } = cpu;
 const { clearVector, highestVector, setVector } = vectors;
 
-const WINDOWS = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
+/** The controls that make the hardware exit at a window. */
+export const WINDOWS: number = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
 /** The words of the task and the processor priority. */
 const VTPR = APIC_TASKPRI >>> 2;
 const VPPR = APIC_PROCPRI >>> 2;

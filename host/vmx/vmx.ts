@@ -32,6 +32,7 @@ import { PostedInterrupts } from "./posted_interrupts.ts";
 import type { VmxSetup } from "./setup.ts";
 import * as tlb from "./tlb.ts";
 import { Vmcs } from "./vmcs.ts";
+import * as virtual from "./virtual_interrupts.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
@@ -58,9 +59,8 @@ const { emulateWrmsr } = msrs;
 const { REQ_EVENT, REQ_TLB_FLUSH } = requests;
 type FastPath = vendor.FastPath;
 const { Straight } = modes;
+const { WINDOWS } = virtual;
 type Straight = modes.Straight;
-
-const WINDOWS = CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_NMI_WINDOW_EXITING;
 
 /** External interrupts, and WRMSR without a qualification. */
 const COMMON_EXITS: CommonExits = {

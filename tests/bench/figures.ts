@@ -10,8 +10,8 @@ import { broadcast, clusters, ipi, vmcall } from "./guests.ts";
 import { contextSwitch, demandFault, flatLoad, tlbHit, tlbMiss } from "./paging.ts";
 import type { Stopwatch } from "./stopwatch.ts";
 
-/** The figures by name. */
-const FIGURES: Record<string, (backend: BackendName) => Stopwatch> = {
+/** The figures that are measured of each vendor, by name. */
+export const FIGURES: Record<string, (backend: BackendName) => Stopwatch> = {
   vmcall,
   ipi: (backend) => ipi(backend),
   accelerated: (backend) => ipi(backend, ACCELERATIONS[backend].at(-1)),

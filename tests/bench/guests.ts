@@ -146,7 +146,9 @@ function measure(
     watch.end(slice(cycles));
   }
   const lost = count.begun - count.ended;
-  if (lost > options.vcpus) throw new Error(`Cannot measure IPIs: ${lost} of ${count.begun} have not ended`);
+  if (lost > options.vcpus) {
+    throw new Error(`Cannot measure: ${lost} of ${count.begun} operations have not ended`);
+  }
   return watch;
 }
 

@@ -7,6 +7,7 @@
 
 import config from "../../deno.json" with { type: "json" };
 import { BACKENDS } from "../../host/mod.ts";
+import { FIGURES } from "./figures.ts";
 import type { Round } from "./stopwatch.ts";
 
 interface Row {
@@ -40,17 +41,6 @@ const ACCELERATED_LIMIT = 1;
 /** The compiler's options of the command line: what is measured is what its users get. */
 const [COMPILER] = config.tasks.exitless.command.match(/--v8-flags=\S+/)!;
 
-/** The figures that are measured of each vendor. */
-const FIGURES = [
-  "vmcall",
-  "ipi",
-  "accelerated",
-  "broadcast80",
-  "clusters80",
-  "broadcast512",
-  ...Object.keys(TRANSLATION_LIMITS),
-];
-
 async function measure<T>(script: string, ...args: string[]): Promise<T> {
   const command = new Deno.Command(Deno.execPath(), {
     args: ["run", "-q", "--no-lock", COMPILER, new URL(script, import.meta.url).href, ...args],
@@ -63,7 +53,9 @@ async function measure<T>(script: string, ...args: string[]): Promise<T> {
 
 async function rowsOf(backend: string): Promise<Row[]> {
   const figures = new Map<string, Round>();
-  for (const name of FIGURES) figures.set(name, await measure<Round>("figures.ts", backend, name));
+  for (const name of Object.keys(FIGURES)) {
+    figures.set(name, await measure<Round>("figures.ts", backend, name));
+  }
   const ratio = (name: string): number => {
     const { operation, yardstick } = figures.get(name)!;
     return operation / yardstick;
