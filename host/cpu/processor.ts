@@ -358,10 +358,7 @@ export class Processor extends ProcessorState {
     else if (this.spinning) spinInterrupted(this, time);
   }
 
-  /**
-   * The run has stopped, or somebody looks: a computation that has begun early begins later, and an exit that is late is
-   * made up for.
-   */
+  /** The run has stopped, or somebody looks: nothing may be early or late any more. */
   settle(): void {
     const { engine, thread } = this;
     if (!this.guestMode || !this.working || !settleWork(this)) return;

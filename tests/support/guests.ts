@@ -17,6 +17,7 @@ import {
   CR4_PAE,
   EFER_LME,
   GATE_INTERRUPT,
+  GP_VECTOR,
   type Guest,
   type GuestFunction,
   type Gva,
@@ -168,5 +169,23 @@ export function* startAps(cpu: X86Cpu, count: number): Guest {
     yield cpu.load32(ONLINE);
     if (cpu.eax === count) return;
     yield cpu.pauseWhile(ONLINE, cpu.eax);
+  }
+}
+
+/** A rig on which a #GP is thrown into whoever caused it. */
+export function rigWithGp(options: RigOptions = {}): Rig {
+  return new Rig(options).on(GP_VECTOR, function* (cpu) {
+    cpu.fixup();
+    yield cpu.iret();
+  });
+}
+
+/** Whether an instruction raises #GP. */
+export function* faults(op: () => number): Generator<number, boolean, void> {
+  try {
+    yield op();
+    return false;
+  } catch {
+    return true;
   }
 }

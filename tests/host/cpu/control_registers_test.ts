@@ -14,32 +14,13 @@ import {
   EFER_LME,
   EFER_NX,
   EFER_SCE,
-  GP_VECTOR,
   IA32_EFER,
   KERNEL32_CS,
   KERNEL_CS,
   SYS_IDT_BASE,
 } from "../../../abi/mod.ts";
 import { BACKENDS } from "../../../host/mod.ts";
-import { DATA, IDT, Rig, type RigOptions } from "../../support/guests.ts";
-
-/** A rig on which a #GP is thrown into whoever caused it. */
-function rigWithGp(options: RigOptions = {}): Rig {
-  return new Rig(options).on(GP_VECTOR, function* (cpu) {
-    cpu.fixup();
-    yield cpu.iret();
-  });
-}
-
-/** Whether an instruction raises #GP. */
-function* faults(op: () => number): Generator<number, boolean, void> {
-  try {
-    yield op();
-    return false;
-  } catch {
-    return true;
-  }
-}
+import { DATA, faults, IDT, type RigOptions, rigWithGp } from "../../support/guests.ts";
 
 for (const backend of BACKENDS) {
   const options: RigOptions = { vm: { backend, vcpus: 2 } };

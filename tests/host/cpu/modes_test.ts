@@ -25,25 +25,16 @@ import {
   type X86Cpu,
 } from "../../../abi/mod.ts";
 import { BACKENDS, GuestError } from "../../../host/mod.ts";
-import { AP_START, DATA, enableX2apic, longMode, Rig, type RigOptions } from "../../support/guests.ts";
-
-/** A rig on which a #GP is thrown into whoever caused it. */
-function rigWithGp(options: RigOptions = {}): Rig {
-  return new Rig(options).on(GP_VECTOR, function* (cpu) {
-    cpu.fixup();
-    yield cpu.iret();
-  });
-}
-
-/** Whether an instruction raises #GP. */
-function* faults(op: () => number): Generator<number, boolean, void> {
-  try {
-    yield op();
-    return false;
-  } catch {
-    return true;
-  }
-}
+import {
+  AP_START,
+  DATA,
+  enableX2apic,
+  faults,
+  longMode,
+  Rig,
+  type RigOptions,
+  rigWithGp,
+} from "../../support/guests.ts";
 
 /** Starts the second vCPU at {@linkcode AP_START}, which runs `ap` in real mode, and waits until it has set DATA. */
 function startReal(rig: Rig, ap: (cpu: X86Cpu) => Generator<number, void, void>): void {
