@@ -177,12 +177,11 @@ export class ThreadQueue {
     time |= 0;
     for (;;) {
       let child = place << 1;
-      let childTime = times[child];
-      const right = times[child | 1];
-      if (right <= childTime && (right < childTime || ids[child | 1] < ids[child])) {
-        child |= 1;
-        childTime = right;
-      }
+      // Which child is first is a toss-up, that no processor predicts: the sign says it, and no branch.
+      const later = times[child] - times[child | 1] | 0;
+      child += -later >>> 31;
+      if (later === 0 && ids[child | 1] < ids[child]) child |= 1;
+      const childTime = times[child];
       if (time <= childTime && (time < childTime || id < ids[child])) break;
       const childId = ids[child];
       times[place] = childTime;
