@@ -23,4 +23,5 @@ export * from "./ppc/mod.ts";
 export * from "./s390/mod.ts";
 export * from "./text_block.ts";
 export * from "./virtio_ring.ts";
+export * from "./words.ts";
 export * from "./x86/mod.ts";

@@ -8,6 +8,7 @@
 import * as bits from "../bits.ts";
 import { u64 } from "../bits.ts";
 import * as instructions from "./instructions.ts";
+import { words } from "../words.ts";
 import * as registers from "./registers.ts";
 import type { Guest, TextBlock } from "./text.ts";
 
@@ -46,7 +47,7 @@ export const UNSENT: number = -1;
 /** One activation of a guest function, with its own window of registers. */
 export class Frame {
   /** The activation's registers: live while it is the top one, saved while others are above it. */
-  readonly regs: Uint32Array = new Uint32Array(WINDOW);
+  readonly regs: Uint32Array = words(WINDOW);
   /** The frame below; the lowest one's is itself. */
   readonly below: Frame;
   /** The frame above, which stays for the next activation; undefined before the first one there. */
@@ -96,7 +97,7 @@ export class X86Context {
   /** The instruction that completed last in the top activation; 0 for none. */
   last = 0;
   /** The system registers of the processor that runs this context. */
-  sys: Uint32Array = new Uint32Array(SYS_WORDS);
+  sys: Uint32Array = words(SYS_WORDS);
   /** Whether a processor has this context loaded. */
   running = false;
 

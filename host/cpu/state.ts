@@ -5,7 +5,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { presentAddress, X86Cpu } from "../../abi/mod.ts";
+import { presentAddress, words, X86Cpu } from "../../abi/mod.ts";
 import type { CodeStore } from "../../abi/mod.ts";
 import * as activations from "./frames.ts";
 
@@ -35,7 +35,7 @@ export class ProcessorState {
   /** That context's registers. */
   regs: Uint32Array = this.context.regs;
   /** The system registers. */
-  readonly sys: Uint32Array = new Uint32Array(SYS_WORDS);
+  readonly sys: Uint32Array = words(SYS_WORDS);
   /** Software has written RIP: the next entry goes on there. Otherwise RIP follows from the activation. */
   protected ripWritten = true;
 

@@ -44,8 +44,8 @@ export interface Backend {
   readonly notifiedByInterrupt: boolean;
   /** The exits that every interrupt costs. */
   readonly commonExits: CommonExits;
-  /** One past the highest exit number. */
-  readonly exitNumbers: number;
+  /** One past the highest place of an exit: see {@linkcode exitPlace}. */
+  readonly exitPlaces: number;
 
   /** Bits 63:32 of what the present exit tells first: a number may not hold all 64. */
   readonly exitInfo1High: number;

@@ -21,7 +21,7 @@ import type { Vcpu } from "./vcpu.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { APIC_TASKPRI, CS, FLAG_IF, OP_WRMSR, RCX, RDX, RFLAGS, X2APIC_EOI, X2APIC_ICR } = abi;
-const { FIRST_EXIT, TP } = tracing;
+const { exitPlace, FIRST_EXIT, TP } = tracing;
 const { FastPath } = vendor;
 const { afterFastPath, fastWrmsr } = fast;
 const { deliverInterrupt } = cpu;
@@ -104,7 +104,7 @@ function beginExit(vcpu: Vcpu, reason: number): void {
   if (vcpu.injected) vcpu.eventDelivered();
   vcpu.machine.countExit();
   const { countRows, row } = vcpu;
-  countRows[row + FIRST_EXIT + reason]++;
+  countRows[row + FIRST_EXIT + exitPlace(reason)]++;
   countRows[row + TP.kvm_exit]++;
 }
 

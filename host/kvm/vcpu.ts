@@ -39,7 +39,7 @@ const { ATTENTION_INTERLEAVE, REQ_MMU_RELOAD } = requests;
 const { MpState, Phase, Straight, Turn, VcpuMode } = modes;
 const { runLoop, takeTurn } = loop;
 const { straightInterrupt, straightTurn, straightWrmsr } = straightExits;
-const { FIRST_EXIT, TP } = tracing;
+const { exitAt, exitPlace, FIRST_EXIT, TP } = tracing;
 
 /** A vCPU. */
 export class Vcpu extends VcpuState {
@@ -101,7 +101,7 @@ export class Vcpu extends VcpuState {
     this.mpState = this.bootstrap ? MpState.Runnable : MpState.Uninitialized;
     this.backend = createBackend(this, vm.backend);
     this.commonExits = this.backend.commonExits;
-    const { counts, start } = vm.tracer.addVcpu(this.backend.exitNumbers);
+    const { counts, start } = vm.tracer.addVcpu(this.backend.exitPlaces);
     this.countRows = counts;
     this.row = start;
     this.recording = vm.tracer.recording;
@@ -192,13 +192,17 @@ export class Vcpu extends VcpuState {
 
   /** Counts an exit. Whether that is to be recorded. */
   hitExit(reason: number): boolean {
-    this.countRows[this.row + FIRST_EXIT + reason]++;
+    this.countRows[this.row + FIRST_EXIT + exitPlace(reason)]++;
     return this.hit(TP.kvm_exit);
   }
 
-  /** Exits by exit number. */
-  get exitCounts(): Uint32Array {
-    return this.tracer.exits(this.index);
+  /** How often each exit happened, by its number; those that did not are left out. */
+  get exitCounts(): Map<number, number> {
+    const counts = new Map<number, number>();
+    for (const [place, count] of this.tracer.exits(this.index).entries()) {
+      if (count > 0) counts.set(exitAt(place), count);
+    }
+    return counts;
   }
 
   /** Records an event that {@linkcode hit} has counted. */

@@ -332,8 +332,7 @@ export class Vm extends VmConfiguration {
   exits(): Record<string, number> {
     const exits: Record<string, number> = {};
     for (const vcpu of this.vcpus) {
-      for (const [reason, count] of vcpu.exitCounts.entries()) {
-        if (count === 0) continue;
+      for (const [reason, count] of vcpu.exitCounts) {
         const name = vcpu.backend.exitName(reason);
         exits[name] = (exits[name] ?? 0) + count;
       }

@@ -6,6 +6,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
+import { words } from "../../abi/mod.ts";
 import * as tracing from "../trace/mod.ts";
 import * as requests from "../kvm/requests.ts";
 import { syncPosted } from "../kvm/shared.ts";
@@ -84,7 +85,7 @@ export class Lapic {
   /** {@linkcode PENDING_INIT} and {@linkcode PENDING_SIPI}. */
   pendingEvents = 0;
   /** The register page. */
-  readonly page: ApicPage = new Uint32Array(PAGE_WORDS);
+  readonly page: ApicPage = words(PAGE_WORDS);
   /** The vCPU that it belongs to. */
   declare readonly vcpu: Vcpu;
   /** The timer. */

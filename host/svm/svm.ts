@@ -80,8 +80,8 @@ export class Svm implements Backend {
   readonly notifiedByInterrupt = false;
   /** See {@linkcode COMMON_EXITS}. */
   readonly commonExits = COMMON_EXITS;
-  /** The nested page fault and AVIC's exits stand apart, from 0x400 on. */
-  readonly exitNumbers = 0x404;
+  /** The nested page fault and AVIC's exits are the last, 0x400 to 0x403. */
+  readonly exitPlaces = 0x104;
   /** The vCPU. */
   declare readonly vcpu: Vcpu;
   /** Its ASID. */

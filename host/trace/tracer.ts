@@ -9,6 +9,19 @@ import { TRACEPOINTS, type TracepointSpec } from "./tracepoints.ts";
 /** Where exits by number begin in a row of counts: behind the tracepoints. */
 export const FIRST_EXIT: number = TRACEPOINTS.length;
 
+/**
+ * The place of an exit's number among the exits in a row. SVM's numbers are below 0x100, but for a few from 0x400 on
+ * (APM 2 appendix C); rows with a gap between them would be spread over four times as many pages.
+ */
+export function exitPlace(exit: number): number {
+  return (exit & 0xff) | ((exit >>> 2) & 0x100);
+}
+
+/** The exit whose place that is. */
+export function exitAt(place: number): number {
+  return (place & 0xff) | ((place & 0x100) << 2);
+}
+
 /** Who an event belongs to when no vCPU ran: a device, a timer, user space. */
 export const NOBODY: number = -1;
 
@@ -72,7 +85,7 @@ export class Tracer {
     this.#times = new Float64Array(buffer);
   }
 
-  /** Makes a row for one more vCPU, which has `exits` exit numbers, and gives it to whoever counts there. */
+  /** Makes a row for one more vCPU, whose exits have `exits` places, and gives it to whoever counts there. */
   addVcpu(exits: number): CountRow {
     const length = this.#events + exits;
     if (this.#next + length > this.#shared.length) {
@@ -119,7 +132,7 @@ export class Tracer {
     return sum;
   }
 
-  /** How often each exit happened to one vCPU, by its number. */
+  /** How often each exit happened to one vCPU, by its place. */
   exits(vcpu: number): Uint32Array {
     return this.counts[vcpu + 1].subarray(this.#events);
   }

@@ -80,7 +80,7 @@ export class Vmx implements Backend {
   /** See {@linkcode COMMON_EXITS}. */
   readonly commonExits = COMMON_EXITS;
   /** Basic exit reasons are small numbers. */
-  readonly exitNumbers = 0x80;
+  readonly exitPlaces = 0x80;
   /** Where notifications of that go. */
   readonly #wakeup: PiWakeup;
   /** The present exit is that immediate one. */

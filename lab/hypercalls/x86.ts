@@ -175,8 +175,6 @@ function made(options: X86CallOptions, planned: Planned): CountedCall {
 function exitsOf(vm: Vm): Record<string, number> {
   const [vcpu] = vm.vcpus;
   return Object.fromEntries(
-    [...vcpu.exitCounts.entries()].filter(([, count]) => count > 0).map((
-      [reason, count],
-    ) => [vcpu.backend.exitName(reason), count]),
+    [...vcpu.exitCounts].map(([reason, count]) => [vcpu.backend.exitName(reason), count]),
   );
 }

@@ -306,7 +306,7 @@ describe("a physical interrupt", () => {
       });
       const { exitCounts, lastPcpu, pcpu } = rig.vm.vcpus[1];
       assertEquals((pcpu ?? lastPcpu)?.id, 0, "it has moved");
-      assertLess(exitCounts[EXTERNAL_INTERRUPT], 2, `with ${cycles} cycles of work`);
+      assertLess(exitCounts.get(EXTERNAL_INTERRUPT) ?? 0, 2, `with ${cycles} cycles of work`);
     }
   });
 });
