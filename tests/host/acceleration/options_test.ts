@@ -204,7 +204,7 @@ describe("a run that its limits end in the middle of anything", () => {
           }
           assert(vm!.explain().length > 0);
           assertEquals(
-            vm!.vcpus.flatMap(({ exitCounts }) => [...exitCounts.values()]).reduce((a, b) => a + b),
+            vm!.vcpus.flatMap(({ exitCounts }) => [...exitCounts.values()]).reduce((a, b) => a + b, 0),
             Object.values(vm!.exits()).reduce((a, b) => a + b, 0),
           );
         },
