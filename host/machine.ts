@@ -214,6 +214,11 @@ export class Machine {
     this.#exitsLeft--;
   }
 
+  /** An exit has been taken back. */
+  takeExitBack(): void {
+    this.#exitsLeft++;
+  }
+
   #grantExits(): void {
     const more = Math.min(Math.floor(this.#exitLimit) - this.#exitsGranted, GRANT);
     if (more <= 0) throw new LimitExceeded("exits", this.#exitLimit);

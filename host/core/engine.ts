@@ -185,7 +185,7 @@ export class Engine {
     if (--this.#left < 0) this.#grant();
   }
 
-  /** A step has been taken back. */
+  /** A step has been taken back: it will be taken again. */
   takeStepBack(): void {
     this.#left++;
   }
@@ -221,7 +221,10 @@ export class Engine {
       } else if (queue.running < 0 || this.running!.time >= bound) {
         const earliest = this.#earliest();
         if (earliest === Infinity) return "idle";
-        if (earliest > last) return this.#late(deadline);
+        if (earliest > last) {
+          this.at = bound; // Whoever comes before the next run comes then.
+          return this.#late(deadline);
+        }
         this.#rebase(earliest);
         bound = this.#bound = Math.min(this.timeOf(last) + 1, NEAR);
         continue;

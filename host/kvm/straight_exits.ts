@@ -5,12 +5,15 @@
  * host changes is asked at the entry before, once; what others change, here; and a single other answer leaves the exit
  * to the loop untouched. Nothing is recorded here, only counted.
  *
- * Where nobody comes between the exit and the host's turn, both are taken at once; where somebody does, the turn is.
+ * Where nobody comes between the exit and the host's turn, both are taken at once; where somebody does, the turn is. An
+ * EOI's turn changes nothing that others see, so it is taken at once in any case: whoever touches the vCPU before it is
+ * due has it taken back.
  *
  * @module
  */
 
 import * as abi from "../../abi/mod.ts";
+import * as core from "../core/mod.ts";
 import * as cpu from "../cpu/mod.ts";
 import * as tracing from "../trace/mod.ts";
 import * as vendor from "./backend.ts";
@@ -21,6 +24,7 @@ import type { Vcpu } from "./vcpu.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { APIC_TASKPRI, CS, FLAG_IF, OP_WRMSR, RCX, RDX, RFLAGS, X2APIC_EOI, X2APIC_ICR } = abi;
+const { LONG_AGO } = core;
 const { exitPlace, FIRST_EXIT, TP } = tracing;
 const { FastPath } = vendor;
 const { afterFastPath, fastWrmsr } = fast;
@@ -30,6 +34,12 @@ type Straight = modes.Straight;
 const { EVENT_EXCEPTION_PENDING, EVENT_INTERRUPT_INJECTED, REQ_EVENT } = requests;
 
 const TPR = APIC_TASKPRI >>> 2;
+
+/** Beside the vector of an early end of interrupt: the entry before the exit had delivered an event. */
+const DELIVERED = 0x100;
+
+/** What an end of interrupt counts, beside its exit's number. */
+const END_OF_INTERRUPT = [TP.kvm_exit, TP.kvm_apic, TP.kvm_eoi, TP.kvm_msr, TP.kvm_entry];
 
 /** At an entry: the ways that are open, as nothing is going on that the vCPU's own turns must see to, but interrupts. */
 export function straightWays(vcpu: Vcpu): Straight {
@@ -74,13 +84,16 @@ export function straightWrmsr(vcpu: Vcpu): boolean {
   if (vcpu.straight === Straight.None || (register !== X2APIC_EOI && register !== X2APIC_ICR)) return false;
   if ((regs[CS] & 3) !== 0 || !vcpu.lapic.x2apicMode) return false;
   const exited = vcpu.time + vcpu.cost.vmexit;
-  const alone = exited < engine.horizon && (vcpu.attention | vcpu.requests) === 0;
-  if (!alone || register !== X2APIC_EOI || !endOfInterrupt(vcpu, exited)) {
-    processor.leaveWith(vcpu.commonExits.wrmsr, vcpu.commonExits.wrmsrInfo, 0);
-    if (!alone || register !== X2APIC_ICR) return true;
-    engine.at = exited;
-    if (!sendAndEnter(vcpu)) vcpu.hostStep();
+  const quiet = (vcpu.attention | vcpu.requests) === 0;
+  const alone = exited < engine.horizon;
+  if (register === X2APIC_EOI && quiet && (alone ? endOfInterrupt(vcpu, exited) : endEarly(vcpu, exited))) {
+    engine.countStep();
+    return true;
   }
+  processor.leaveWith(vcpu.commonExits.wrmsr, vcpu.commonExits.wrmsrInfo, 0);
+  if (!alone || !quiet || register !== X2APIC_ICR) return true;
+  engine.at = exited;
+  if (!sendAndEnter(vcpu)) vcpu.hostStep();
   engine.countStep();
   return true;
 }
@@ -140,6 +153,37 @@ function endOfInterrupt(vcpu: Vcpu, exited: number): boolean {
   countRows[row + TP.kvm_msr]++;
   enter(vcpu, cost.vmentry);
   return true;
+}
+
+/** The same, while others come before the exit is over. Whether it is done, for {@linkcode takeTurnBack} to undo. */
+function endEarly(vcpu: Vcpu, exited: number): boolean {
+  const { injected, processor } = vcpu;
+  const vector = vcpu.lapic.highestIsrCache;
+  if (processor.shadow || vcpu.mode !== VcpuMode.InGuest || !vcpu.engine.reaches(exited)) return false;
+  if (!endOfInterrupt(vcpu, exited)) return false;
+  vcpu.earlyTurnAt = exited;
+  vcpu.earlyVector = injected ? vector | DELIVERED : vector;
+  return true;
+}
+
+/** Takes back the turn that {@linkcode endEarly} has taken: the exit is not over yet, and somebody touches the vCPU. */
+export function takeTurnBack(vcpu: Vcpu): void {
+  const { commonExits, countRows, earlyTurnAt, earlyVector, engine, processor, row } = vcpu;
+  vcpu.earlyTurnAt = LONG_AGO;
+  if ((earlyVector & DELIVERED) !== 0) {
+    vcpu.injected = true;
+    vcpu.events |= EVENT_INTERRUPT_INJECTED;
+  }
+  vcpu.machine.takeExitBack();
+  engine.takeStepBack();
+  countRows[row + FIRST_EXIT + exitPlace(commonExits.wrmsr)]--;
+  for (const event of END_OF_INTERRUPT) countRows[row + event]--;
+  vcpu.stats.req_event--;
+  vcpu.lapic.resumeService(earlyVector & 0xff);
+  processor.context.pending = OP_WRMSR;
+  processor.instructions--;
+  processor.guestMode = false;
+  engine.wakeAt(vcpu, earlyTurnAt);
 }
 
 /** A write of the x2APIC ICR, through KVM's fast path. Where the guest is not entered behind it, the loop goes on: false. */

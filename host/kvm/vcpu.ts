@@ -33,12 +33,12 @@ import type { Vm } from "./vm.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { GP_VECTOR, RDX, SYS_CR0 } = abi;
-const { FAR } = core;
+const { FAR, rebased } = core;
 const { burst } = cpu;
 const { ATTENTION_INTERLEAVE, REQ_MMU_RELOAD } = requests;
 const { MpState, Phase, Straight, Turn, VcpuMode } = modes;
 const { runLoop, takeTurn } = loop;
-const { straightInterrupt, straightTurn, straightWrmsr } = straightExits;
+const { straightInterrupt, straightTurn, straightWrmsr, takeTurnBack } = straightExits;
 const { exitAt, exitPlace, FIRST_EXIT, TP } = tracing;
 
 /** A vCPU. */
@@ -130,6 +130,7 @@ export class Vcpu extends VcpuState {
 
   /** RESET, or INIT: processor, local APIC, paravirtual state (kvm_vcpu_reset). */
   reset(init: boolean): void {
+    this.touch();
     const cr0 = this.processor.sys[SYS_CR0];
     this.straight = Straight.None;
     resetLapic(this.lapic, init);
@@ -167,6 +168,11 @@ export class Vcpu extends VcpuState {
   /** A physical interrupt that is due, likewise. */
   straightInterrupt(): boolean {
     return straightInterrupt(this);
+  }
+
+  /** An EOI's turn was taken before its exit was over, and may not have been. */
+  protected override takeTurnBack(): void {
+    takeTurnBack(this);
   }
 
   /** From an exit on, a turn may be all that is needed: the loop's generator waits where the guest was entered. */
@@ -217,6 +223,7 @@ export class Vcpu extends VcpuState {
 
   /** The run has stopped, or somebody looks. */
   override settle(): void {
+    this.touch();
     this.processor.settle();
   }
 
@@ -224,6 +231,7 @@ export class Vcpu extends VcpuState {
   override rebase(by: number): void {
     super.rebase(by);
     this.processor.rebase(by);
+    this.earlyTurnAt = rebased(this.earlyTurnAt, by);
     this.preemptionAt = this.engine.timeOf(this.#preemptionTimer);
     this.#settleAsync();
   }
@@ -232,6 +240,7 @@ export class Vcpu extends VcpuState {
 
   /** Gets the vCPU out of guest mode, or out of bed, so that it looks at what has changed (kvm_vcpu_kick). */
   kick(): void {
+    this.touch();
     if (this.blocked) {
       this.wakeUp();
       return;
@@ -304,6 +313,7 @@ export class Vcpu extends VcpuState {
 
   /** A physical interrupt arrives at `time`, before any other. */
   interruptDue(time: number): void {
+    this.touch();
     const { processor } = this;
     const at = time < processor.asyncAt ? time : processor.asyncAt;
     processor.setAsync(at);
@@ -312,6 +322,7 @@ export class Vcpu extends VcpuState {
 
   /** The next asynchronous event has changed. */
   asynchronousEvent(): void {
+    this.touch();
     const at = this.#settleAsync();
     if (at !== FAR && this.processor.guestMode) this.processor.interruptWait(at);
   }

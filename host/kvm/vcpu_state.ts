@@ -21,7 +21,7 @@ const {
   REQ_EVENT,
   REQ_NMI,
 } = requests;
-const { FAR } = core;
+const { FAR, LONG_AGO } = core;
 const { Phase, Straight, Turn, VcpuMode } = modes;
 
 /** An exception that KVM injects. */
@@ -58,6 +58,10 @@ export abstract class VcpuState extends Thread {
   injected = false;
   /** Which ways are open to the next exit, as nothing was going on at the last entry but interrupts. */
   straight: modes.Straight = Straight.None;
+  /** When the turn is due that was taken early last, counted from the epoch. */
+  earlyTurnAt: number = LONG_AGO;
+  /** The vector that it took out of service, and whether the entry before had delivered an event. */
+  earlyVector = 0;
   /** Whether there are {@linkcode ioapicHandledVectors}. */
   ioapicHandlesSome = false;
   /** Whether the guest has enabled paravirtual EOI. */
@@ -113,8 +117,18 @@ export abstract class VcpuState extends Thread {
     this.root = undefined;
   }
 
+  /** Takes back the turn that was taken early. */
+  protected abstract takeTurnBack(): void;
+
+  /** Somebody is about to look at it, or to change something: nothing may be early. */
+  touch(): void {
+    const { earlyTurnAt, engine } = this;
+    if (earlyTurnAt >= engine.at && engine.isAhead(this, earlyTurnAt)) this.takeTurnBack();
+  }
+
   /** Asks for something before the next entry. */
   request(request: number): void {
+    this.touch();
     this.requests |= request;
   }
 
@@ -126,6 +140,7 @@ export abstract class VcpuState extends Thread {
 
   /** The scheduler wants the vCPU's CPU, or not any more. */
   resched(wanted: boolean): void {
+    this.touch();
     if (wanted) this.attention |= ATTENTION_RESCHED;
     else this.attention &= ~ATTENTION_RESCHED;
   }

@@ -161,6 +161,7 @@ export function acceptInterrupt(
   levelTriggered: boolean,
 ): number {
   const { vcpu } = lapic;
+  vcpu.touch();
   vcpu.vm.traceRunning(TP.kvm_apic_accept_irq, vcpu.vcpuId, deliveryMode, levelTriggered ? 1 : 0, vector);
   vcpu.vm.chargeRunning(vcpu.vm.cost.accept);
   switch (deliveryMode) {

@@ -94,6 +94,7 @@ export function deliverEdgeToAll(sender: Vcpu, low: number): void {
 /** As {@linkcode acceptInterrupt}, from `sender`'s own thread. */
 export function acceptEdge(sender: Vcpu, target: Lapic, vector: number): number {
   const { vcpu } = target;
+  vcpu.touch();
   if (sender.hit(TP.kvm_apic_accept_irq)) sender.record(TP.kvm_apic_accept_irq, vcpu.vcpuId, 0, 0, vector);
   sender.time += sender.cost.accept;
   if (!target.enabled) return 0;

@@ -323,6 +323,14 @@ export class Lapic {
     this.#serve(next);
   }
 
+  /** The highest vector has not been taken out of service, after all. */
+  resumeService(vector: number): void {
+    this.page[ISR + ((vector >>> 5) << 2)] |= 1 << (vector & 31);
+    this.isrCount++;
+    this.highestIsrCache = vector;
+    this.#serve(vector);
+  }
+
   /** Hardware has ended an interrupt whose EOI the I/O APIC must see (kvm_apic_set_eoi_accelerated). */
   eoiAccelerated(vector: number): void {
     const { vcpu } = this;

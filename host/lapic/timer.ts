@@ -74,6 +74,7 @@ export class LapicTimer {
   set pending(pending: boolean) {
     this.#pending = pending;
     const { vcpu } = this.#lapic;
+    vcpu.touch();
     if (pending) vcpu.attention |= ATTENTION_TIMER;
     else vcpu.attention &= ~ATTENTION_TIMER;
   }
