@@ -25,7 +25,7 @@ import type { Vcpu } from "./vcpu.ts";
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const { APIC_TASKPRI, CS, FLAG_IF, OP_WRMSR, RCX, RDX, RFLAGS, X2APIC_EOI, X2APIC_ICR } = abi;
 const { LONG_AGO } = core;
-const { exitPlace, FIRST_EXIT, TP } = tracing;
+const { TP } = tracing;
 const { FastPath } = vendor;
 const { afterFastPath, fastWrmsr } = fast;
 const { deliverInterrupt } = cpu;
@@ -37,9 +37,6 @@ const TPR = APIC_TASKPRI >>> 2;
 
 /** Beside the vector of an early end of interrupt: the entry before the exit had delivered an event. */
 const DELIVERED = 0x100;
-
-/** What an end of interrupt counts, beside its exit's number. */
-const END_OF_INTERRUPT = [TP.kvm_exit, TP.kvm_apic, TP.kvm_eoi, TP.kvm_msr, TP.kvm_entry];
 
 /** At an entry: the ways that are open, as nothing is going on that the vCPU's own turns must see to, but interrupts. */
 export function straightWays(vcpu: Vcpu): Straight {
@@ -113,17 +110,13 @@ export function straightInterrupt(vcpu: Vcpu): boolean {
 }
 
 /** What every exit begins with. */
-function beginExit(vcpu: Vcpu, reason: number): void {
+function beginExit(vcpu: Vcpu): void {
   if (vcpu.injected) vcpu.eventDelivered();
   vcpu.machine.countExit();
-  const { countRows, row } = vcpu;
-  countRows[row + FIRST_EXIT + exitPlace(reason)]++;
-  countRows[row + TP.kvm_exit]++;
 }
 
 /** Back to the guest; what hardware would look at was looked at before, and is as it was. */
 function enter(vcpu: Vcpu, price: number): void {
-  vcpu.countRows[vcpu.row + TP.kvm_entry]++;
   vcpu.mode = VcpuMode.InGuest;
   vcpu.time += price;
   vcpu.processor.guestMode = true;
@@ -140,17 +133,13 @@ function endOfInterrupt(vcpu: Vcpu, exited: number): boolean {
   if (vcpu.straight !== Straight.All || vector === -1) return false;
   if (lapic.irrRegisters !== 0 || processor.regs[RDX] !== 0) return false;
   if (time >= processor.asyncAt || vcpu.pvEoiEnabled || vcpu.ioapicHandles(vector)) return false;
-  beginExit(vcpu, commonExits.wrmsr);
+  beginExit(vcpu);
   processor.exitReason = commonExits.wrmsr;
   processor.exitInfo1 = commonExits.wrmsrInfo;
   vcpu.time = time;
   lapic.endService(vector);
   processor.retire(OP_WRMSR);
-  vcpu.stats.req_event++;
-  const { countRows, row } = vcpu;
-  countRows[row + TP.kvm_apic]++;
-  countRows[row + TP.kvm_eoi]++;
-  countRows[row + TP.kvm_msr]++;
+  vcpu.straightEnds++;
   enter(vcpu, cost.vmentry);
   return true;
 }
@@ -168,7 +157,7 @@ function endEarly(vcpu: Vcpu, exited: number): boolean {
 
 /** Takes back the turn that {@linkcode endEarly} has taken: the exit is not over yet, and somebody touches the vCPU. */
 export function takeTurnBack(vcpu: Vcpu): void {
-  const { commonExits, countRows, earlyTurnAt, earlyVector, engine, processor, row } = vcpu;
+  const { earlyTurnAt, earlyVector, engine, processor } = vcpu;
   vcpu.earlyTurnAt = LONG_AGO;
   if ((earlyVector & DELIVERED) !== 0) {
     vcpu.injected = true;
@@ -176,9 +165,7 @@ export function takeTurnBack(vcpu: Vcpu): void {
   }
   vcpu.machine.takeExitBack();
   engine.takeStepBack();
-  countRows[row + FIRST_EXIT + exitPlace(commonExits.wrmsr)]--;
-  for (const event of END_OF_INTERRUPT) countRows[row + event]--;
-  vcpu.stats.req_event--;
+  vcpu.straightEnds--;
   vcpu.lapic.resumeService(earlyVector & 0xff);
   processor.context.pending = OP_WRMSR;
   processor.instructions--;
@@ -188,11 +175,13 @@ export function takeTurnBack(vcpu: Vcpu): void {
 
 /** A write of the x2APIC ICR, through KVM's fast path. Where the guest is not entered behind it, the loop goes on: false. */
 function sendAndEnter(vcpu: Vcpu): boolean {
-  beginExit(vcpu, vcpu.commonExits.wrmsr);
+  beginExit(vcpu);
+  vcpu.hitExit(vcpu.commonExits.wrmsr);
   const fastPath = fastWrmsr(vcpu);
   if (
     fastPath === FastPath.Reenter && vcpu.mode === VcpuMode.InGuest && (vcpu.requests | vcpu.attention) === 0
   ) {
+    vcpu.hit(TP.kvm_entry);
     enter(vcpu, vcpu.cost.reentry);
     return true;
   }
@@ -216,14 +205,11 @@ function nextVector(vcpu: Vcpu): number {
 
 /** A physical interrupt's exit is over: the host takes it, and injects the vector for whose sake it was sent. */
 function injectAndEnter(vcpu: Vcpu, vector: number): void {
-  const { lapic, processor, stats } = vcpu;
-  beginExit(vcpu, vcpu.commonExits.interrupt);
+  const { lapic, processor } = vcpu;
+  beginExit(vcpu);
   if (vcpu.time >= processor.asyncAt) vcpu.serveInterrupts();
   vcpu.requests = 0;
-  stats.irq_exits++;
-  stats.req_event++;
-  stats.irq_injections++;
-  vcpu.countRows[vcpu.row + TP.kvm_inj_virq]++;
+  vcpu.straightInjections++;
   lapic.serveOnly(vector);
   vcpu.events = EVENT_INTERRUPT_INJECTED;
   vcpu.injectedInterrupt = vector;

@@ -25,6 +25,7 @@ import { MsrState } from "./msr_state.ts";
 import * as requests from "./requests.ts";
 import * as modes from "./modes.ts";
 import * as loop from "./run_loop.ts";
+import { addUp } from "./straight_counts.ts";
 import * as straightExits from "./straight_exits.ts";
 import { mmuReset } from "./tdp/root.ts";
 import { VcpuState } from "./vcpu_state.ts";
@@ -45,6 +46,7 @@ const { exitAt, exitPlace, FIRST_EXIT, TP } = tracing;
 export class Vcpu extends VcpuState {
   #preemptionTimer = Infinity;
   readonly #loop: Generator<void, void, void>;
+  readonly #stats = new VcpuStats();
   /** The virtual machine's events. */
   declare readonly tracer: Tracer;
   /** Its place among the vCPUs. */
@@ -74,8 +76,6 @@ export class Vcpu extends VcpuState {
   declare readonly row: number;
   /** Whether events are recorded. */
   declare readonly recording: boolean;
-  /** Statistics. */
-  declare readonly stats: VcpuStats;
   /** The processor. */
   declare readonly processor: Processor;
   /** The local APIC. */
@@ -101,11 +101,10 @@ export class Vcpu extends VcpuState {
     this.mpState = this.bootstrap ? MpState.Runnable : MpState.Uninitialized;
     this.backend = createBackend(this, vm.backend);
     this.commonExits = this.backend.commonExits;
-    const { counts, start } = vm.tracer.addVcpu(this.backend.exitPlaces);
+    const { counts, start } = vm.tracer.addVcpu(this.backend.exitPlaces, () => addUp(this, this.#stats));
     this.countRows = counts;
     this.row = start;
     this.recording = vm.tracer.recording;
-    this.stats = new VcpuStats();
     this.processor = new Processor({
       name: this.name,
       engine: vm.engine,
@@ -200,6 +199,12 @@ export class Vcpu extends VcpuState {
   hitExit(reason: number): boolean {
     this.countRows[this.row + FIRST_EXIT + exitPlace(reason)]++;
     return this.hit(TP.kvm_exit);
+  }
+
+  /** Statistics. */
+  get stats(): VcpuStats {
+    addUp(this, this.#stats);
+    return this.#stats;
   }
 
   /** How often each exit happened, by its number; those that did not are left out. */

@@ -62,6 +62,10 @@ export abstract class VcpuState extends Thread {
   earlyTurnAt: number = LONG_AGO;
   /** The vector that it took out of service, and whether the entry before had delivered an event. */
   earlyVector = 0;
+  /** Interrupts that were injected the straight way, and are not in the counts yet: see {@linkcode addUp}. */
+  straightInjections = 0;
+  /** Those that were ended so. */
+  straightEnds = 0;
   /** Whether there are {@linkcode ioapicHandledVectors}. */
   ioapicHandlesSome = false;
   /** Whether the guest has enabled paravirtual EOI. */

@@ -55,7 +55,10 @@ export interface TraceRecord {
 
 /** The events of one virtual machine. */
 export class Tracer {
-  /** Counts by tracepoint: a row for events without a vCPU, then one for each vCPU, with its exits behind. */
+  /**
+   * Counts by tracepoint: a row for events without a vCPU, then one for each vCPU, with its exits behind. Whoever wants to
+   * know them asks {@linkcode count}, {@linkcode total} and {@linkcode exits}: what is here may be late.
+   */
   declare readonly counts: Uint32Array[];
   /** Whether records are kept. */
   declare readonly recording: boolean;
@@ -67,6 +70,8 @@ export class Tracer {
   #written = 0;
   #shared = new Uint32Array(0);
   #next = 0;
+  /** By row: brings it up to date; undefined where it always is. */
+  readonly #pending: ((() => void) | undefined)[] = [undefined];
 
   /**
    * Counts `tracepoints`, x86's unless others are given; with `ring` > 0 it also keeps the last `ring` records. Throws
@@ -85,8 +90,12 @@ export class Tracer {
     this.#times = new Float64Array(buffer);
   }
 
-  /** Makes a row for one more vCPU, whose exits have `exits` places, and gives it to whoever counts there. */
-  addVcpu(exits: number): CountRow {
+  /**
+   * Makes a row for one more vCPU, whose exits have `exits` places, and gives it to whoever counts there. That may
+   * be late: `addUp` is called before anybody looks.
+   */
+  addVcpu(exits: number, addUp?: () => void): CountRow {
+    this.#pending.push(addUp);
     const length = this.#events + exits;
     if (this.#next + length > this.#shared.length) {
       this.#shared = new Uint32Array(NEIGHBOURS * length);
@@ -122,19 +131,25 @@ export class Tracer {
 
   /** How often an event happened to one vCPU ({@linkcode NOBODY}: outside any). */
   count(event: number, vcpu: number): number {
-    return this.counts[vcpu + 1][event];
+    return this.#row(vcpu + 1)[event];
   }
 
   /** How often an event happened in the virtual machine. */
   total(event: number): number {
     let sum = 0;
-    for (const row of this.counts) sum += row[event];
+    for (const index of this.counts.keys()) sum += this.#row(index)[event];
     return sum;
+  }
+
+  /** A row, up to date. */
+  #row(index: number): Uint32Array {
+    this.#pending[index]?.();
+    return this.counts[index];
   }
 
   /** How often each exit happened to one vCPU, by its place. */
   exits(vcpu: number): Uint32Array {
-    return this.counts[vcpu + 1].subarray(this.#events);
+    return this.#row(vcpu + 1).subarray(this.#events);
   }
 
   /** Records that were overwritten. */

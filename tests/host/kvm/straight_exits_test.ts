@@ -1,12 +1,13 @@
 import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { type Guest, X2APIC_EOI, X2APIC_ICR, type X86Cpu } from "../../../abi/mod.ts";
-import { type BackendName, BACKENDS } from "../../../host/mod.ts";
+import { type BackendName, BACKENDS, type Vm } from "../../../host/mod.ts";
 import { DATA, enableX2apic, Rig, startAps } from "../../support/guests.ts";
 
 const LOW = 0x5b;
 const HIGH = 0x9c;
 const ASSERT = 0x4000;
+const ALL_BUT_SELF = 3 << 18;
 /** The processor priority. */
 const X2APIC_PPR = 0x80a;
 
@@ -26,9 +27,19 @@ interface Seen {
   readonly pages: readonly Uint32Array[];
 }
 
-/** A target that computes in its handlers, with interrupts on, and a sender. */
-function seen(backend: BackendName, trace: number, send: (cpu: X86Cpu) => Guest): Seen {
-  const rig = new Rig({ vm: { backend, vcpus: 2, trace } });
+/** Who sends, to how many, and what else. */
+interface Scene {
+  /** The sender. */
+  readonly send: (cpu: X86Cpu) => Guest;
+  /** Targets; 1 by default. */
+  readonly targets?: number;
+  /** What is looked at in every handler, behind its EOI. */
+  readonly look?: (vm: Vm) => void;
+}
+
+/** Targets that compute in their handlers, with interrupts on, and a sender. */
+function seen(backend: BackendName, trace: number, { send, targets = 1, look }: Scene): Seen {
+  const rig = new Rig({ vm: { backend, vcpus: 1 + targets, trace } });
   const order: string[] = [];
   const priorities: number[] = [];
   for (const vector of [LOW, HIGH]) {
@@ -40,6 +51,7 @@ function seen(backend: BackendName, trace: number, send: (cpu: X86Cpu) => Guest)
       yield cpu.rdmsr(X2APIC_PPR);
       priorities.push(cpu.eax);
       yield cpu.wrmsr(X2APIC_EOI, 0);
+      look?.(rig.vm);
     });
   }
   rig.aps(function* ap(cpu) {
@@ -50,8 +62,8 @@ function seen(backend: BackendName, trace: number, send: (cpu: X86Cpu) => Guest)
   });
   rig.start(function* bsp(cpu) {
     yield* enableX2apic(cpu);
-    yield* startAps(cpu, 1);
-    yield cpu.pauseWhile(DATA, 0);
+    yield* startAps(cpu, targets);
+    for (let ready = 0; ready < targets; ready++) yield cpu.pauseWhile(DATA, ready);
     yield* send(cpu);
     yield cpu.work(400_000);
   });
@@ -69,11 +81,12 @@ function seen(backend: BackendName, trace: number, send: (cpu: X86Cpu) => Guest)
 
 for (const backend of BACKENDS) {
   describe(`${backend}: an exit that takes the straight way where nothing is recorded`, () => {
-    const both = (send: (cpu: X86Cpu) => Guest): Seen => {
-      const straight = seen(backend, 0, send);
-      assertEquals(straight, seen(backend, 4096, send));
+    const same = (scene: Scene): Seen => {
+      const straight = seen(backend, 0, scene);
+      assertEquals(straight, seen(backend, 4096, scene));
       return straight;
     };
+    const both = (send: (cpu: X86Cpu) => Guest): Seen => same({ send });
 
     it("injects an interrupt that the host was kicked for, and ends it", () => {
       const { order, priorities, counters } = both(function* (cpu) {
@@ -114,6 +127,30 @@ for (const backend of BACKENDS) {
         orders.add(order.join());
       }
       assert(!orders.has("+9c,+5b,-5b,-9c"), "a lower class never interrupts a higher one");
+    });
+
+    it("comes to the same among many, whose exits overlap, and for whoever looks at the counters meanwhile", () => {
+      for (let pause = 0; pause < 60_000; pause += 2_111) {
+        const scene: Scene = {
+          targets: 3,
+          *send(cpu) {
+            yield cpu.wrmsr(X2APIC_ICR, ALL_BUT_SELF | ASSERT | HIGH);
+            yield cpu.work(pause);
+            yield cpu.wrmsr(X2APIC_ICR, ALL_BUT_SELF | ASSERT | LOW);
+          },
+        };
+        const { counters } = same(scene);
+        assertEquals(counters.kvm_eoi, 6);
+        let looks = 0;
+        const watched = seen(backend, 0, {
+          ...scene,
+          look(vm) {
+            looks += vm.counters().kvm_exit > 0 && vm.vcpus[1].stats.req_event > 0 ? 1 : 0;
+          },
+        });
+        assertEquals(looks, 6);
+        assertEquals(watched.counters, counters);
+      }
     });
   });
 }

@@ -103,6 +103,22 @@ describe("a tracer", () => {
     assertEquals([tracer.lost, tracer.bytes().length], [0, 0]);
   });
 
+  it("has what is counted late added up before anybody looks", () => {
+    const tracer = new Tracer();
+    let late = 2;
+    const { counts, start } = tracer.addVcpu(0, () => {
+      counts[start + TP.kvm_entry] += late;
+      late = 0;
+    });
+    counts[start + TP.kvm_entry]++;
+    assertEquals([tracer.count(TP.kvm_exit, NOBODY), late], [0, 2], "another row");
+    assertEquals([tracer.count(TP.kvm_entry, 0), late], [3, 0]);
+    late = -1;
+    assertEquals([tracer.total(TP.kvm_entry), late], [2, 0]);
+    late = 5;
+    assertEquals([tracer.exits(0).length, late], [0, 0]);
+  });
+
   it("refuses rings that cannot be", () => {
     for (const ring of [-1, 1.5, RING_LIMIT + 1, NaN, Infinity]) {
       assertThrows(() => new Tracer(ring), RangeError, `Cannot keep ${ring} trace records`);
