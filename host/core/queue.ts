@@ -6,8 +6,10 @@
  * @module
  */
 
-/** A time after every other: where there is no thread. */
-const NEVER = 0x7fff_ffff;
+import { FAR } from "./time.ts";
+
+/** A time after every other: where there is no thread. It is as near as that, so that no two differ by 2^31 or more. */
+const NEVER = FAR + 1;
 
 /** Thread numbers under (time, number). */
 export class ThreadQueue {

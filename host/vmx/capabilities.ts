@@ -146,6 +146,8 @@ export class VmxCapabilities {
   readonly #trueControls: boolean;
   /** The first address that is too big: a power, which hardware that follows pointers would have to raise again and again. */
   readonly #addressEnd: number;
+  /** Its upper half. */
+  readonly #highEnd: number;
 
   /**
    * A processor with these features: a list of names, as a "vmx flags" line of /proc/cpuinfo has it, with those that
@@ -157,6 +159,7 @@ export class VmxCapabilities {
     this.features = VMX_FEATURES.filter(({ name }) => this.#features.has(name)).map(({ name }) => name);
     this.physicalAddressBits = addressBits(options.physicalAddressBits ?? 46);
     this.#addressEnd = 2 ** this.physicalAddressBits;
+    this.#highEnd = this.#addressEnd / HIGH | 0;
     this.#trueControls = options.trueControls ?? true;
     this.ept = this.#eptCapabilities();
     this.vpid = this.#vpidCapabilities();
@@ -230,7 +233,7 @@ export class VmxCapabilities {
 
   /** The same of an address's upper half. */
   beyondHigh(high: number): boolean {
-    return high >= this.#addressEnd / HIGH;
+    return high >= this.#highEnd;
   }
 
   /** Whether an address has bits that this processor's physical addresses have not. */
