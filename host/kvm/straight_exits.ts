@@ -7,7 +7,7 @@
  *
  * Where nobody comes between the exit and the host's turn, both are taken at once; where somebody does, the turn is. An
  * EOI's turn changes nothing that others see, so it is taken at once in any case: whoever touches the vCPU before it is
- * due has it taken back.
+ * due has it taken back. Whoever only looks while it runs, from a guest's own code, may see it before.
  *
  * @module
  */
