@@ -23,7 +23,7 @@ import * as requests from "./requests.ts";
 import type { Vcpu } from "./vcpu.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const { APIC_TASKPRI, CS, FLAG_IF, OP_WRMSR, RCX, RDX, RFLAGS, X2APIC_EOI, X2APIC_ICR } = abi;
+const { CS, FLAG_IF, OP_WRMSR, RCX, RDX, RFLAGS, X2APIC_EOI, X2APIC_ICR } = abi;
 const { LONG_AGO } = core;
 const { TP } = tracing;
 const { FastPath } = vendor;
@@ -32,8 +32,6 @@ const { deliverInterrupt } = cpu;
 const { Phase, Straight, VcpuMode } = modes;
 type Straight = modes.Straight;
 const { EVENT_EXCEPTION_PENDING, EVENT_INTERRUPT_INJECTED, REQ_EVENT } = requests;
-
-const TPR = APIC_TASKPRI >>> 2;
 
 /** Beside the vector of an early end of interrupt: the entry before the exit had delivered an event. */
 const DELIVERED = 0x100;
@@ -200,7 +198,7 @@ function nextVector(vcpu: Vcpu): number {
   if (irrRegisters === 0 || (irrRegisters & (irrRegisters - 1)) !== 0) return -1;
   if ((processor.regs[RFLAGS] & FLAG_IF) === 0 || processor.shadow) return -1;
   const vector = lapic.onlyIrr();
-  return (vector & 0xf0) > (lapic.page[TPR] & 0xff) ? vector : -1;
+  return (vector & 0xf0) > lapic.taskPriority ? vector : -1;
 }
 
 /** A physical interrupt's exit is over: the host takes it, and injects the vector for whose sake it was sent. */

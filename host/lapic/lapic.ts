@@ -31,14 +31,13 @@ const {
 } = abi;
 const { TP } = tracing;
 const { REQ_EVENT } = requests;
-const { highestVector, setVector, testVector } = vectors;
+const { clearVector, highestVector, setVector, testVector } = vectors;
 
 /** Words of the part of the page that has registers (KVM_APIC_REG_SIZE, 0x400 bytes). */
 const PAGE_WORDS = 256;
-/** The first words of the IRR, of the ISR and of the TMR. */
+/** The first words of the IRR and of the ISR. */
 const IRR = APIC_IRR >>> 2;
 const ISR = APIC_ISR >>> 2;
-const TMR = APIC_TMR >>> 2;
 /** The words of the task and the processor priority. */
 const TPR = APIC_TASKPRI >>> 2;
 const PPR = APIC_PROCPRI >>> 2;
@@ -84,8 +83,15 @@ export class Lapic {
   highestIsrCache: number = -1;
   /** {@linkcode PENDING_INIT} and {@linkcode PENDING_SIPI}. */
   pendingEvents = 0;
-  /** The register page. */
-  readonly page: ApicPage = words(PAGE_WORDS);
+  /** Something is here and not in the page: one of the next three. */
+  #ahead = false;
+  /** A vector that is requested and whose IRR bit is not in the page yet, as nobody has looked; -1 for none. */
+  #lateIrr: number = -1;
+  /** One that is in service, likewise: its ISR bit, and its class as the processor priority. */
+  #lateIsr: number = -1;
+  /** The task priority, as long as nobody looks at the page; -1 where it is only there. */
+  #tpr: number = -1;
+  readonly #page: ApicPage = words(PAGE_WORDS);
   /** The vCPU that it belongs to. */
   declare readonly vcpu: Vcpu;
   /** The timer. */
@@ -95,6 +101,30 @@ export class Lapic {
   constructor(vcpu: Vcpu) {
     this.vcpu = vcpu;
     this.timer = new LapicTimer(this);
+  }
+
+  /**
+   * The register page. An interrupt that goes the straight way mostly comes and goes before anybody looks at it: then
+   * its bits are never written, and the page's cache lines are left alone.
+   */
+  get page(): ApicPage {
+    if (this.#ahead) this.#writeLate();
+    return this.#page;
+  }
+
+  #writeLate(): void {
+    const page = this.#page;
+    this.#ahead = false;
+    this.#tpr = -1;
+    if (this.#lateIrr !== -1) {
+      setVector(page, APIC_IRR, this.#lateIrr);
+      this.#lateIrr = -1;
+    }
+    if (this.#lateIsr !== -1) {
+      setVector(page, APIC_ISR, this.#lateIsr);
+      page[PPR] = this.#lateIsr & 0xf0;
+      this.#lateIsr = -1;
+    }
   }
 
   /** The register at an offset of the page. */
@@ -141,11 +171,13 @@ export class Lapic {
 
   /** Records an edge-triggered request for a vector. */
   requestEdge(vector: number): void {
-    const { page } = this;
-    const register = (vector >>> 5) << 2;
-    const bit = 1 << (vector & 31);
-    if (this.levels) page[TMR + register] &= ~bit;
-    page[IRR + register] |= bit;
+    if (this.irrRegisters === 0 && !this.levels) {
+      this.#lateIrr = vector;
+      this.#ahead = true;
+    } else {
+      if (this.levels) clearVector(this.page, APIC_TMR, vector);
+      setVector(this.page, APIC_IRR, vector);
+    }
     this.irrRegisters |= 1 << (vector >>> 5);
     this.irrPending = true; // After the bit, as above.
   }
@@ -178,6 +210,7 @@ export class Lapic {
 
   /** The vector that is requested, where that is the only one; -1 otherwise. One register has a bit set. */
   onlyIrr(): number {
+    if (this.#lateIrr !== -1) return this.#lateIrr;
     const register = 31 - Math.clz32(this.irrRegisters);
     const bits = this.page[IRR + (register << 2)] | 0;
     return (bits & (bits - 1)) === 0 ? (register << 5) + 31 - Math.clz32(bits) : -1;
@@ -214,6 +247,15 @@ export class Lapic {
   /** Recomputes the processor priority. */
   #computePpr(): number {
     return this.#serve(this.highestIsr());
+  }
+
+  /** The task priority. */
+  get taskPriority(): number {
+    if (this.#tpr === -1) {
+      this.#tpr = this.#page[TPR] & 0xff;
+      this.#ahead = true;
+    }
+    return this.#tpr;
   }
 
   /** The processor priority while `isr` is the highest vector in service, -1 for none. */
@@ -284,15 +326,14 @@ export class Lapic {
 
   /** The same where nothing is in service, no other vector is requested, and the task priority does not hold it back. */
   serveOnly(vector: number): void {
-    const { page } = this;
-    const register = (vector >>> 5) << 2;
-    page[IRR + register] = 0;
+    if (this.#lateIrr === -1) this.#page[IRR + ((vector >>> 5) << 2)] = 0;
+    this.#lateIrr = -1;
     this.irrRegisters = 0;
     this.irrPending = false;
-    page[ISR + register] = 1 << (vector & 31);
+    this.#lateIsr = vector;
+    this.#ahead = true;
     this.isrCount = 1;
     this.highestIsrCache = vector;
-    page[PPR] = vector & 0xf0;
   }
 
   /**
@@ -313,6 +354,12 @@ export class Lapic {
 
   /** Takes the highest vector out of service. */
   endService(vector: number): void {
+    if (vector === this.#lateIsr) {
+      this.#lateIsr = -1;
+      this.isrCount = 0;
+      this.highestIsrCache = -1;
+      return;
+    }
     this.page[ISR + ((vector >>> 5) << 2)] &= ~(1 << (vector & 31));
     if (!this.apicvActive) {
       this.isrCount--;
