@@ -42,6 +42,9 @@ const ISR = APIC_ISR >>> 2;
 const TPR = APIC_TASKPRI >>> 2;
 const PPR = APIC_PROCPRI >>> 2;
 
+/** In place of a vector in service: it has ended. */
+const ENDED = -2;
+
 /** Pending event: INIT. */
 export const PENDING_INIT = 1;
 /** Pending event: a start-up IPI. */
@@ -87,7 +90,10 @@ export class Lapic {
   #ahead = false;
   /** A vector that is requested and whose IRR bit is not in the page yet, as nobody has looked; -1 for none. */
   #lateIrr: number = -1;
-  /** One that is in service, likewise: its ISR bit, and its class as the processor priority. */
+  /**
+   * One that is in service, likewise: its ISR bit, and its class as the processor priority. {@linkcode ENDED} where only
+   * the priority is late, -1 for nothing.
+   */
   #lateIsr: number = -1;
   /** The task priority, as long as nobody looks at the page; -1 where it is only there. */
   #tpr: number = -1;
@@ -121,8 +127,8 @@ export class Lapic {
       this.#lateIrr = -1;
     }
     if (this.#lateIsr !== -1) {
-      setVector(page, APIC_ISR, this.#lateIsr);
-      page[PPR] = this.#lateIsr & 0xf0;
+      if (this.#lateIsr !== ENDED) setVector(page, APIC_ISR, this.#lateIsr);
+      page[PPR] = this.#lateIsr === ENDED ? page[TPR] & 0xff : this.#lateIsr & 0xf0;
       this.#lateIsr = -1;
     }
   }
@@ -355,7 +361,7 @@ export class Lapic {
   /** Takes the highest vector out of service. */
   endService(vector: number): void {
     if (vector === this.#lateIsr) {
-      this.#lateIsr = -1;
+      this.#lateIsr = ENDED;
       this.isrCount = 0;
       this.highestIsrCache = -1;
       return;

@@ -1,15 +1,30 @@
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
+import { APIC_TASKPRI } from "../../../abi/mod.ts";
 import { acceptInterrupt, type Lapic } from "../../../host/lapic/mod.ts";
 import { setUp, still } from "../../support/apic.ts";
 
 /** What happens to a local APIC: a request, service by the straight way or the other, an end, a task priority. */
-type Act = readonly [verb: "request" | "serve" | "acknowledge" | "end" | "tpr" | "priority", vector: number];
+type Act = readonly [
+  verb: "request" | "serve" | "acknowledge" | "end" | "tpr" | "shadow" | "priority",
+  vector: number,
+];
 
 const acts: fc.Arbitrary<Act[]> = fc.array(
   fc.tuple(
-    fc.constantFrom("request", "request", "serve", "serve", "acknowledge", "end", "end", "tpr", "priority"),
+    fc.constantFrom(
+      "request",
+      "request",
+      "serve",
+      "serve",
+      "acknowledge",
+      "end",
+      "end",
+      "tpr",
+      "shadow",
+      "priority",
+    ),
     fc.constantFrom(0x31, 0x32, 0x5f, 0x60, 0xe0),
   ),
   { maxLength: 30 },
@@ -48,6 +63,8 @@ function perform(lapic: Lapic, [verb, vector]: Act): void {
       return;
     case "tpr":
       return lapic.setTpr(vector & 0x70);
+    case "shadow": // Hardware's TPR shadow leaves the processor priority as it was.
+      return lapic.set(APIC_TASKPRI, vector & 0x70);
     case "priority":
       return lapic.updatePpr();
   }
