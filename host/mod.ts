@@ -46,6 +46,7 @@ export type {
   LogicalMode,
   MapSlot,
   MapState,
+  VectorState,
 } from "./lapic/mod.ts";
 export * from "./machine.ts";
 export * from "./memory/mod.ts";

@@ -15,4 +15,5 @@ export * from "./lapic.ts";
 export * from "./message.ts";
 export * from "./registers.ts";
 export * from "./timer.ts";
+export * from "./vector_state.ts";
 export * from "./vectors.ts";
