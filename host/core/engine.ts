@@ -40,7 +40,7 @@ export class Engine {
   running: Thread | undefined = undefined;
   /** While the running thread's time is below this, no other thread comes before it; later, one may. */
   horizon: number = LONG_AGO;
-  /** When the present step began. */
+  /** When the present step began; between runs, where the last one ended. */
   at = 0;
   /** Whether the policy explores: time is ticks then, and work takes none. */
   declare readonly explores: boolean;
