@@ -141,8 +141,7 @@ export class SvmHardware implements Virtualization {
     const pcpu = this.vcpu.pcpu!;
     if (pcpu.interruptAt <= p.thread.time) return p.leave(SVM_EXIT_INTR);
     pcpu.notified();
-    if (this.vmcb.avic) this.avic.evaluate(p);
-    return false;
+    return this.vmcb.avic && this.avic.doorbell(p);
   }
 
   /** A single step ends in #DB; a virtual interrupt that could be taken exits. AVIC's are delivered, and it knows no V_IRQ. */

@@ -89,10 +89,9 @@ const READABLE: ReadonlySet<number> = new Set(
 const WRITABLE: ReadonlySet<number> = new Set([APIC_TASKPRI, APIC_EOI, APIC_SELF_IPI]);
 
 /** vmx_update_msr_bitmap_x2apic: an MSR passes through where hardware does with it what KVM would. */
-function updateX2apicMsrBitmap({ vcpu, vmcs, setup, hardware }: Vmx): void {
+function updateX2apicMsrBitmap({ vcpu, vmcs, setup }: Vmx): void {
   const mode = (vmcs.secondary & SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE) !== 0;
   const active = mode && vcpu.lapic.apicvActive;
-  hardware.x2apicWritesExit = !active;
   for (let offset = 0; offset <= APIC_SELF_IPI; offset += 16) {
     const msr = X2APIC_MSR_BASE + (offset >>> 4);
     const shadowed = mode && offset === APIC_TASKPRI;

@@ -15,11 +15,11 @@ import type { Vcpu } from "../kvm/vcpu.ts";
 import { Ept, type HostFault, type PhysicalMemory, type SecondDimension } from "../mmu/mod.ts";
 import { checkControls } from "./entry_failed.ts";
 import { accessPageMapped, accessPageMemory } from "../kvm/access_page.ts";
+import { IpiTarget } from "./ipi_target.ts";
 import type { MsrBitmap } from "./msr_bitmap.ts";
 import { PiDescriptor } from "./posted_descriptor.ts";
-import { processAtOnce, processPostedInterrupts } from "./posted_interrupts.ts";
+import { deliverPosted, processAtOnce, processPostedInterrupts } from "./posted_interrupts.ts";
 import { VirtualApic } from "./virtual_apic.ts";
-import * as virtual from "./virtual_interrupts.ts";
 import { VirtualInterrupts } from "./virtual_interrupts.ts";
 import type { Vmcs } from "./vmcs.ts";
 
@@ -70,10 +70,11 @@ const {
   SYS_CR0,
   SYS_CR4,
   UD_VECTOR,
+  X2APIC_EOI,
+  X2APIC_ICR,
   X2APIC_MSR_BASE,
 } = abi;
 const { deliverInjectedException, deliverInterrupt, raise } = cpu;
-const { WINDOWS } = virtual;
 
 /** Exceptions that KVM intercepts with EPT: #DB, #UD, #AC, #MC (vmx_update_exception_bitmap). */
 export const EXCEPTION_BITMAP: number = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
@@ -85,8 +86,6 @@ const CR0_GUEST_OWNED = (1 << 3) | CR0_WP;
 const CR4_GUEST_OWNED = 0x78e;
 /** The x2APIC MSRs: 256 of them. */
 const X2APIC_MSRS = ~0xff;
-/** That of the task priority. */
-const X2APIC_TASKPRI = X2APIC_MSR_BASE + (APIC_TASKPRI >>> 4);
 /** EPT-violation qualification (SDM 3C table 28-7): a data read; a data write; of a linear address, translated. */
 const EPT_READ = 1 << 0;
 const EPT_WRITE = 1 << 1;
@@ -94,8 +93,6 @@ const EPT_LINEAR = (1 << 7) | (1 << 8);
 
 /** The virtualization hardware of one VMX processor. */
 export class VmxHardware implements Virtualization {
-  /** The bitmap lets no x2APIC register but the task priority be written: it need not be looked at for those. */
-  x2apicWritesExit = true;
   /** The vCPU that it runs. */
   declare readonly vcpu: Vcpu;
   /** What controls it. */
@@ -106,6 +103,8 @@ export class VmxHardware implements Virtualization {
   declare readonly virtualInterrupts: VirtualInterrupts;
   /** The virtualized APIC. */
   declare readonly virtualApic: VirtualApic;
+  /** Where its IPIs went last. */
+  readonly ipiTarget: IpiTarget = new IpiTarget();
   #descriptor: PiDescriptor | undefined = undefined;
   #pidTable: Uint32Array | undefined = undefined;
 
@@ -154,9 +153,10 @@ export class VmxHardware implements Virtualization {
     else deliverInjectedException(p, vector, vmcs.entryErrorCode);
   }
 
-  /** Checks the controls; what they point to is looked for again. */
+  /** Checks the controls; what they say, and point to, is looked for again. */
   #checkControls(): void {
     checkControls(this.vcpu, this.vmcs);
+    this.virtualApic.controlsChanged();
     this.#descriptor = undefined;
     this.#pidTable = undefined;
   }
@@ -181,18 +181,8 @@ export class VmxHardware implements Virtualization {
     if (p.windowRequested && this.window(p)) return true;
     if (!this.#notified(p)) return p.leave(EXIT_REASON_EXTERNAL_INTERRUPT);
     if (p.engine.explores) return p.perform(processPostedInterrupts(p, this));
-    processAtOnce(p, this);
-    this.#deliverNext(p);
+    if (!deliverPosted(p, this)) processAtOnce(p, this);
     return true;
-  }
-
-  /** Mostly what was posted is delivered next: a step of its own, taken here where nobody comes between. */
-  #deliverNext(p: Processor): void {
-    const { virtualInterrupts, vmcs } = this;
-    if (!virtualInterrupts.recognized || p.thread.time >= p.engine.horizon || p.asyncDue) return;
-    if ((p.regs[RFLAGS] & FLAG_IF) === 0 || p.shadow || (vmcs.primary & WINDOWS) !== 0) return;
-    p.engine.countStep();
-    virtualInterrupts.deliver(p);
   }
 
   /** Whether all that has arrived is the notification vector, which the processor takes by itself; it acknowledges that. */
@@ -247,11 +237,11 @@ export class VmxHardware implements Virtualization {
 
   /** MSR accesses exit as the bitmap says; those of the x2APIC may be virtualized when they do not exit. */
   writeMsr(p: Processor, msr: number): boolean {
-    const x2apic = (msr & X2APIC_MSRS) === X2APIC_MSR_BASE;
-    if ((x2apic && this.x2apicWritesExit && msr !== X2APIC_TASKPRI) || this.msrBitmap.exits(msr, true)) {
-      return p.leave(EXIT_REASON_MSR_WRITE);
-    }
-    return x2apic && this.virtualApic.writeMsr(p, msr);
+    const { virtualApic } = this;
+    if (msr === X2APIC_EOI && virtualApic.eoiPasses) return virtualApic.writeEoi(p);
+    if (msr === X2APIC_ICR && virtualApic.icrPasses) return virtualApic.writeIcr(p);
+    if (this.msrBitmap.exits(msr, true)) return p.leave(EXIT_REASON_MSR_WRITE);
+    return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && virtualApic.writeMsr(p, msr);
   }
 
   /** As for writes. */

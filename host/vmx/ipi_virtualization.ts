@@ -140,7 +140,7 @@ export function ipiAtOnce(p: Processor, low: number, destination: number): void 
   const hardware = p.virtualization as VmxHardware;
   const vector = low & APIC_VECTOR_MASK;
   p.charge(p.cost.postIpi);
-  const descriptor = vector < FIRST_VECTOR ? undefined : descriptorOf(hardware, destination);
+  const descriptor = vector < FIRST_VECTOR ? undefined : knownDescriptor(hardware, destination);
   if (descriptor === undefined) {
     apicWriteExit(p, APIC_ICR);
     return;
@@ -162,6 +162,18 @@ function descriptorOf(hardware: VmxHardware, apicId: number): PiDescriptor | und
   return block === undefined
     ? followedToNowhere(vcpu, apicId, high * HIGH + low - ENTRY_VALID)
     : new PiDescriptor(block.words);
+}
+
+/** The same, without following an entry that was the last one to be followed. */
+function knownDescriptor(hardware: VmxHardware, apicId: number): PiDescriptor | undefined {
+  const { ipiTarget, vcpu, vmcs } = hardware;
+  if (apicId > vmcs.lastPidPointerIndex) return undefined;
+  const pidTable = hardware.pidTable();
+  const low = pidTable[2 * apicId];
+  const high = pidTable[2 * apicId + 1];
+  const { freed } = vcpu.machine.hostMemory;
+  return ipiTarget.find(low, high, freed) ??
+    ipiTarget.keep(low, high, freed, descriptorOf(hardware, apicId));
 }
 
 function followedToNowhere({ vm }: Vcpu, apicId: number, address: number): never {

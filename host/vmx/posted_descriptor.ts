@@ -99,6 +99,19 @@ export class PiDescriptor {
     return before;
   }
 
+  /** The vector that was posted, where it is the only one; -1 otherwise. For those whom nobody sees in between. */
+  onlyPosted(): number {
+    const { words } = this;
+    let only = -1;
+    for (let word = 0; word < CONTROL; word++) {
+      const bits = words[word] | 0;
+      if (bits === 0) continue;
+      if (only !== -1 || (bits & (bits - 1)) !== 0) return -1;
+      only = (word << 5) + 31 - Math.clz32(bits);
+    }
+    return only;
+  }
+
   /** Whether nothing is posted in one quadword of the PIR. */
   pirIsEmpty(quadword: number): boolean {
     return (this.words[2 * quadword] | this.words[2 * quadword + 1]) === 0;

@@ -210,6 +210,25 @@ export function processAtOnce(p: Processor, hardware: VmxHardware): void {
   hardware.virtualInterrupts.posted(highest);
 }
 
+/**
+ * That, and the delivery of the one vector that was posted, which mostly is the next step: where nobody comes between
+ * and nothing else is requested, nobody sees the request. Whether that is so; elsewhere nothing has happened.
+ */
+export function deliverPosted(p: Processor, hardware: VmxHardware): boolean {
+  const { virtualInterrupts } = hardware;
+  const processed = p.thread.time + p.cost.postedProcessing;
+  if (processed >= p.engine.horizon || processed >= p.asyncAt) return false;
+  const descriptor = hardware.descriptor();
+  const vector = descriptor.onlyPosted();
+  if (!virtualInterrupts.wouldDeliver(p, vector)) return false;
+  descriptor.clearOn();
+  descriptor.takeWord(vector >>> 5);
+  p.thread.time = processed;
+  p.engine.countStep();
+  virtualInterrupts.serve(p, vector);
+  return true;
+}
+
 const taken = new Uint32Array(REGISTERS);
 
 /** Moves one quadword to the VIRR. Answers with its highest vector, -1 for none. */

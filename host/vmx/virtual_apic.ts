@@ -128,6 +128,10 @@ export function apicWriteExit(p: Processor, offset: number): true {
 
 /** The virtualized APIC of one logical processor. */
 export class VirtualApic {
+  /** WRMSR of the x2APIC's EOI register does not exit, and is virtualized: {@linkcode writeEoi}. */
+  eoiPasses = false;
+  /** That of its ICR, likewise: {@linkcode writeIcr}. */
+  icrPasses = false;
   readonly #vcpu: Vcpu;
   readonly #vmcs: Vmcs;
   readonly #interrupts: VirtualInterrupts;
@@ -251,20 +255,37 @@ export class VirtualApic {
         this.setTpr(p, low);
         return true;
       case X2APIC_EOI:
-        if (!this.#interrupts.enabled) return false;
-        if (!this.#store(p, APIC_EOI, high === 0 && low === 0)) return true;
-        return this.#endOfInterrupt(p);
+        return this.#interrupts.enabled && this.writeEoi(p);
       case X2APIC_SELF_IPI:
         if (!this.#interrupts.enabled) return false;
         if (!this.#store(p, APIC_SELF_IPI, high === 0 && low <= 0xff)) return true;
         return low < 16 ? apicWriteExit(p, APIC_SELF_IPI) : this.#selfIpi(p, low);
       case X2APIC_ICR:
-        if (!this.#virtualizesIpis()) return false;
-        if (!this.#store(p, APIC_ICR, (low & X2APIC_ICR_RESERVED) === 0)) return true;
-        return this.#unicast(p, low, high);
+        return this.#virtualizesIpis() && this.writeIcr(p);
       default:
         return false;
     }
+  }
+
+  /** Controls, or the MSR bitmap, were written since the last entry. */
+  controlsChanged(): void {
+    const { msrBitmap, secondary } = this.#vmcs;
+    const x2apic = (secondary & SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE) !== 0;
+    this.eoiPasses = x2apic && this.#interrupts.enabled && !msrBitmap.exits(X2APIC_EOI, true);
+    this.icrPasses = x2apic && this.#virtualizesIpis() && !msrBitmap.exits(X2APIC_ICR, true);
+  }
+
+  /** WRMSR of the EOI register, which is virtualized. */
+  writeEoi(p: Processor): true {
+    const { regs } = p;
+    return !this.#store(p, APIC_EOI, (regs[RAX] | regs[RDX]) === 0) || this.#endOfInterrupt(p);
+  }
+
+  /** WRMSR of the ICR, which is virtualized. */
+  writeIcr(p: Processor): true {
+    const low = p.regs[RAX];
+    const valid = (low & X2APIC_ICR_RESERVED) === 0;
+    return !this.#store(p, APIC_ICR, valid) || this.#unicast(p, low, p.regs[RDX]);
   }
 
   /** Stores EDX:EAX in the page; what is reserved raises #GP instead. */

@@ -25,6 +25,8 @@ const {
   CPU_BASED_INTR_WINDOW_EXITING,
   CPU_BASED_NMI_WINDOW_EXITING,
   EXIT_REASON_EOI_INDUCED,
+  FLAG_IF,
+  RFLAGS,
   SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY,
 } = abi;
 const { deliverInterrupt } = cpu;
@@ -83,7 +85,8 @@ export class VirtualInterrupts {
     if (((vmcs.eoiExitBitmap[vector >>> 5] >>> (vector & 31)) & 1) !== 0) {
       return p.leaveWith(EXIT_REASON_EOI_INDUCED, vector, 0);
     }
-    this.evaluate();
+    // With nothing requested, what is not recognized is not recognized now.
+    if (this.recognized || vmcs.rvi !== 0) this.evaluate();
     return true;
   }
 
@@ -126,16 +129,29 @@ export class VirtualInterrupts {
   deliver(p: Processor): true {
     const vmcs = this.#vmcs;
     const { lapic } = this.#vcpu;
-    const { page } = lapic;
     const vector = vmcs.rvi;
-    setVector(page, APIC_ISR, vector);
-    vmcs.svi = vector;
-    page[VPPR] = vector & 0xf0;
     lapic.clearIrr(vector);
     vmcs.rvi = Math.max(0, lapic.highestIrr());
     this.#recognize(false);
+    this.serve(p, vector);
+    return true;
+  }
+
+  /** Whether a vector that was posted, -1 for none, would be delivered next, and come alone. */
+  wouldDeliver(p: Processor, vector: number): boolean {
+    const { lapic } = this.#vcpu;
+    if (p.windowRequested || this.#vmcs.rvi !== 0 || lapic.irrRegisters !== 0) return false;
+    if ((p.regs[RFLAGS] & FLAG_IF) === 0 || p.shadow) return false;
+    return vector !== -1 && (vector & 0xf0) > (lapic.page[VPPR] & 0xf0);
+  }
+
+  /** A vector that is not requested any more is in service, and its handler begins. */
+  serve(p: Processor, vector: number): void {
+    const { page } = this.#vcpu.lapic;
+    setVector(page, APIC_ISR, vector);
+    this.#vmcs.svi = vector;
+    page[VPPR] = vector & 0xf0;
     p.charge(p.cost.virtualInterrupt);
     deliverInterrupt(p, vector, false);
-    return true;
   }
 }

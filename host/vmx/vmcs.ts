@@ -22,7 +22,7 @@ export class Vmcs {
   #tprThreshold = 0;
   /**
    * 1 while a control was written that no VM entry has checked, else 0. Setting one of the accessors below sets it;
-   * who changes another field that entries check, after the first entry, sets it as well.
+   * who changes another field that entries check, or the MSR bitmap, after the first entry, sets it as well.
    */
   unchecked = 1;
   /** VM-entry interruption information. */

@@ -114,12 +114,27 @@ export class AvicHardware {
   /** Delivers what is pending, if the guest takes interrupts now: the highest vector that is requested by now. */
   deliver(p: Processor): boolean {
     if (!this.pending || (p.regs[RFLAGS] & FLAG_IF) === 0 || p.shadow) return false;
+    this.#settle(p, false); // What else is requested is not above this one.
+    return this.#serve(p, highestVector(this.page, APIC_IRR));
+  }
+
+  /** A doorbell has rung: the evaluation, and mostly the delivery that comes next. Whether anything was delivered. */
+  doorbell(p: Processor): boolean {
+    const vector = highestVector(this.page, APIC_IRR);
+    const priority = this.#updatePpr();
+    const above = vector >= 0 && (vector & 0xf0) > (priority & 0xf0);
+    if (above && !p.windowRequested && (p.regs[RFLAGS] & FLAG_IF) !== 0 && !p.shadow) {
+      return this.#serve(p, vector);
+    }
+    this.#settle(p, above);
+    return false;
+  }
+
+  #serve(p: Processor, vector: number): true {
     const { page } = this;
-    const vector = highestVector(page, APIC_IRR);
     this.vcpu.lapic.clearIrr(vector);
     setVector(page, APIC_ISR, vector);
     page[PPR] = vector & 0xf0; // Its class is above all others in service, and above the task priority.
-    this.#settle(p, false); // What else is requested is not above this one.
     p.charge(p.cost.virtualInterrupt);
     deliverInterrupt(p, vector, false);
     return true;
@@ -221,7 +236,6 @@ export class AvicHardware {
       raise(p, GP_VECTOR, 0);
       return true;
     }
-    if (accessClass(offset, true) === "fault") return this.#unaccelerated(p, offset, true, 0);
     p.charge(p.cost.msr + p.cost.virtualApic);
     if (offset === APIC_ICR) this.page[APIC_ICR2 >>> 2] = high; // Split, unlike Intel's.
     if (offset === APIC_SELF_IPI) return p.perform(sendIpi(this, p, APIC_DEST_SELF | low, 0));

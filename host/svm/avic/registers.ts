@@ -127,7 +127,8 @@ export function accessClass(offset: number, write: boolean): AccessClass {
 
 /**
  * Whether x2AVIC refuses WRMSR with #GP before it looks at the table. The manual leaves open which of an x2APIC's checks
- * are made (KVM's comment in kvm_x2apic_icr_write knows of the ICR's, busy bit included): all of them, here.
+ * are made (KVM's comment in kvm_x2apic_icr_write knows of the ICR's, busy bit included): all of them, here. What it does
+ * not refuse is no fault in the table.
  */
 export function refusesWrite(offset: number, low: number, high: number): boolean {
   if (!X2APIC_WRITES[offset >>> 4]) return true;
