@@ -260,7 +260,8 @@ export function endFrame(p: Processor): void {
       p.charge(p.cost.iret);
     } else {
       context.pending = OP_IRET;
-      if (!p.virtualization.iret(p)) returnFromEvent(p);
+      if (p.iretExit !== 0) p.leave(p.iretExit);
+      else returnFromEvent(p);
     }
     return;
   }
@@ -277,7 +278,10 @@ function* halted(cpu: X86Cpu): Guest {
 
 /** Executes IRET: back to the activation that was interrupted, or that made the system call; NMIs are unblocked. */
 export function iret(p: Processor): void {
-  if (p.virtualization.iret(p)) return;
+  if (p.iretExit !== 0) {
+    p.leave(p.iretExit);
+    return;
+  }
   if (p.context.depth < 2 || p.regs[VECTOR] === NO_VECTOR) {
     throw p.error("it executed IRET, but no event delivered this activation");
   }

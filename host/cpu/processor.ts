@@ -104,6 +104,8 @@ export class Processor extends ProcessorState {
   shadow = false;
   /** NMIs are blocked until the next IRET. */
   nmiBlocked = false;
+  /** What IRET exits with, 0 where it does not: hardware says so at VM entry. */
+  iretExit = 0;
   /** Whether a computation sleeps. */
   working = false;
   /** Whether a PAUSE loop spins on a word of memory. */

@@ -48,8 +48,6 @@ export interface Virtualization {
   movFromCr(p: Processor, cr: number): Dealt;
   /** INVD or WBINVD, at CPL 0. */
   invalidate(p: Processor, writeBack: boolean): Dealt;
-  /** IRET. */
-  iret(p: Processor): Dealt;
   /**
    * A data access to an address that plain memory does not back. A read that hardware virtualizes leaves its result
    * in {@linkcode Processor.virtualValue} and is not dealt with.

@@ -114,6 +114,7 @@ export class SvmHardware implements Virtualization {
     if (vmcb.written !== 0) this.#load();
     const event = vmcb.eventInj;
     this.#stepFrom = p.instructions;
+    p.iretExit = vmcb.interceptIret ? SVM_EXIT_IRET : 0; // While KVM waits for the end of an NMI handler.
     if (vmcb.avic) this.avic.evaluate(p);
     else p.requestWindow(vmcb.interceptVintr || vmcb.singleStep);
     if ((event & EVTINJ_VALID) === 0) return;
@@ -241,11 +242,6 @@ export class SvmHardware implements Virtualization {
   /** INVD and WBINVD exit. */
   invalidate(p: Processor, writeBack: boolean): boolean {
     return p.leave(writeBack ? SVM_EXIT_WBINVD : SVM_EXIT_INVD);
-  }
-
-  /** IRET exits while KVM waits for the end of an NMI handler. */
-  iret(p: Processor): boolean {
-    return this.vmcb.interceptIret ? p.leave(SVM_EXIT_IRET) : false;
   }
 
   /**

@@ -282,11 +282,6 @@ export class VmxHardware implements Virtualization {
     return p.leave(writeBack ? EXIT_REASON_WBINVD : EXIT_REASON_INVD);
   }
 
-  /** IRET does not exit. */
-  iret(_p: Processor): boolean {
-    return false;
-  }
-
   /**
    * Accesses outside memory. The APIC-access page, where EPT maps it, is the virtualized APIC, or a page of memory as
    * any other. Elsewhere they are EPT violations, and misconfigurations once KVM has marked the page as MMIO.
