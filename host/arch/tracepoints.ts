@@ -20,7 +20,7 @@ export function tracepointTable<Name extends string>(
 ): TracepointTable<Name> {
   const names = Object.keys(events) as Name[];
   return {
-    specs: names.map((name) => ({ name, name2012: null, ...events[name] })),
+    specs: names.map((name) => ({ name, in2012: false, ...events[name] })),
     numbers: Object.fromEntries(names.map((name, number) => [name, number])) as Record<Name, number>,
   };
 }

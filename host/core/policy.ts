@@ -23,8 +23,6 @@ export type PolicySpec =
 
 /** The choice of the next thread in an explored run. */
 export interface Explorer {
-  /** The policy's name. */
-  readonly name: string;
   /** Random data for the run. */
   readonly entropy: Entropy;
   /** The place in `candidates` (thread numbers, ascending) of the thread that takes step `step`; -1 ends the run. */
@@ -49,7 +47,6 @@ export class ReplayDiverged extends Error {
 const CHOICES = 1;
 
 class RandomExplorer implements Explorer {
-  readonly name = "random";
   readonly entropy: Entropy;
   readonly #choices: Entropy;
   constructor(seed: number) {
@@ -62,7 +59,6 @@ class RandomExplorer implements Explorer {
 }
 
 class ReplayExplorer implements Explorer {
-  readonly name = "replay";
   readonly entropy: Entropy;
   readonly #schedule: Schedule;
   constructor(schedule: Schedule, seed: number) {

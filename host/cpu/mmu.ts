@@ -172,7 +172,7 @@ export class Mmu {
     const { sys } = this.#p;
     const low = sys[SYS_CR3];
     const high = sys[SYS_CR3 + 1];
-    const cr0 = high === 0 && low < PAGE_SIZE ? sys[SYS_CR0] & ~CR0_PG : sys[SYS_CR0];
+    const cr0 = this.#p.hasTables ? sys[SYS_CR0] : sys[SYS_CR0] & ~CR0_PG;
     this.#cr3Low = low;
     this.#cr3High = high;
     this.#quick.setRoot(high, low);

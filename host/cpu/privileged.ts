@@ -5,7 +5,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { linearAddress } from "../../abi/mod.ts";
+import { linearAddress, X86_VMCALL, X86_VMMCALL } from "../../abi/mod.ts";
 import { raise } from "./events.ts";
 import { entryAt, linear, pushFrame, switchContext } from "./frames.ts";
 import { movFromCr, movToCr } from "./control_registers.ts";
@@ -168,14 +168,14 @@ export function hypercall(p: Processor): void {
   p.virtualization.hypercall(p, third === VMMCALL_BYTE);
 }
 
-/** The third byte of VMCALL and of VMMCALL. */
-const VMCALL_BYTE = 0xc1;
-const VMMCALL_BYTE = 0xd9;
+/** VMCALL and VMMCALL differ in their third byte alone. */
+const [FIRST_BYTE, SECOND_BYTE, VMCALL_BYTE] = X86_VMCALL.units;
+const VMMCALL_BYTE = X86_VMMCALL.units[2];
 
 /** The third byte of the hypercall instruction at a place, -1 if there is none. */
 function hypercallByte(bytes: Uint8Array, at: number): number {
   const third = bytes[at + 2];
-  const known = bytes[at] === 0x0f && bytes[at + 1] === 0x01 &&
+  const known = bytes[at] === FIRST_BYTE && bytes[at + 1] === SECOND_BYTE &&
     (third === VMCALL_BYTE || third === VMMCALL_BYTE);
   return known ? third : -1;
 }

@@ -7,24 +7,24 @@
 
 import * as abi from "../../abi/mod.ts";
 import { instructionText } from "../../abi/mod.ts";
-import type { Guest, PagingFeatures, X86Cpu } from "../../abi/mod.ts";
+import type { Guest, X86Cpu } from "../../abi/mod.ts";
 import * as core from "../core/mod.ts";
-import { type Engine, type Steps, straight, type Thread } from "../core/mod.ts";
+import { type Engine, type Steps, straight } from "../core/mod.ts";
 import type { Costs } from "../cost/mod.ts";
 import { GuestMemory, type PhysicalSpace, type Watcher } from "../memory/mod.ts";
-import type { CpuTlb } from "../mmu/mod.ts";
 import { escaped, GuestError, misbuilt } from "./errors.ts";
 import * as events from "./events.ts";
 import * as instruction from "./execute.ts";
 import * as activations from "./frames.ts";
 import { Mmu } from "./mmu.ts";
+import type { HostThread, ProcessorFeatures, ProcessorParts } from "./parts.ts";
 import { resetProcessor } from "./reset.ts";
 import { ProcessorState } from "./state.ts";
 import * as waiting from "./waiting.ts";
 import type { Virtualization } from "./virtualization.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
-const { CR0_PG, SYS_CR0, SYS_CR3, SYS_IDT_BASE, SYS_IDT_LIMIT } = abi;
+const { SYS_IDT_BASE, SYS_IDT_LIMIT } = abi;
 const { FAR, LONG_AGO } = core;
 // And so are functions.
 const { endFrame } = events;
@@ -39,46 +39,6 @@ const { backToExit, endSpin, rebaseSleep, settleWork, spinInterrupted, workInter
 const resume: (guest: Guest) => IteratorResult<number, void> = Function.prototype.call.bind(
   Object.getPrototypeOf((function* () {}).prototype).next,
 );
-
-/** The thread of a processor, which is the host's while that is not in guest mode. */
-export interface HostThread extends Thread {
-  /** The host's next step, as soon as it can. */
-  hostStep(): void;
-  /** WRMSR and the host's step behind it, if that can be taken at once and nobody comes between. Whether that is so. */
-  straightWrmsr(): boolean;
-  /** A physical interrupt that is due, and the host's step behind it, likewise. */
-  straightInterrupt(): boolean;
-  /** The TLB of the CPU that it is on. */
-  tlb(): CpuTlb;
-}
-
-/** What CPUID says that the processor has, as far as it must know itself. */
-export interface ProcessorFeatures {
-  /** What walks of the guest's tables depend on. */
-  readonly paging: PagingFeatures;
-  /** The bits that CR4 may hold. */
-  readonly cr4: number;
-}
-
-/** What a processor is built from. */
-export interface ProcessorParts {
-  /** Its name in messages. */
-  readonly name: string;
-  /** The core that steps its thread. */
-  readonly engine: Engine;
-  /** The thread that steps it, and whose clock it advances. */
-  readonly thread: HostThread;
-  /** The virtual machine's memory. */
-  readonly memory: GuestMemory;
-  /** The host's physical memory. */
-  readonly physical: PhysicalSpace;
-  /** Prices. */
-  readonly cost: Costs;
-  /** Its virtualization hardware. */
-  readonly virtualization: Virtualization;
-  /** What it has. */
-  readonly features: ProcessorFeatures;
-}
 
 /** What instructions reach without translation while addresses are translated. */
 const NOTHING = new GuestMemory();
@@ -140,7 +100,7 @@ export class Processor extends ProcessorState {
   declare readonly virtualization: Virtualization;
 
   // And what few touch, behind it.
-  /** That word; is told of stores to it. */
+  /** The word on which a PAUSE loop spins; is told of stores to it. */
   declare readonly spin: { address: number } & Watcher;
   /** Whether PAUSE loops are charged in bulk; off, each turn is a step: the slow reference. */
   declare bulkSpin: boolean;
@@ -310,8 +270,7 @@ export class Processor extends ProcessorState {
   /** The registers that paging depends on have changed, or who wants translation. */
   pagingChanged(): void {
     this.idtChanged();
-    const { sys } = this;
-    const paging = (sys[SYS_CR0] & CR0_PG) !== 0 && (sys[SYS_CR3] >= 4096 || sys[SYS_CR3 + 1] !== 0);
+    const paging = this.hasTables;
     if (!paging && !this.tracked && this.mmu === undefined) return;
     this.mmu ??= new Mmu(this, this.physical);
     this.mmu.changed();
@@ -340,13 +299,17 @@ export class Processor extends ProcessorState {
   /** The next asynchronous event is due at `time`. */
   setAsync(time: number): void {
     this.asyncAt = time;
-    this.eventAt = this.windowRequested || this.direct !== this.memory ? LONG_AGO : time;
+    this.#lookForEvents();
   }
 
   /** Software asks, or does not ask any more, for an exit at an interrupt or NMI window. */
   requestWindow(requested: boolean): void {
     this.windowRequested = requested;
-    this.eventAt = requested || this.direct !== this.memory ? LONG_AGO : this.asyncAt;
+    this.#lookForEvents();
+  }
+
+  #lookForEvents(): void {
+    this.eventAt = this.windowRequested || this.translates ? LONG_AGO : this.asyncAt;
   }
 
   /** Whether an asynchronous event is due. */

@@ -7,11 +7,13 @@
 import * as abi from "../../abi/mod.ts";
 import { presentAddress, words, X86Cpu } from "../../abi/mod.ts";
 import type { CodeStore } from "../../abi/mod.ts";
+import * as slots from "../memory/mod.ts";
 import * as activations from "./frames.ts";
 
 // Constants of its own are folded into a module's code; imported ones are loaded at each use.
 const {
   CR0_PE,
+  CR0_PG,
   CS,
   EFER_LMA,
   HIGH,
@@ -19,12 +21,14 @@ const {
   KERNEL_CS,
   RIP,
   SYS_CR0,
+  SYS_CR3,
   SYS_EFER,
   SYS_WORDS,
   USER32_CS,
   USER_CS,
 } = abi;
 const { linear } = activations;
+const { PAGE_SIZE } = slots;
 
 /** A processor's registers. */
 export class ProcessorState {
@@ -59,6 +63,12 @@ export class ProcessorState {
   get cpl(): number {
     const rpl = this.regs[CS] & 3;
     return rpl === 0 || this.realMode ? 0 : rpl;
+  }
+
+  /** Whether paging is on, and CR3 points to tables: in the first page there are none, and guests there have none. */
+  get hasTables(): boolean {
+    const { sys } = this;
+    return (sys[SYS_CR0] & CR0_PG) !== 0 && (sys[SYS_CR3] >= PAGE_SIZE || sys[SYS_CR3 + 1] !== 0);
   }
 
   /** The base of the code segment: real mode's paragraphs, 0 elsewhere. */

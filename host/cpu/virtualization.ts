@@ -36,7 +36,7 @@ export interface Virtualization {
   pause(p: Processor): Dealt;
   /** WRMSR of `msr`, at CPL 0. */
   writeMsr(p: Processor, msr: number): Dealt;
-  /** RDMSR of `msr`, at CPL 0. A read that hardware virtualizes leaves `virtualValue`, as above. */
+  /** RDMSR of `msr`, at CPL 0. A read that hardware virtualizes leaves its result in `virtualValue`. */
   readMsr(p: Processor, msr: number): Dealt;
   /** VMCALL or VMMCALL; the foreign one raises #UD. */
   hypercall(p: Processor, vmmcall: boolean): Dealt;
@@ -68,5 +68,5 @@ export interface Virtualization {
   /** The task priority that MOV CR8 reads without an exit. */
   readCr8(p: Processor): number;
   /** MOV to CR8 that did not exit: sets the task priority, which may cause a trap-like exit. */
-  writeCr8(p: Processor, value: number): Dealt;
+  writeCr8(p: Processor, value: number): void;
 }

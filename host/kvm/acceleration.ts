@@ -1,6 +1,6 @@
 /**
- * What a host's processor can do for interrupts, and what KVM's module parameters allow: from nothing to IPI
- * virtualization on VMX, to x2AVIC on SVM.
+ * What a host's processor can do for interrupts: from nothing to IPI virtualization on VMX, to x2AVIC on SVM; and how
+ * KVM finds those whom AVIC's IPIs do not reach.
  *
  * @module
  */

@@ -11,7 +11,7 @@
 import { APIC_DEFAULT_BASE, APIC_PAGE_SIZE, instructionText } from "../../abi/mod.ts";
 import { ACCESS, emulateOperand, type Processor } from "../cpu/mod.ts";
 import { GuestMemory, type HostBlock } from "../memory/mod.ts";
-import { perVm } from "./per_vm.ts";
+import { perOwner } from "./per_owner.ts";
 import type { Vm } from "./vm.ts";
 
 interface AccessPage {
@@ -20,7 +20,7 @@ interface AccessPage {
 }
 
 /** KVM allocates it with the first vCPU (kvm_alloc_apic_access_page). */
-const pageOf: (vm: Vm) => AccessPage = perVm((vm) => {
+const pageOf: (vm: Vm) => AccessPage = perOwner((vm) => {
   const memory = new GuestMemory();
   const { u8 } = memory.addSlot({ base: APIC_DEFAULT_BASE, size: APIC_PAGE_SIZE });
   const words = new Uint32Array(u8.buffer, u8.byteOffset, APIC_PAGE_SIZE / 4);
@@ -34,7 +34,7 @@ export function accessPageAddress(vm: Vm): number {
 
 /**
  * Whether it is mapped. Since v5.15 VMX too has it only while nothing inhibits APICv (__kvm_mmu_faultin_pfn); that KVM maps
- * a page at its first use is left out here, as for all memory.
+ * it at its first use is left out here.
  */
 export function accessPageMapped({ backend, behaviour, enableApicv, apicvInhibits }: Vm): boolean {
   return (behaviour.apicAccessPage && backend === "vmx") || (enableApicv && apicvInhibits === 0);

@@ -11,10 +11,12 @@ import {
   CR0_NW,
   CR0_PE,
   CR0_PG,
+  CR0_WP,
   CR3_PCID,
   cr3Takes,
   CR4_PAE,
   CR4_PCIDE,
+  CS,
   EFER_LMA,
   EFER_LME,
   high,
@@ -35,8 +37,9 @@ import {
   SYS_EFER,
   UD_VECTOR,
   USER_CS,
+  X86_VMCALL,
+  X86_VMMCALL,
 } from "../../abi/mod.ts";
-import { CR0_WP, CS } from "../../abi/mod.ts";
 import {
   ACCESS,
   type Access,
@@ -290,8 +293,8 @@ function setCr4(vcpu: Vcpu, value: number, upper: number): boolean {
 }
 
 /** Opcode bytes of the two hypercall instructions. */
-const VMCALL = Uint8Array.of(0x0f, 0x01, 0xc1);
-const VMMCALL = Uint8Array.of(0x0f, 0x01, 0xd9);
+const VMCALL = Uint8Array.from(X86_VMCALL.units);
+const VMMCALL = Uint8Array.from(X86_VMMCALL.units);
 
 /**
  * An instruction raised #UD (handle_ud): KVM decodes it, and unless it is the other vendor's hypercall instruction gives

@@ -139,22 +139,17 @@ function ipiVirtualization(vcpu: Vcpu): Verdict {
   return yes("fixed, edge-triggered IPIs to one physical ID do not exit");
 }
 
-/** Whether hardware knows x2APIC mode, and KVM that it does. */
-function knowsX2avic({ acceleration, behaviour }: Vm): boolean {
-  return acceleration === "x2avic" && behaviour.avic === "x2avic";
-}
-
 function x2avic(vcpu: Vcpu): Verdict {
   const { vm, lapic } = vcpu;
   if (!lapic.apicvActive) return no(`it needs AVIC: ${apicv(vcpu).why}`);
   if (vm.acceleration !== "x2avic") return no("the processor has no x2AVIC");
-  if (!knowsX2avic(vm)) return no(`KVM of ${vm.semantics} does not know x2AVIC: it came in v6.0`);
+  if (!vm.x2avicEnabled) return no(`KVM of ${vm.semantics} does not know x2AVIC: it came in v6.0`);
   return lapic.x2apicMode ? yes("the MSRs of the x2APIC reach its page") : no(outsideX2apicMode(vcpu));
 }
 
 /** Whether hardware sends them. */
 function sendsByAvic({ vm, lapic }: Vcpu): boolean {
-  return lapic.apicvActive && (!lapic.x2apicMode || knowsX2avic(vm));
+  return lapic.apicvActive && (!lapic.x2apicMode || vm.x2avicEnabled);
 }
 
 function avicIpis(vcpu: Vcpu): Verdict {

@@ -2,8 +2,6 @@
  * The host's own accesses to guest memory: what get_user and put_user do in KVM, and mark_page_dirty. A page that is away
  * has to be read first, the dirty log wants to know of each write, and so does whoever watches over what is the guest's.
  *
- * Where none of the three is in use nobody comes here: {@linkcode GuestCache} keeps to its short way.
- *
  * The thread waits in place: it goes on when the page is there. That its CPU could run somebody else meanwhile, as in a
  * fault of the guest's, is left out.
  *
@@ -16,7 +14,10 @@ import type { PhysicalMemory } from "../mmu/mod.ts";
 import type { Vcpu } from "./vcpu.ts";
 import type { Vm } from "./vm.ts";
 
-/** What the host accesses for a purpose of a vCPU's. */
+/**
+ * What the host accesses for a purpose of a vCPU's. Where no page is away, nothing is logged and nobody watches, nobody
+ * comes here: {@linkcode GuestCache} keeps to its short way.
+ */
 export class HostAccess implements GuestAccess {
   readonly #vm: Vm;
   readonly #witness: HostWriteWitness | undefined;

@@ -6,7 +6,7 @@
  * @module
  */
 
-import { PAGE_SHIFT_2M, PHYSICAL_ADDRESS_LIMIT } from "../../abi/mod.ts";
+import { lowestBit, PAGE_SHIFT_2M, PHYSICAL_ADDRESS_LIMIT } from "../../abi/mod.ts";
 import type { Steps } from "../core/mod.ts";
 import { type DirtyLogOptions, type LoggedPages, PAGE_SIZE, type Slot } from "../memory/mod.ts";
 import * as requests from "./requests.ts";
@@ -102,7 +102,7 @@ export function loggedBy(vm: Vm): Pick<DirtyLogOptions, "flush" | "protect"> {
 function* runs(slot: Slot, { first, mask }: LoggedPages): Generator<[start: number, end: number]> {
   if (mask === undefined) return yield [slot.base, slot.end];
   for (let rest = mask; rest !== 0; rest &= rest - 1) {
-    const page = slot.base + (first + 31 - Math.clz32(rest & -rest)) * PAGE_SIZE;
+    const page = slot.base + (first + lowestBit(rest)) * PAGE_SIZE;
     yield [page, page + PAGE_SIZE];
   }
 }

@@ -263,29 +263,23 @@ function prepare(vcpu: Vcpu): boolean {
 
 /** What VM entry needs and few entries lack: a root (kvm_mmu_reload), and on SVM an ASID. */
 function beforeRun(vcpu: Vcpu): void {
-  if (take(vcpu, REQ_MMU_RELOAD)) loadRoot(vcpu);
-  if (take(vcpu, REQ_NEW_ASID)) vcpu.backend.renewAsid();
-}
-
-function take(vcpu: Vcpu, request: number): boolean {
-  if ((vcpu.requests & request) === 0) return false;
-  vcpu.requests &= ~request;
-  return true;
+  if (vcpu.take(REQ_MMU_RELOAD)) loadRoot(vcpu);
+  if (vcpu.take(REQ_NEW_ASID)) vcpu.backend.renewAsid();
 }
 
 /** The requests other than EVENT, in their order. Whether to go on. */
 function serviceRequests(vcpu: Vcpu): boolean {
   const { vm } = vcpu;
-  if (take(vcpu, REQ_VM_DEAD)) return false;
+  if (vcpu.take(REQ_VM_DEAD)) return false;
   if ((vcpu.requests & REQ_MMU) !== 0) serveMmuRequests(vcpu);
-  if (take(vcpu, REQ_TRIPLE_FAULT)) {
+  if (vcpu.take(REQ_TRIPLE_FAULT)) {
     shutdown(vcpu);
     return false;
   }
-  if (take(vcpu, REQ_NMI)) processNmi(vcpu);
-  if (take(vcpu, REQ_SCAN_IOAPIC)) vm.ioapic.scan(vcpu);
-  if (take(vcpu, REQ_LOAD_EOI_EXITMAP)) vcpu.backend.loadEoiExitmap();
-  if (take(vcpu, REQ_APICV_UPDATE)) updateApicv(vcpu);
-  take(vcpu, REQ_OUTSIDE_GUEST_MODE);
+  if (vcpu.take(REQ_NMI)) processNmi(vcpu);
+  if (vcpu.take(REQ_SCAN_IOAPIC)) vm.ioapic.scan(vcpu);
+  if (vcpu.take(REQ_LOAD_EOI_EXITMAP)) vcpu.backend.loadEoiExitmap();
+  if (vcpu.take(REQ_APICV_UPDATE)) updateApicv(vcpu);
+  vcpu.take(REQ_OUTSIDE_GUEST_MODE);
   return true;
 }

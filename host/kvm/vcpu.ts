@@ -57,14 +57,13 @@ export class Vcpu extends VcpuState {
   declare readonly bootstrap: boolean;
   /** What CPUID says. */
   declare readonly cpuid: CpuidTable;
-  // And these.
   /** The virtual machine. */
   declare readonly vm: Vm;
   /** The machine. */
   declare readonly machine: Machine;
   /** Prices. */
   declare readonly cost: Costs;
-  /** Whether it has been started. */
+  /** KVM_MP_STATE: whether it has been started, and whether it halts. */
   declare mpState: modes.MpState;
   /** The vendor module's part. */
   declare readonly backend: Backend;
@@ -159,12 +158,12 @@ export class Vcpu extends VcpuState {
     if (this.straight === Straight.None || !straightTurn(this)) this.#hostStep();
   }
 
-  /** WRMSR, with the exit and KVM's turn, where that is a straight way on which nobody comes between. Whether it is. */
+  /** WRMSR of a register whose exit has a straight way, and KVM's turn if nobody comes between. Whether it has one. */
   straightWrmsr(): boolean {
     return straightWrmsr(this);
   }
 
-  /** A physical interrupt that is due, likewise. */
+  /** A physical interrupt that is due, and KVM's turn, if nobody comes between. Whether that is so. */
   straightInterrupt(): boolean {
     return straightInterrupt(this);
   }

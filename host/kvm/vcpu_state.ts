@@ -136,6 +136,13 @@ export abstract class VcpuState extends Thread {
     this.requests |= request;
   }
 
+  /** Whether something was asked for; from now on it is not (kvm_check_request). */
+  take(request: number): boolean {
+    if ((this.requests & request) === 0) return false;
+    this.requests &= ~request;
+    return true;
+  }
+
   /** Begins what this vCPU's own thread does in several steps: they come before the turn ends. */
   defer(steps: Steps): void {
     this.deferred.push(steps);

@@ -27,7 +27,7 @@ function vmxSetup(name: Acceleration, behaviour: HostBehaviour, { apicv, ipiv, v
   return setupVmx(name as VmxProcessor, { behaviour, parameters });
 }
 
-/** What does not change about a virtual machine. */
+/** What does not change about a virtual machine by itself: user space may change one thing. */
 export class VmConfiguration {
   /** The machine that it runs on. */
   declare readonly machine: Machine;
@@ -60,7 +60,7 @@ export class VmConfiguration {
   /** The TSC's frequency in kHz. */
   declare readonly tscKhz: number;
 
-  /** Whether features that CPUID does not offer are refused. Looked up at each use. */
+  /** Whether features that CPUID does not offer are refused. Looked up at each use, as user space may change it. */
   declare enforcePvFeatureCpuid: boolean;
   /** The ignore_msrs parameter. */
   declare readonly ignoreMsrs: boolean;
@@ -108,6 +108,11 @@ export class VmConfiguration {
   /** Whether there is AVIC, and KVM knows and wants it (avic_hardware_setup). */
   #usesAvic(wanted: boolean): boolean {
     return wanted && this.acceleration !== "none" && this.behaviour.avic !== "none";
+  }
+
+  /** Whether hardware knows x2APIC mode, and KVM knows that it does (x2avic_enabled). */
+  get x2avicEnabled(): boolean {
+    return this.acceleration === "x2avic" && this.behaviour.avic === "x2avic";
   }
 
   /** Whether this host, of its year, has a feature. */

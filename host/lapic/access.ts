@@ -19,7 +19,7 @@ const { emulatedRead, emulatedWrite, UNREADABLE } = registers;
 export type MmioRead = { readonly value: bigint } | "not-mine";
 
 /** Whether an address is on the APIC's page. */
-export function onApicPage(lapic: Lapic, address: number): boolean {
+function onApicPage(lapic: Lapic, address: number): boolean {
   const page = apicPageAddress(lapic);
   return address >= page && address < page + APIC_PAGE_SIZE;
 }

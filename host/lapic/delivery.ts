@@ -6,7 +6,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
-import { popcount } from "../../abi/mod.ts";
+import { lowestBit, popcount } from "../../abi/mod.ts";
 import { NotModelled } from "../cpu/errors.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vm } from "../kvm/vm.ts";
@@ -77,14 +77,14 @@ export function deliverFast(vm: Vm, source: Lapic | undefined, message: Interrup
   }
   let accepted = 0;
   for (let bits = mask; bits !== 0; bits &= bits - 1) {
-    const target = slots[first + 31 - Math.clz32(bits & -bits)];
+    const target = slots[first + lowestBit(bits)];
     if (target !== undefined) accepted += accept(target, message);
   }
   return accepted;
 }
 
 /** The highest x2APIC logical destination within the first sixteen clusters. */
-const LAST_CLUSTER_OF_2013 = 0xf_ffff;
+export const LAST_CLUSTER_OF_2013 = 0xf_ffff;
 
 function checkCluster(vm: Vm, map: ApicMap): void {
   if (map.logicalMode === LogicalMode.X2apic && vm.quirk("x2apic-cluster-unchecked")) {
@@ -109,7 +109,7 @@ function lowestPrioritySlot(vm: Vm, message: InterruptMessage, from: LogicalGrou
   }
   let lowest: Lapic | undefined;
   for (let bits = mask; bits !== 0; bits &= bits - 1) {
-    const target = slots[first + 31 - Math.clz32(bits & -bits)];
+    const target = slots[first + lowestBit(bits)];
     if (target === undefined) continue;
     if (lowest === undefined || target.arbitrationPriority < lowest.arbitrationPriority) lowest = target;
   }
@@ -118,7 +118,7 @@ function lowestPrioritySlot(vm: Vm, message: InterruptMessage, from: LogicalGrou
 
 function nthBit(mask: number, n: number): number {
   for (; n > 0; n--) mask &= mask - 1;
-  return 31 - Math.clz32(mask & -mask);
+  return lowestBit(mask);
 }
 
 /** Delivers by asking every vCPU, in the order of their indices. */

@@ -6,6 +6,7 @@
  */
 
 import * as abi from "../../abi/mod.ts";
+import { lowestBit } from "../../abi/mod.ts";
 import * as requests from "../kvm/requests.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
 import * as tracing from "../trace/mod.ts";
@@ -29,12 +30,10 @@ const {
 const { REQ_EVENT } = requests;
 const { TP } = tracing;
 const { LogicalGroup, LogicalMode } = maps;
-const { deliverFast } = delivery;
+const { deliverFast, LAST_CLUSTER_OF_2013 } = delivery;
 
 /** What the low half of an ICR may say here; a level does not matter to an edge. */
 const DESTINED = APIC_VECTOR_MASK | APIC_INT_ASSERT | APIC_DEST_LOGICAL;
-/** Where logical destinations begin that are everybody's, or are checked. */
-const CLUSTERS = 1 << 20;
 
 /** Whether the low half of an ICR says fixed, edge-triggered, and no shorthand. */
 export function isEdge(low: number): boolean {
@@ -53,7 +52,7 @@ export function deliverEdge(sender: Vcpu, low: number, destination: number): num
   const map = sender.vm.apicMap;
   if (map === undefined) return rest(sender, low, destination);
   if ((low & APIC_DEST_LOGICAL) !== 0) {
-    if (map.logicalMode !== LogicalMode.X2apic || (destination & -CLUSTERS) !== 0) {
+    if (map.logicalMode !== LogicalMode.X2apic || (destination & ~LAST_CLUSTER_OF_2013) !== 0) {
       return rest(sender, low, destination);
     }
     group.find(map, destination);
@@ -61,7 +60,7 @@ export function deliverEdge(sender: Vcpu, low: number, destination: number): num
     const vector = low & APIC_VECTOR_MASK;
     let accepted = 0;
     for (let bits = mask; bits !== 0; bits &= bits - 1) {
-      const target = slots[first + 31 - Math.clz32(bits & -bits)];
+      const target = slots[first + lowestBit(bits)];
       if (target !== undefined) accepted += acceptEdge(sender, target, vector);
     }
     return accepted;

@@ -99,7 +99,7 @@ export class Lapic extends VectorState {
 
   /** Recomputes the processor priority. */
   #computePpr(): number {
-    return this.serve(this.highestIsr());
+    return this.storePpr(this.highestIsr());
   }
 
   /** The highest requested vector if its class is above a priority, -1 otherwise (apic_has_interrupt_for_ppr). */
@@ -163,7 +163,7 @@ export class Lapic extends VectorState {
     }
     const next = this.highestIsr();
     if (this.apicvActive) this.vcpu.backend.serviceChanged(next);
-    this.serve(next);
+    this.storePpr(next);
   }
 
   /** Hardware has ended an interrupt whose EOI the I/O APIC must see (kvm_apic_set_eoi_accelerated). */

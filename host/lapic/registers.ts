@@ -48,7 +48,7 @@ const { TP } = tracing;
 export const UNREADABLE = -1;
 
 /** Reads the 32 bits of a register, by an offset that is a multiple of 16. */
-export function readRegister(lapic: Lapic, offset: number): number {
+function readRegister(lapic: Lapic, offset: number): number {
   switch (offset) {
     case APIC_ARBPRI:
       return 0;

@@ -28,13 +28,13 @@ import { localDeliver } from "./delivery.ts";
 import type { Lapic } from "./lapic.ts";
 
 /** A periodic timer may not fire more often than this (min_timer_period_us, 200). */
-export const MIN_PERIOD_NS = 200_000;
+const MIN_PERIOD_NS = 200_000;
 
 /** One bus cycle of the timer is one nanosecond (APIC_BUS_CYCLE_NS_DEFAULT). */
-export const BUS_CYCLE_NS = 1;
+const BUS_CYCLE_NS = 1;
 
 /** The VMX-preemption timer counts 32 bits down, one in 32 TSC cycles (IA32_VMX_MISC bits 4:0): farther it cannot. */
-export const PREEMPTION_TIMER_REACH: number = 2 ** 37;
+const PREEMPTION_TIMER_REACH: number = 2 ** 37;
 
 /** A deadline beyond every counter. */
 const NEVER = 0xffff_ffff_ffff_ffffn;

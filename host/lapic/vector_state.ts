@@ -168,27 +168,6 @@ export class VectorState {
     return testVector(this.page, APIC_ISR, vector) || testVector(this.page, APIC_IRR, vector);
   }
 
-  // Priorities (SDM 3A 11.8.3).
-
-  /** The task priority. */
-  get taskPriority(): number {
-    if (this.#tpr === -1) {
-      this.#tpr = this.#page[TPR] & 0xff;
-      this.#ahead = true;
-    }
-    return this.#tpr;
-  }
-
-  /** The processor priority while `isr` is the highest vector in service, -1 for none. */
-  protected serve(isr: number): number {
-    const { page } = this;
-    const tpr = page[TPR] & 0xff;
-    const inService = isr === -1 ? 0 : isr & 0xf0;
-    const ppr = (tpr & 0xf0) >= inService ? tpr : inService;
-    page[PPR] = ppr;
-    return ppr;
-  }
-
   /** Acknowledges a vector: from requested to in service. */
   acknowledge(vector: number): void {
     const { page } = this;
@@ -204,9 +183,9 @@ export class VectorState {
       this.isrCount++;
       // Only the highest vector is ever injected: the latest bit is the highest.
       this.highestIsrCache = vector;
-      this.serve(vector);
+      this.storePpr(vector);
     } else {
-      this.serve(this.highestIsr());
+      this.storePpr(this.highestIsr());
     }
   }
 
@@ -236,6 +215,27 @@ export class VectorState {
     setVector(this.page, APIC_ISR, vector);
     this.isrCount++;
     this.highestIsrCache = vector;
-    this.serve(vector);
+    this.storePpr(vector);
+  }
+
+  // Priorities (SDM 3A 11.8.3).
+
+  /** The task priority. */
+  get taskPriority(): number {
+    if (this.#tpr === -1) {
+      this.#tpr = this.#page[TPR] & 0xff;
+      this.#ahead = true;
+    }
+    return this.#tpr;
+  }
+
+  /** Stores the processor priority while `isr` is the highest vector in service, -1 for none; answers with it. */
+  protected storePpr(isr: number): number {
+    const { page } = this;
+    const tpr = page[TPR] & 0xff;
+    const inService = isr === -1 ? 0 : isr & 0xf0;
+    const ppr = (tpr & 0xf0) >= inService ? tpr : inService;
+    page[PPR] = ppr;
+    return ppr;
   }
 }

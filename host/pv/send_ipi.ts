@@ -13,6 +13,7 @@ import {
   APIC_VECTOR_MASK,
   KVM_EINVAL,
   KVM_EOPNOTSUPP,
+  lowestBit,
 } from "../../abi/mod.ts";
 import { A0, A1, A2, A3, argumentHigh, argumentLow } from "../kvm/hypercall_arguments.ts";
 import type { HypercallHandler } from "../kvm/hypercall.ts";
@@ -51,7 +52,7 @@ function sendBitmap(vcpu: Vcpu, map: ApicMap, icr: number, min: number, low: num
   let accepted = 0;
   for (let word = 0; word < 2; word++) {
     for (let bits = word === 0 ? low : high; bits !== 0; bits &= bits - 1) {
-      const id = min + 32 * word + 31 - Math.clz32(bits & -bits);
+      const id = min + 32 * word + lowestBit(bits);
       if (id > map.maxApicId) {
         if (checked) return accepted;
         vm.hostFailure(`kvm_pv_send_ipi reads slot ${id} of an APIC map with ${map.maxApicId + 1} slots`);

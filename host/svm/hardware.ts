@@ -30,6 +30,11 @@ const {
   FLAG_IF,
   HIGH,
   NMI_VECTOR,
+  PFERR_GUEST_FINAL,
+  PFERR_PRESENT,
+  PFERR_RSVD,
+  PFERR_USER,
+  PFERR_WRITE,
   RAX,
   RDI,
   RFLAGS,
@@ -66,15 +71,14 @@ const { Straight } = modes;
 
 /** Exceptions that KVM intercepts with nested paging: #DB, #UD, #AC, #MC (init_vmcb). */
 const EXCEPTION_INTERCEPTS = (1 << DB_VECTOR) | (1 << UD_VECTOR) | (1 << 17) | (1 << 18);
-/** The x2APIC MSRs: 256 of them. */
-const X2APIC_MSRS = ~0xff;
+/** Of an MSR's number, what all 256 x2APIC MSRs have in common. */
+const X2APIC_MSR_MASK = ~0xff;
 /** CR0 bits that a selective intercept lets through: TS and MP (APM 2 15.8.1). */
 const CR0_SELECTIVE = (1 << 3) | (1 << 1);
 /** Nested page fault error code (APM 2 15.25.6): the final translation of a guest address, by a user-level access. */
-const NPF_FINAL = 0x1_0000_0004;
-const NPF_WRITE = 1 << 1;
+const NPF_FINAL = PFERR_GUEST_FINAL + PFERR_USER;
 /** Present, with a reserved bit set: how KVM marks MMIO. */
-const NPF_RESERVED = 1 | (1 << 3);
+const NPF_RESERVED = PFERR_PRESENT | PFERR_RSVD;
 /** EXITINFO1 of IOIO (APM 2 15.10.2): IN. */
 const IOIO_IN = 1;
 /** EXITINFO1 of IOIO bit 4: 8 bits; the next two 16 and 32. */
@@ -186,17 +190,17 @@ export class SvmHardware implements Virtualization {
   /** MSR accesses exit unless they pass through; EXITINFO1 is 1 for a write. What passes of an x2APIC is AVIC's. */
   writeMsr(p: Processor, msr: number): boolean {
     if (this.#exits(msr)) return p.leaveWith(SVM_EXIT_MSR, 1, 0);
-    return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && this.avic.writeMsr(p, msr);
+    return (msr & X2APIC_MSR_MASK) === X2APIC_MSR_BASE && this.avic.writeMsr(p, msr);
   }
 
   /** As for writes. */
   readMsr(p: Processor, msr: number): boolean {
     if (this.#exits(msr)) return p.leaveWith(SVM_EXIT_MSR, 0, 0);
-    return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && this.avic.readMsr(p, msr);
+    return (msr & X2APIC_MSR_MASK) === X2APIC_MSR_BASE && this.avic.readMsr(p, msr);
   }
 
   #exits(msr: number): boolean {
-    if ((msr & X2APIC_MSRS) === X2APIC_MSR_BASE) return this.vmcb.x2apicPermissions[msr & 0xff] === 0;
+    if ((msr & X2APIC_MSR_MASK) === X2APIC_MSR_BASE) return this.vmcb.x2apicPermissions[msr & 0xff] === 0;
     return !DIRECT_ACCESS_MSRS.has(msr);
   }
 
@@ -258,7 +262,7 @@ export class SvmHardware implements Virtualization {
       if (unclaimed && offset + bytes <= APIC_PAGE_SIZE) return accessPageMemory(vm, p, offset);
     }
     const marked = vm.mmioMarks.has(address) ? NPF_RESERVED : 0;
-    return p.leaveWith(SVM_EXIT_NPF, NPF_FINAL + marked + (write ? NPF_WRITE : 0), address);
+    return p.leaveWith(SVM_EXIT_NPF, NPF_FINAL + marked + (write ? PFERR_WRITE : 0), address);
   }
 
   // Translation.
@@ -297,10 +301,9 @@ export class SvmHardware implements Virtualization {
   }
 
   /** MOV to CR8 writes V_TPR; with AVIC the page follows. */
-  writeCr8(p: Processor, value: number): boolean {
+  writeCr8(p: Processor, value: number): void {
     this.vmcb.intCtl = (this.vmcb.intCtl & ~V_TPR_MASK) | value;
     this.vcpu.straight = Straight.None; // The next exit must bring it to the page.
     if (this.vmcb.avic) this.avic.cr8Written(p, value);
-    return false;
   }
 }

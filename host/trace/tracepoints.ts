@@ -1,6 +1,6 @@
 /**
- * KVM's tracepoints, by their v6.19 names, with what each records and the name it had in 2012. Only events that this
- * host can produce are here.
+ * KVM's tracepoints, by their v6.19 names, with what each records, and whether 2012 had it. Only events that this host
+ * can produce are here.
  *
  * @module
  */
@@ -12,8 +12,8 @@ export type ArgFormat = "dec" | "hex" | "hex64" | "bool" | "exit" | "apic-regist
 export interface TracepointSpec {
   /** Its name under events/kvm. */
   readonly name: string;
-  /** The name of the row in a table of 2012, where that differs; null where there was none. */
-  readonly name2012: string | null;
+  /** Whether the table of 2012 has a row of that name. */
+  readonly in2012: boolean;
   /** Its arguments: a name and how it prints; "hex64" takes two words, low first. */
   readonly args: readonly (readonly [name: string, format: ArgFormat])[];
   /** When it fires. */
@@ -159,7 +159,7 @@ export type Tracepoint = keyof typeof KVM_EVENTS;
 /** Every tracepoint, by number. */
 export const TRACEPOINTS: readonly TracepointSpec[] = Object.entries<Row>(KVM_EVENTS).map(([name, row]) => ({
   name,
-  name2012: row.later ? null : name,
+  in2012: !row.later,
   args: row.args,
   fires: row.fires,
 }));

@@ -30,6 +30,7 @@ import {
   IA32_VMX_TRUE_PROCBASED_CTLS,
   IA32_VMX_VMCS_ENUM,
   IA32_VMX_VMFUNC,
+  MEMORY_TYPE_WB,
   PIN_BASED_ALWAYSON_WITHOUT_TRUE_MSR,
   u64,
   VM_ENTRY_ALWAYSON_WITHOUT_TRUE_MSR,
@@ -118,7 +119,7 @@ const ENTRY_CONTROLS_ALWAYS = VM_ENTRY_LOAD_DEBUG_CONTROLS | VM_ENTRY_IA32E_MODE
 /** The VMCS revision of this processor, its region's size in bytes, and its memory type, write-back. */
 const REVISION = 1;
 const VMCS_SIZE = 4096;
-const WRITE_BACK = 6n;
+const WRITE_BACK = BigInt(MEMORY_TYPE_WB);
 /**
  * IA32_VMX_MISC (SDM 3D A.6): the preemption timer counts each 2^5 cycles; a VM exit stores EFER.LMA (bit 5); activity states HLT,
  * shutdown and wait-for-SIPI (bits 8:6); four CR3 targets (bits 24:16).
@@ -231,14 +232,14 @@ export class VmxCapabilities {
     }
   }
 
-  /** The same of an address's upper half. */
-  beyondHigh(high: number): boolean {
-    return high >= this.#highEnd;
-  }
-
   /** Whether an address has bits that this processor's physical addresses have not. */
   beyond(address: number): boolean {
     return address >= this.#addressEnd;
+  }
+
+  /** The same of an address's upper half. */
+  beyondHigh(high: number): boolean {
+    return high >= this.#highEnd;
   }
 
   #trueHalves(word: HalfWord): bigint | undefined {

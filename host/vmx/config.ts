@@ -251,7 +251,7 @@ function checkBasic(processor: ReadsCapabilities): void {
   const basic = rdmsr(processor, abi.IA32_VMX_BASIC);
   if (Number((basic >> 32n) & 0x1fffn) > 4096) throw new VmxUnusable("a VMCS does not fit into a page");
   if (((basic >> 48n) & 1n) !== 0n) throw new VmxUnusable("addresses in a VMCS have 32 bits");
-  if (((basic >> BigInt(abi.VMX_BASIC_MEM_TYPE_SHIFT)) & 0xfn) !== 6n) {
+  if (((basic >> BigInt(abi.VMX_BASIC_MEM_TYPE_SHIFT)) & 0xfn) !== BigInt(abi.MEMORY_TYPE_WB)) {
     throw new VmxUnusable("a VMCS cannot be in write-back memory");
   }
 }

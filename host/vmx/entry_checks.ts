@@ -87,13 +87,6 @@ function checks(sdm: string, rows: readonly Row[]): EntryCheck[] {
   return rows.map(([name, rule, fails]) => ({ name, sdm, rule, fails }));
 }
 
-/** EPT memory types, and what else is in an EPT pointer (SDM 3C table 25-9). */
-const UNCACHEABLE = 0;
-const WRITE_BACK = 6;
-const EPTP_AD = 1 << 6;
-/** Bit 7 is for supervisor shadow stacks, which no processor here has; bits 11:8 are reserved on all. */
-const EPTP_RESERVED = 0xf80;
-
 /** The checks, in the SDM's order. */
 export const ENTRY_CHECKS: readonly EntryCheck[] = [
   ...checks("27.2.1.1", [
@@ -245,12 +238,12 @@ export const ENTRY_CHECKS: readonly EntryCheck[] = [
       "eptp-accessed-dirty",
       "the EPT pointer enables accessed and dirty flags only where the processor has them",
       (c) =>
-        usesEpt(c) && (c.vmcs.eptPointer % PAGE & EPTP_AD) !== 0 &&
+        usesEpt(c) && (c.vmcs.eptPointer % PAGE & abi.EPTP_AD) !== 0 &&
         (c.processor.ept & abi.VMX_EPT_AD_BIT) === 0,
     ],
     ["eptp-reserved", "the EPT pointer's reserved bits are clear", (c) =>
       usesEpt(c) &&
-      ((c.vmcs.eptPointer % PAGE & EPTP_RESERVED) !== 0 || c.processor.beyond(c.vmcs.eptPointer))],
+      ((c.vmcs.eptPointer % PAGE & abi.EPTP_RESERVED) !== 0 || c.processor.beyond(c.vmcs.eptPointer))],
     ["pml-ept", "PML needs EPT", (c) => secondaryHas(c, abi.SECONDARY_EXEC_ENABLE_PML) && !usesEpt(c)],
     [
       "unrestricted-ept",
@@ -319,8 +312,8 @@ function usesEpt(c: EntryControls): boolean {
 }
 
 function supportsMemoryType({ ept }: VmxCapabilities, type: number): boolean {
-  if (type === UNCACHEABLE) return (ept & abi.VMX_EPTP_UC_BIT) !== 0;
-  return type === WRITE_BACK && (ept & abi.VMX_EPTP_WB_BIT) !== 0;
+  if (type === abi.MEMORY_TYPE_UC) return (ept & abi.VMX_EPTP_UC_BIT) !== 0;
+  return type === abi.MEMORY_TYPE_WB && (ept & abi.VMX_EPTP_WB_BIT) !== 0;
 }
 
 function supportsLevels({ ept }: VmxCapabilities, levels: number): boolean {

@@ -11,7 +11,7 @@ import { VMX_CONTROLS, type VmxControlWord } from "../../abi/mod.ts";
 import type { DroppedControl, VmcsConfig } from "./config.ts";
 
 /** The controls for which an enlightened VMCS of version 1 has what they need (EVMCS1_SUPPORTED_*). */
-export const EVMCS1_SUPPORTED: Readonly<Record<Exclude<VmxControlWord, "tertiary">, number>> = {
+const EVMCS1_SUPPORTED: Readonly<Record<Exclude<VmxControlWord, "tertiary">, number>> = {
   pin: abi.PIN_BASED_ALWAYSON_WITHOUT_TRUE_MSR | abi.PIN_BASED_EXT_INTR_MASK | abi.PIN_BASED_NMI_EXITING |
     abi.PIN_BASED_VIRTUAL_NMIS,
   primary: abi.CPU_BASED_ALWAYSON_WITHOUT_TRUE_MSR | abi.CPU_BASED_HLT_EXITING |
@@ -41,7 +41,7 @@ export const EVMCS1_SUPPORTED: Readonly<Record<Exclude<VmxControlWord, "tertiary
     abi.VM_ENTRY_LOAD_BNDCFGS | abi.VM_ENTRY_PT_CONCEAL_PIP | abi.VM_ENTRY_LOAD_IA32_RTIT_CTL,
 };
 /** The tertiary controls that it supports: none (EVMCS1_SUPPORTED_3RDEXEC). */
-export const EVMCS1_SUPPORTED_3RDEXEC = 0n;
+const EVMCS1_SUPPORTED_3RDEXEC = 0n;
 
 const WHY = "an enlightened VMCS has no field for it";
 

@@ -2,8 +2,8 @@
  * The controls of one vCPU, out of those that KVM uses (vmx_pin_based_exec_ctrl, vmx_exec_control and their kind in
  * arch/x86/kvm/vmx/vmx.c), and the VMCS that they are first written into (init_vmcs).
  *
- * Guests here have RDTSCP, and no RDRAND, RDSEED, XSAVES or WAITPKG; nothing logs dirty pages, traces, or has
- * asked for bus-lock or notify exits, and PAUSE-loop exiting is off (ple_gap=0).
+ * Guests here have RDTSCP, and no RDRAND, RDSEED, XSAVES or WAITPKG; dirty pages are logged by write protection, not
+ * by PML; nothing traces, or has asked for bus-lock or notify exits, and PAUSE-loop exiting is off (ple_gap=0).
  *
  * @module
  */
@@ -35,7 +35,7 @@ export function pinControls({ config, vnmi, preemptionTimer }: VmxSetup, apicvAc
 const CR8_EXITING = abi.CPU_BASED_CR8_LOAD_EXITING | abi.CPU_BASED_CR8_STORE_EXITING;
 
 /** Primary: windows are opened when they are waited for; with EPT, CR3 and INVLPG are the guest's own. */
-export function primaryControls({ config, ept }: VmxSetup): number {
+function primaryControls({ config, ept }: VmxSetup): number {
   let controls = config.primary & ~(
     abi.CPU_BASED_RDTSC_EXITING | abi.CPU_BASED_USE_IO_BITMAPS | abi.CPU_BASED_MONITOR_TRAP_FLAG |
     abi.CPU_BASED_PAUSE_EXITING | abi.CPU_BASED_INTR_WINDOW_EXITING | abi.CPU_BASED_NMI_WINDOW_EXITING
@@ -57,7 +57,7 @@ const UNUSED_SECONDARY = abi.SECONDARY_EXEC_VIRTUALIZE_X2APIC_MODE | abi.SECONDA
   abi.SECONDARY_EXEC_NOTIFY_VM_EXITING;
 
 /** Secondary: of the virtualized APIC modes, the xAPIC's; the present mode decides later. */
-export function secondaryControls(setup: VmxSetup, { apicvActive, vpid, invpcid }: VcpuControls): number {
+function secondaryControls(setup: VmxSetup, { apicvActive, vpid, invpcid }: VcpuControls): number {
   return setup.config.secondary & ~(
     UNUSED_SECONDARY |
     (invpcid ? 0 : abi.SECONDARY_EXEC_ENABLE_INVPCID) |
@@ -93,7 +93,8 @@ export function entryControls({ config }: VmxSetup): number {
 /** An EPT pointer (SDM 3C table 25-9): memory type write-back, 4 levels, accessed and dirty flags where there are such. */
 export function eptPointer({ ept, capabilities }: VmxSetup): number {
   if (!ept.on) return 0;
-  return 6 | (3 << 3) | ((capabilities.ept & abi.VMX_EPT_AD_BIT) !== 0 ? 1 << 6 : 0);
+  const flags = (capabilities.ept & abi.VMX_EPT_AD_BIT) !== 0 ? abi.EPTP_AD : 0;
+  return abi.MEMORY_TYPE_WB | abi.EPTP_WALK_4 | flags;
 }
 
 /** Writes a vCPU's first controls into its VMCS. The EPT pointer's address is 0 until a root is loaded. */

@@ -34,6 +34,10 @@ const {
   CPU_BASED_TPR_SHADOW,
   CR0_WP,
   DB_VECTOR,
+  EPT_VIOLATION_LINEAR,
+  EPT_VIOLATION_READ,
+  EPT_VIOLATION_TRANSLATED,
+  EPT_VIOLATION_WRITE,
   EXIT_REASON_CPUID,
   EXIT_REASON_CR_ACCESS,
   EXIT_REASON_EPT_MISCONFIG,
@@ -84,12 +88,10 @@ const INTR_TYPE_MASK = 7 << 8;
 const CR0_GUEST_OWNED = (1 << 3) | CR0_WP;
 /** CR4 bits that the guest owns with EPT: PVI, TSD, DE, PGE, PCE, OSFXSR, OSXMMEXCPT (KVM_POSSIBLE_CR4_GUEST_BITS). */
 const CR4_GUEST_OWNED = 0x78e;
-/** The x2APIC MSRs: 256 of them. */
-const X2APIC_MSRS = ~0xff;
-/** EPT-violation qualification (SDM 3C table 28-7): a data read; a data write; of a linear address, translated. */
-const EPT_READ = 1 << 0;
-const EPT_WRITE = 1 << 1;
-const EPT_LINEAR = (1 << 7) | (1 << 8);
+/** Of an MSR's number, what all 256 x2APIC MSRs have in common. */
+const X2APIC_MSR_MASK = ~0xff;
+/** EPT-violation qualification of a data access (SDM 3C table 28-7): of a linear address, translated. */
+const EPT_LINEAR = EPT_VIOLATION_LINEAR | EPT_VIOLATION_TRANSLATED;
 
 /** The virtualization hardware of one VMX processor. */
 export class VmxHardware implements Virtualization {
@@ -241,13 +243,13 @@ export class VmxHardware implements Virtualization {
     if (msr === X2APIC_EOI && virtualApic.eoiPasses) return virtualApic.writeEoi(p);
     if (msr === X2APIC_ICR && virtualApic.icrPasses) return virtualApic.writeIcr(p);
     if (this.msrBitmap.exits(msr, true)) return p.leave(EXIT_REASON_MSR_WRITE);
-    return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && virtualApic.writeMsr(p, msr);
+    return (msr & X2APIC_MSR_MASK) === X2APIC_MSR_BASE && virtualApic.writeMsr(p, msr);
   }
 
   /** As for writes. */
   readMsr(p: Processor, msr: number): boolean {
     if (this.msrBitmap.exits(msr, false)) return p.leave(EXIT_REASON_MSR_READ);
-    return (msr & X2APIC_MSRS) === X2APIC_MSR_BASE && this.virtualApic.readMsr(p, msr);
+    return (msr & X2APIC_MSR_MASK) === X2APIC_MSR_BASE && this.virtualApic.readMsr(p, msr);
   }
 
   /** VMCALL exits at any privilege level; VMMCALL is an invalid opcode here. */
@@ -262,7 +264,7 @@ export class VmxHardware implements Virtualization {
     return p.leaveWith(EXIT_REASON_IO_INSTRUCTION, port * 0x1_0000 + (write ? 0 : 8) + bytes - 1, 0);
   }
 
-  /** MOV to CR0 and CR4 exits when it changes a bit that the host owns; CR3 and CR8 do not exit. */
+  /** MOV to CR0 and CR4 exits when it changes a bit that the host owns; CR3 does not, nor CR8 with a TPR shadow. */
   movToCr(p: Processor, cr: number): boolean {
     const value = p.regs[RAX];
     if (cr === 0 && ((value ^ p.sys[SYS_CR0]) & ~CR0_GUEST_OWNED) === 0) return false;
@@ -295,7 +297,11 @@ export class VmxHardware implements Virtualization {
       if (offset + bytes <= APIC_PAGE_SIZE) return accessPageMemory(this.vcpu.vm, p, offset);
     }
     if (this.vcpu.vm.mmioMarks.has(address)) return p.leaveWith(EXIT_REASON_EPT_MISCONFIG, 0, address);
-    return p.leaveWith(EXIT_REASON_EPT_VIOLATION, EPT_LINEAR | (write ? EPT_WRITE : EPT_READ), address);
+    return p.leaveWith(
+      EXIT_REASON_EPT_VIOLATION,
+      EPT_LINEAR | (write ? EPT_VIOLATION_WRITE : EPT_VIOLATION_READ),
+      address,
+    );
   }
 
   // Translation.
@@ -345,7 +351,7 @@ export class VmxHardware implements Virtualization {
   }
 
   /** MOV to CR8 writes the shadow. */
-  writeCr8(p: Processor, value: number): boolean {
-    return this.virtualApic.setTpr(p, value << 4);
+  writeCr8(p: Processor, value: number): void {
+    this.virtualApic.setTpr(p, value << 4);
   }
 }

@@ -13,7 +13,7 @@ import { hex } from "../../abi/mod.ts";
 import type { Steps } from "../core/mod.ts";
 import type { Processor } from "../cpu/mod.ts";
 import type { Vcpu } from "../kvm/vcpu.ts";
-import { perVm } from "../kvm/per_vm.ts";
+import { perOwner } from "../kvm/per_owner.ts";
 import type { Vm } from "../kvm/vm.ts";
 import type { Machine } from "../machine.ts";
 import type { HostBlock } from "../memory/mod.ts";
@@ -70,7 +70,7 @@ export class PidPointerTable {
 }
 
 /** A virtual machine's table; it comes with the first vCPU (vmx_vcpu_precreate). */
-export const pidPointerTable: (vm: Vm) => PidPointerTable = perVm((vm) => new PidPointerTable(vm));
+export const pidPointerTable: (vm: Vm) => PidPointerTable = perOwner((vm) => new PidPointerTable(vm));
 
 /**
  * A vCPU's VMCS learns of its descriptor and of the table, and the table of the descriptor: last, as all else may fail

@@ -307,15 +307,14 @@ export class VirtualApic {
    * VTPR has a new value: TPR virtualization (SDM 3C 30.1.2). Without virtual interrupts it exits below the threshold,
    * behind the instruction.
    */
-  setTpr(p: Processor, value: number): boolean {
+  setTpr(p: Processor, value: number): void {
     this.#vcpu.lapic.set(APIC_TASKPRI, value);
     if (this.#interrupts.enabled) {
       p.charge(p.cost.virtualEoi);
       this.#interrupts.tprWritten();
-      return false;
+    } else if (value >>> 4 < this.#vmcs.tprThreshold) {
+      p.leave(EXIT_REASON_TPR_BELOW_THRESHOLD);
     }
-    if (value >>> 4 >= this.#vmcs.tprThreshold) return false;
-    return p.leave(EXIT_REASON_TPR_BELOW_THRESHOLD);
   }
 
   #endOfInterrupt(p: Processor): true {

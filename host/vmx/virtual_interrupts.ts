@@ -96,7 +96,7 @@ export class VirtualInterrupts {
     this.posted(vector);
   }
 
-  /** The end of posted-interrupt processing: `highest` is the highest vector that was posted, 0 for none. */
+  /** The end of posted-interrupt processing: `highest` is the highest vector that was posted, -1 for none. */
   posted(highest: number): void {
     const vmcs = this.#vmcs;
     if (highest > vmcs.rvi) vmcs.rvi = highest;

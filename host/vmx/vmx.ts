@@ -81,12 +81,12 @@ export class Vmx implements Backend {
   readonly commonExits = COMMON_EXITS;
   /** Basic exit reasons are small numbers. */
   readonly exitPlaces = 0x80;
-  /** Where notifications of that go. */
+  /** Where notifications of what is posted go. */
   readonly #wakeup: PiWakeup;
-  /** The present exit is that immediate one. */
-  #forced = false;
   /** The entry is to exit at once. */
   #immediateExit = false;
+  /** The present exit is that one. */
+  #forced = false;
   /** The CPU that the VMCS is loaded on, or was last. */
   #pcpu: Pcpu | undefined = undefined;
   /** The vCPU. */
@@ -259,7 +259,7 @@ export class Vmx implements Backend {
   /** Nothing is left to do. */
   prepareEntry(): void {}
 
-  /** What was injected has been delivered: nothing exits in the middle of a delivery here. */
+  /** What was injected has been delivered; what a fault of EPT's has cut short, its handler queues again. */
   completeExit(): void {
     if (this.vcpu.injected) this.#delivered();
   }

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { perOwner } from "../kvm/per_owner.ts";
 import type { Machine } from "../machine.ts";
 
 /** VMX_NR_VPIDS. */
@@ -31,11 +32,5 @@ export class VpidBitmap {
   }
 }
 
-const BITMAPS = new WeakMap<Machine, VpidBitmap>();
-
 /** The VPIDs of a machine. */
-export function vpidsOf(machine: Machine): VpidBitmap {
-  let bitmap = BITMAPS.get(machine);
-  if (bitmap === undefined) BITMAPS.set(machine, bitmap = new VpidBitmap());
-  return bitmap;
-}
+export const vpidsOf: (machine: Machine) => VpidBitmap = perOwner(() => new VpidBitmap());

@@ -19,7 +19,7 @@ export interface PerfStatColumn {
  * The row of 2012 that a tracepoint of today is counted in, by today's name; tracepoints that came later have none.
  */
 export const ROWS_OF_2012: Readonly<Record<string, string>> = Object.fromEntries(
-  TRACEPOINTS.flatMap(({ name, name2012 }) => name2012 === null ? [] : [[name, name2012]]),
+  TRACEPOINTS.flatMap(({ name, in2012 }) => in2012 ? [[name, name]] : []),
 );
 
 /**

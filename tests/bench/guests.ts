@@ -6,10 +6,16 @@
  */
 
 import {
+  APIC_DEST_ALLBUT,
+  APIC_DEST_LOGICAL,
+  APIC_DM_INIT,
+  APIC_DM_STARTUP,
+  APIC_INT_ASSERT,
   CR0_PE,
   CR0_PG,
   CR4_PAE,
   EFER_LME,
+  GATE_INTERRUPT,
   type Guest,
   type GuestFunction,
   type Gva,
@@ -36,12 +42,8 @@ const IDT = 0x2_2000;
 
 const VECTOR = 0x40;
 const SPIV = X2APIC_MSR_BASE + 0xf;
-/** ICR: assert; and with that INIT, a start-up IPI, all but self, logical destination. */
-const ASSERT = 1 << 14;
-const INIT = ASSERT | 5 << 8;
-const STARTUP = ASSERT | 6 << 8;
-const ALL_BUT_SELF = 3 << 18;
-const LOGICAL = 1 << 11;
+const INIT = APIC_INT_ASSERT | APIC_DM_INIT;
+const STARTUP = APIC_INT_ASSERT | APIC_DM_STARTUP;
 
 /** How often each figure is measured. */
 const ROUNDS = 1_000;
@@ -82,7 +84,7 @@ export function ipi(backend: BackendName, acceleration: Acceleration = "none"): 
       yield* boot(cpu, 1);
       yield cpu.sti();
       count.begun++;
-      yield cpu.wrmsr(X2APIC_ICR, ASSERT | VECTOR, 1);
+      yield cpu.wrmsr(X2APIC_ICR, APIC_INT_ASSERT | VECTOR, 1);
       for (;;) yield cpu.work(LONG);
     }, true);
 }
@@ -95,7 +97,7 @@ export function broadcast(backend: BackendName, vcpus: number): Stopwatch {
       yield* boot(cpu, vcpus - 1);
       for (;;) {
         count.begun += vcpus - 1;
-        yield cpu.wrmsr(X2APIC_ICR, ALL_BUT_SELF | ASSERT | VECTOR);
+        yield cpu.wrmsr(X2APIC_ICR, APIC_DEST_ALLBUT | APIC_INT_ASSERT | VECTOR);
         yield cpu.work(pause);
       }
     });
@@ -111,7 +113,11 @@ export function clusters(backend: BackendName, vcpus: number): Stopwatch {
         count.begun += vcpus - 1;
         for (let cluster = 0; 16 * cluster < vcpus; cluster++) {
           const members = cluster === 0 ? 0xfffe : 0xffff;
-          yield cpu.wrmsr(X2APIC_ICR, LOGICAL | ASSERT | VECTOR, cluster * 0x1_0000 + members);
+          yield cpu.wrmsr(
+            X2APIC_ICR,
+            APIC_DEST_LOGICAL | APIC_INT_ASSERT | VECTOR,
+            cluster * 0x1_0000 + members,
+          );
         }
         yield cpu.work(pause);
       }
@@ -167,7 +173,7 @@ function answering(count: Count): GuestFunction[] {
       yield cpu.wrmsr(X2APIC_EOI, 0);
       count.ended++;
       count.begun++;
-      yield cpu.wrmsr(X2APIC_ICR, ASSERT | vector, vcpu);
+      yield cpu.wrmsr(X2APIC_ICR, APIC_INT_ASSERT | vector, vcpu);
     };
   return [handler(VECTOR + 1, 0), handler(VECTOR, 1)];
 }
@@ -205,7 +211,7 @@ function* writeIdt(cpu: X86Cpu): Guest {
     const gate = IDT + 16 * (VECTOR + i);
     const handler = HANDLERS + i * HANDLER_SIZE;
     yield cpu.store32(gate, KERNEL_CS << 16 | handler & 0xffff);
-    yield cpu.store32(gate + 4, handler & 0xffff_0000 | 0x8e00);
+    yield cpu.store32(gate + 4, handler & 0xffff_0000 | GATE_INTERRUPT << 8);
   }
   yield cpu.store16(IDT_POINTER, 16 * 256 - 1);
   yield cpu.store64(IDT_POINTER + 2, IDT);
@@ -219,8 +225,8 @@ function* setUp(cpu: X86Cpu): Guest {
 }
 
 function* startOthers(cpu: X86Cpu, others: number): Guest {
-  yield cpu.wrmsr(X2APIC_ICR, ALL_BUT_SELF | INIT);
-  yield cpu.wrmsr(X2APIC_ICR, ALL_BUT_SELF | STARTUP | AP_START >>> 12);
+  yield cpu.wrmsr(X2APIC_ICR, APIC_DEST_ALLBUT | INIT);
+  yield cpu.wrmsr(X2APIC_ICR, APIC_DEST_ALLBUT | STARTUP | AP_START >>> 12);
   for (let online = 0; online < others; online = cpu.eax) {
     yield cpu.pauseWhile(ONLINE, online);
     yield cpu.load32(ONLINE);

@@ -18,26 +18,20 @@ const { REQ_MMU_FREE_OBSOLETE_ROOTS, REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT, REQ_T
 
 /** Serves what vcpu_enter_guest serves of this between KVM_REQ_VM_DEAD and KVM_REQ_TRIPLE_FAULT, in its order. */
 export function serveMmuRequests(vcpu: Vcpu): void {
-  if (taken(vcpu, REQ_MMU_FREE_OBSOLETE_ROOTS)) unloadObsoleteRoot(vcpu);
-  if (taken(vcpu, REQ_TLB_FLUSH)) {
+  if (vcpu.take(REQ_MMU_FREE_OBSOLETE_ROOTS)) unloadObsoleteRoot(vcpu);
+  if (vcpu.take(REQ_TLB_FLUSH)) {
     vcpu.stats.tlb_flush++;
     vcpu.backend.flushTlbAll();
     vcpu.requests &= ~REQ_TLB_FLUSH_CURRENT; // All is more than that (kvm_vcpu_flush_tlb_all).
   }
-  if (taken(vcpu, REQ_TLB_FLUSH_CURRENT)) {
+  if (vcpu.take(REQ_TLB_FLUSH_CURRENT)) {
     vcpu.stats.tlb_flush++;
     vcpu.backend.flushTlbCurrent();
   }
-  if (taken(vcpu, REQ_TLB_FLUSH_GUEST)) {
+  if (vcpu.take(REQ_TLB_FLUSH_GUEST)) {
     vcpu.stats.tlb_flush++;
     vcpu.backend.flushTlbGuest();
   }
-}
-
-function taken(vcpu: Vcpu, request: number): boolean {
-  if ((vcpu.requests & request) === 0) return false;
-  vcpu.requests &= ~request;
-  return true;
 }
 
 /**

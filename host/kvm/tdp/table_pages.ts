@@ -6,9 +6,9 @@
  */
 
 import type { HostBlock, HostMemory } from "../../memory/mod.ts";
+import { perOwner } from "../per_owner.ts";
 
 const BYTES = 4096;
-const PAGES = new WeakMap<HostMemory, TablePages>();
 
 /** The pages of one host. */
 export class TablePages {
@@ -16,15 +16,8 @@ export class TablePages {
   readonly #free: HostBlock[] = [];
 
   /** No pages yet. */
-  private constructor(memory: HostMemory) {
+  constructor(memory: HostMemory) {
     this.#memory = memory;
-  }
-
-  /** The same for all who ask with the same memory. */
-  static of(memory: HostMemory): TablePages {
-    let pages = PAGES.get(memory);
-    if (pages === undefined) PAGES.set(memory, pages = new TablePages(memory));
-    return pages;
   }
 
   /** A page of zeroes. */
@@ -38,3 +31,6 @@ export class TablePages {
     this.#free.push(page);
   }
 }
+
+/** The pages of a memory: the same for all who ask. */
+export const tablePages: (memory: HostMemory) => TablePages = perOwner((memory) => new TablePages(memory));

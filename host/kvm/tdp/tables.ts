@@ -18,7 +18,7 @@ import {
   spteAddress,
   type SpteFormat,
 } from "./spte.ts";
-import { TablePages } from "./table_pages.ts";
+import { type TablePages, tablePages } from "./table_pages.ts";
 
 const ENTRIES = 512;
 
@@ -59,7 +59,7 @@ export class TdpTables {
   /** An empty root. */
   constructor(memory: HostMemory, format: SpteFormat) {
     this.format = format;
-    this.#pages = TablePages.of(memory);
+    this.#pages = tablePages(memory);
     this.root = this.#pages.allocate();
   }
 

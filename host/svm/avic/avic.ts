@@ -55,12 +55,6 @@ export class Avic {
     if (vm.behaviour.avic !== "x2avic" && vcpu.cpuid.x2apic) setApicvInhibit(vm, "X2APIC", true);
   }
 
-  /** Whether hardware knows x2APIC mode, and KVM knows that it does (x2avic_enabled). */
-  get x2avicEnabled(): boolean {
-    const { acceleration, behaviour } = this.vcpu.vm;
-    return acceleration === "x2avic" && behaviour.avic === "x2avic";
-  }
-
   // Whether hardware uses it.
 
   /** RESET and INIT (avic_init_vmcb). */
@@ -89,7 +83,7 @@ export class Avic {
 
   /** The APIC is in another mode, or AVIC is to be used, or not (avic_refresh_virtual_apic_mode). */
   modeChanged(): void {
-    if (this.vcpu.lapic.x2apicMode && !this.x2avicEnabled) this.#deletePage();
+    if (this.vcpu.lapic.x2apicMode && !this.vcpu.vm.x2avicEnabled) this.#deletePage();
     if (this.vcpu.lapic.apicvActive) {
       this.logicalIds.restore();
       this.#activate();
@@ -109,7 +103,7 @@ export class Avic {
   #activate(): void {
     const vmcb = this.#vmcb;
     const { vm, lapic } = this.vcpu;
-    const x2avic = this.x2avicEnabled && lapic.x2apicMode;
+    const x2avic = this.vcpu.vm.x2avicEnabled && lapic.x2apicMode;
     vmcb.avic = true;
     vmcb.x2avic = x2avic;
     // What the guest had at the APIC's address while AVIC was not in use goes.

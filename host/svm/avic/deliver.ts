@@ -54,7 +54,7 @@ export function* completeDelivery(target: Lapic, what: Delivery): Steps {
   }
 }
 
-/** Row 31 of history: whether the target uses AVIC is read first, and not again. */
+/** With the quirk avic-inhibit-race: whether the target uses AVIC is read first, and not again. */
 function* deliverByOldState(target: Lapic, what: Delivery): Steps {
   const { vcpu } = target;
   const active = target.apicvActive;

@@ -9,7 +9,7 @@
  */
 
 import * as abi from "../../../abi/mod.ts";
-import { perVm } from "../../kvm/per_vm.ts";
+import { perOwner } from "../../kvm/per_owner.ts";
 import type { Vm } from "../../kvm/vm.ts";
 import type { HostBlock, HostMemory } from "../../memory/mod.ts";
 
@@ -92,4 +92,4 @@ export class AvicTables {
 }
 
 /** A virtual machine's tables; they are made for its first vCPU. */
-export const avicTables: (vm: Vm) => AvicTables = perVm((vm) => new AvicTables(vm));
+export const avicTables: (vm: Vm) => AvicTables = perOwner((vm) => new AvicTables(vm));

@@ -106,11 +106,11 @@ describe("a story of fills, lookups and invalidations", () => {
               if (slot >= 0) {
                 hits++;
                 const entry = tlb.linear.entry(slot)!;
+                // Of pages of two sizes for one address either may be used (SDM 3A 5.10.2.3).
                 assert(
                   expected.some((e) => JSON.stringify(e) === JSON.stringify(entry)),
                   "an entry that must be gone",
                 );
-                if (size === "roomy") assertEquals(entry.shift, Math.min(...expected.map((e) => e.shift)));
               } else {
                 misses++;
                 if (size === "roomy") assertEquals(expected, []);
