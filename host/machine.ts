@@ -140,6 +140,7 @@ export class Machine {
   readonly #exitLimit: number;
   /** Exits that may still happen: a small integer, whatever the limit is. */
   #exitsLeft = 0;
+  #runs = false;
   #exitsGranted = 0;
 
   /** A machine without virtual machines. Throws `RangeError` for options that cannot be. */
@@ -226,9 +227,22 @@ export class Machine {
     this.#exitsLeft = more;
   }
 
-  /** Runs until nothing can run any more, or simulated time passes `deadline` (in cycles). */
+  /**
+   * Runs until nothing can run any more, or simulated time passes `deadline` (in cycles). Throws `RangeError` for a
+   * deadline that is no number, and while it runs already.
+   */
   run(deadline: number = Infinity): RunResult {
-    const end = this.engine.run(deadline);
+    if (Number.isNaN(deadline)) throw new RangeError("Cannot run to NaN: a deadline is a number of cycles");
+    if (this.#runs) {
+      throw new Error("Cannot run the machine: it runs already, as a guest or a host thread asks");
+    }
+    this.#runs = true;
+    let end: RunEnd;
+    try {
+      end = this.engine.run(deadline);
+    } finally {
+      this.#runs = false;
+    }
     const vcpus = this.vms.flatMap((vm) => vm.vcpus);
     const started = vcpus.filter((vcpu) => vcpu.mpState !== MpState.Uninitialized);
     const others = this.archVms.flatMap((vm) => vm.vcpus);

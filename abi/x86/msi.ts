@@ -12,6 +12,8 @@
  * @module
  */
 
+import { APIC_MODE_MASK } from "./apic.ts";
+
 /** A message: what a device writes, where. */
 export interface MsiMessage {
   /** Bits 31:0 of the address. */
@@ -49,7 +51,7 @@ const LIMIT: Readonly<Record<MsiFormat, number>> = {
   "x2apic-api": 2 ** 32,
 };
 
-/** Encodes a message; fields that are left out are 0. Throws `RangeError` for an ID the format has no room for. */
+/** Encodes a message; fields that are left out are 0. Throws `RangeError` for what has no room. */
 export function encodeMsi(msi: Partial<Msi>, format: MsiFormat): MsiMessage {
   const id = msi.destination ?? 0;
   if (!Number.isInteger(id) || id < 0 || id >= LIMIT[format]) {
@@ -57,12 +59,19 @@ export function encodeMsi(msi: Partial<Msi>, format: MsiFormat): MsiMessage {
       `Cannot encode MSI destination ${id}: ${format} messages carry 0 to ${LIMIT[format] - 1}`,
     );
   }
+  const { vector = 0, deliveryMode = 0 } = msi;
+  if (!Number.isInteger(vector) || vector < 0 || vector > 0xff) {
+    throw new RangeError(`Cannot encode MSI vector ${vector}: allowed are 0 to 255`);
+  }
+  if ((deliveryMode & APIC_MODE_MASK) !== deliveryMode) {
+    throw new RangeError(`Cannot encode MSI delivery mode ${deliveryMode}: allowed are bits 10:8, in place`);
+  }
   const extended = format === "ext-dest-id" ? ((id >>> 8) & 0x7f) << 5 : 0;
   const hints = (msi.redirectionHint ? 8 : 0) | (msi.logical ? 4 : 0);
   return {
     addressLow: (ADDRESS | ((id & 0xff) << 12) | extended | hints) >>> 0,
     addressHigh: format === "x2apic-api" ? (id & 0xffff_ff00) >>> 0 : 0,
-    data: (msi.vector ?? 0) | (msi.deliveryMode ?? 0) | (msi.level ? ASSERT_LEVEL : 0),
+    data: vector | deliveryMode | (msi.level ? ASSERT_LEVEL : 0),
   };
 }
 

@@ -87,10 +87,17 @@ export abstract class ApicDriver {
     return this.write(cpu, APIC_EOI, 0);
   }
 
-  /** Sends to one processor. */
+  /** Sends to one processor. Throws `RangeError` where there is none of that number, or no such vector. */
   *sendIpi(cpu: X86Cpu, target: number, vector: number): Guest {
-    yield cpu.load32(percpu(target, "apicId"));
+    yield cpu.load32(this.apicIdOf(target));
     yield* this.writeIcr(cpu, icrLow(vector), cpu.eax);
+  }
+
+  /** Where a processor's APIC ID is. */
+  protected apicIdOf(target: number): number {
+    const { cpus } = this.machine;
+    if (target >= 0 && target < cpus && Number.isInteger(target)) return percpu(target, "apicId");
+    throw new RangeError(`Cannot send an IPI to processor ${target}: allowed are 0 to ${cpus - 1}`);
   }
 
   /** Sends to the sender itself. */
@@ -128,6 +135,7 @@ export abstract class ApicDriver {
 
 /** The low half of an ICR for a vector, without destination mode: NMIs have a delivery mode of their own. */
 export function icrLow(vector: number): number {
+  if ((vector & 0xff) !== vector) throw new RangeError(`Cannot send vector ${vector}: allowed are 0 to 255`);
   return vector === NMI_VECTOR ? APIC_DM_NMI : vector;
 }
 

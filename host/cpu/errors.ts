@@ -43,7 +43,14 @@ export function escaped(p: Processor, error: unknown): Error {
   if (error instanceof X86Fault) {
     return p.error(`nobody caught ${exceptionName(error.vector)} of ${error.instruction}`, error);
   }
+  if (!isGenerator(p.context.guest)) {
+    return p.error("it is no generator function: what it returned cannot be resumed", error);
+  }
   return p.error(error instanceof Error ? error.message : String(error), error);
+}
+
+function isGenerator(guest: unknown): boolean {
+  return Object.prototype.toString.call(guest) === "[object Generator]";
 }
 
 /** A guest function yielded something else than the instruction that it had built. */

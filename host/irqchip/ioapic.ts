@@ -105,12 +105,29 @@ export class Ioapic implements MmioDevice {
       this.irr &= ~bit;
       return 1;
     }
+    const edge = (this.low[pin] & RTE_LEVEL) === 0;
+    if (edge && this.#vm.apicvInhibits === 0) this.#endUnseen(pin);
     if (pin === RTC_GSI && lineStatus && this.#rtcPending > 0) return 0;
     const was = this.irr;
     this.irr |= bit;
-    const edge = (this.low[pin] & RTE_LEVEL) === 0;
     if (edge && was === this.irr) return 0;
     return this.#service(pin, lineStatus);
+  }
+
+  /**
+   * Hardware may have ended an edge without an exit: of the vCPUs that a pin's entry means, the first one whose vector is
+   * neither requested nor in service has (ioapic_lazy_update_eoi).
+   */
+  #endUnseen(pin: number): void {
+    const vector = this.low[pin] & 0xff;
+    const ended = this.#vm.vcpus.find((vcpu) => this.#means(vcpu, pin) && !vcpu.lapic.pendingEoi(vector));
+    if (ended !== undefined) this.#endRtc(ended, vector);
+  }
+
+  #endRtc(vcpu: Vcpu, vector: number): void {
+    if (this.#rtcVectors.get(vcpu) !== vector) return;
+    this.#rtcVectors.delete(vcpu);
+    this.#rtcPending--;
   }
 
   /** Sends what a pin's entry says. -1 where it is masked, or a level interrupt is still in service. */
@@ -138,10 +155,7 @@ export class Ioapic implements MmioDevice {
 
   /** The EOI of a vector that {@linkcode scan} listed for this vCPU. */
   endOfInterrupt(vcpu: Vcpu, vector: number, levelTriggered: boolean): void {
-    if (this.#rtcVectors.get(vcpu) === vector) {
-      this.#rtcVectors.delete(vcpu);
-      this.#rtcPending--;
-    }
+    this.#endRtc(vcpu, vector);
     if (vcpu.highestStaleEoi === vector) vcpu.request(REQ_SCAN_IOAPIC);
     for (let pin = 0; pin < IOAPIC_PINS; pin++) {
       if ((this.low[pin] & 0xff) === vector) this.#endPin(vcpu, pin, levelTriggered);

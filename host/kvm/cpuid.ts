@@ -15,8 +15,11 @@ import {
   CPUID_7_EBX_INVPCID,
   CPUID_7_EBX_SMAP,
   CPUID_7_EBX_SMEP,
+  CPUID_7_EBX_TSC_ADJUST,
+  CPUID_7_ECX_RDPID,
   CPUID_EXT1_EDX_GBPAGES,
   CPUID_EXT1_EDX_NX,
+  CPUID_EXT1_EDX_RDTSCP,
   CR4_PCIDE,
   CR4_SMAP,
   CR4_SMEP,
@@ -85,6 +88,12 @@ const PHYSICAL_BITS = 46;
 const MAX_BASIC_LEAF = 0x16;
 const MAX_EXTENDED_LEAF = 0x8000_0008;
 
+/** Leaf 7, EBX. */
+const CPUID_7_EBX_ALWAYS = CPUID_7_EBX_TSC_ADJUST | CPUID_7_EBX_SMEP | CPUID_7_EBX_SMAP;
+/** Leaf 0x80000001, EDX: SYSCALL, NX, pages of 1 GiB, RDTSCP, LM. */
+const CPUID_EXT1_EDX_ALWAYS = (1 << 11) | CPUID_EXT1_EDX_NX | CPUID_EXT1_EDX_GBPAGES | CPUID_EXT1_EDX_RDTSCP |
+  (1 << 29);
+
 /** "GenuineIntel" and "AuthenticAMD" in the order of EBX, EDX, ECX. */
 const VENDOR: Readonly<Record<CpuModel["vendor"], readonly [number, number, number]>> = {
   intel: [0x756e_6547, 0x4965_6e69, 0x6c65_746e],
@@ -114,7 +123,7 @@ export function cpuModel(model: CpuModel): CpuidEntry[] {
     {
       leaf: 7,
       subleaf: 0,
-      registers: [0, CPUID_7_EBX_SMEP | (model.invpcid ? CPUID_7_EBX_INVPCID : 0) | CPUID_7_EBX_SMAP, 0, 0],
+      registers: [0, CPUID_7_EBX_ALWAYS | (model.invpcid ? CPUID_7_EBX_INVPCID : 0), 0, 0],
     },
     // Extended topology: one thread a core, all cores in one package.
     { leaf: 0xb, subleaf: 0, registers: [0, 1, 0x100, model.apicId] },
@@ -124,11 +133,7 @@ export function cpuModel(model: CpuModel): CpuidEntry[] {
       registers: [Math.round(model.tscKhz / 1000), Math.round(model.tscKhz / 1000), 100, 0],
     },
     { leaf: 0x8000_0000, registers: [MAX_EXTENDED_LEAF, 0, 0, 0] },
-    // SYSCALL, NX, pages of 1 GiB, LM.
-    {
-      leaf: 0x8000_0001,
-      registers: [signature, 0, 0, (1 << 11) | CPUID_EXT1_EDX_NX | CPUID_EXT1_EDX_GBPAGES | (1 << 29)],
-    },
+    { leaf: 0x8000_0001, registers: [signature, 0, 0, CPUID_EXT1_EDX_ALWAYS] },
     { leaf: 0x8000_0007, registers: [0, 0, 0, 1 << 8] }, // Invariant TSC
     { leaf: 0x8000_0008, registers: [PHYSICAL_BITS | (48 << 8), 0, 0, 0] },
   ];
@@ -167,6 +172,10 @@ export class CpuidTable {
   readonly nx: boolean;
   /** Whether there is INVPCID. */
   readonly invpcid: boolean;
+  /** Whether IA32_TSC_ADJUST can be written. */
+  readonly tscAdjust: boolean;
+  /** Whether there is IA32_TSC_AUX, as something reads it: RDTSCP or RDPID. */
+  readonly tscAux: boolean;
   /** EAX of the feature leaf, found as guests find it; 0 without KVM's signature. */
   readonly pvFeatures: number;
 
@@ -196,8 +205,10 @@ export class CpuidTable {
       pages1G: (extended & CPUID_EXT1_EDX_GBPAGES) !== 0,
       amd: !this.intelCompatible,
     };
-    const leaf7 = this.find(7, 0)?.[1] ?? 0;
+    const [, leaf7, leaf7c] = this.find(7, 0) ?? [0, 0, 0];
     this.invpcid = (leaf7 & CPUID_7_EBX_INVPCID) !== 0;
+    this.tscAdjust = (leaf7 & CPUID_7_EBX_TSC_ADJUST) !== 0;
+    this.tscAux = (extended & CPUID_EXT1_EDX_RDTSCP) !== 0 || (leaf7c & CPUID_7_ECX_RDPID) !== 0;
     this.cr4 = CR4_ALWAYS | (((leaf1?.[2] ?? 0) & CPUID_1_ECX_PCID) !== 0 ? CR4_PCIDE : 0) |
       ((leaf7 & CPUID_7_EBX_SMEP) !== 0 ? CR4_SMEP : 0) | ((leaf7 & CPUID_7_EBX_SMAP) !== 0 ? CR4_SMAP : 0);
     this.pvFeatures = this.#findPvFeatures();

@@ -145,9 +145,12 @@ function writeOperand(vcpu: Vcpu, parts: readonly Part[], value: bigint): void {
   }
 }
 
-/** Every MMIO access but those of the APIC's default page is recognized by the cached address of its fault. */
+/**
+ * Every MMIO access but those of the APIC's default page is recognized by the cached address of its fault. That of a
+ * write to a slot that is read-only is not cached (kvm_handle_error_pfn).
+ */
 function matchMmio(vcpu: Vcpu, address: number, write: boolean): void {
-  vcpu.stats.mmio_exits++;
+  if (vcpu.vm.memory.find(address, 1) !== undefined) return;
   if (Math.floor(address / PAGE_SIZE) * PAGE_SIZE === APIC_DEFAULT_BASE) return;
   vcpu.trace(TP.vcpu_match_mmio, low(address), high(address), write ? 1 : 0);
 }

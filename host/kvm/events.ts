@@ -5,7 +5,7 @@
  * @module
  */
 
-import { exceptionOf } from "../../abi/mod.ts";
+import { APICBASE_BSP, exceptionOf } from "../../abi/mod.ts";
 import { VECTORED_INTERRUPT, VECTORED_NMI, VECTORED_NOTHING } from "../cpu/events.ts";
 import { PENDING_INIT, PENDING_SIPI } from "../lapic/mod.ts";
 import * as tracing from "../trace/mod.ts";
@@ -43,7 +43,8 @@ export function acceptApicEvents(vcpu: Vcpu): void {
   if ((lapic.pendingEvents & PENDING_INIT) !== 0) {
     lapic.pendingEvents &= ~PENDING_INIT;
     vcpu.reset(true);
-    vcpu.setMpState(vcpu.bootstrap ? MpState.Runnable : MpState.InitReceived);
+    const bsp = (lapic.base & APICBASE_BSP) !== 0; // The guest may write that (kvm_vcpu_is_bsp).
+    vcpu.setMpState(bsp ? MpState.Runnable : MpState.InitReceived);
   }
   if ((lapic.pendingEvents & PENDING_SIPI) !== 0) {
     lapic.pendingEvents &= ~PENDING_SIPI;

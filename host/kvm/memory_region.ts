@@ -28,6 +28,15 @@ export function* evictPages(vm: Vm, address: number, bytes: number): Steps<numbe
   if (residency === undefined) {
     throw new TypeError("Cannot evict pages: the virtual machine was made without the option disk");
   }
+  const most = PHYSICAL_ADDRESS_LIMIT - address;
+  if (!Number.isInteger(address) || !Number.isInteger(bytes) || address < 0 || bytes <= 0 || bytes > most) {
+    throw new RangeError(
+      `Cannot evict ${bytes} bytes at ${address}: allowed are whole numbers within the physical addresses`,
+    );
+  }
+  // Behind the last slot no page is anybody's: the first of them says so.
+  const end = vm.memory.slots.at(-1)?.end ?? 0;
+  bytes = Math.min(bytes, Math.max(PAGE_SIZE, end + PAGE_SIZE - address));
   // Where the host has huge pages it splits them first, and what goes is all of them.
   const unit = mmu.hostHugePages ? HUGE : PAGE_SIZE;
   const range = { start: Math.floor(address / unit) * unit, end: Math.ceil((address + bytes) / unit) * unit };

@@ -122,19 +122,22 @@ const HANDLERS: readonly MsrHandler[] = [
     index: IA32_TSC_ADJUST,
     read: ({ msrs }, value) => fill(value, msrs.tscAdjust),
     write(vcpu, low, high) {
-      adjustTsc(vcpu, BigInt.asIntN(64, u64(low, high) - vcpu.msrs.tscAdjust));
+      // Where CPUID has it not, KVM ignores the write (kvm_set_msr_common).
+      if (vcpu.cpuid.tscAdjust) adjustTsc(vcpu, BigInt.asIntN(64, u64(low, high) - vcpu.msrs.tscAdjust));
       return true;
     },
   },
   {
     index: IA32_TSC_AUX,
-    read({ processor }, value) {
+    read({ processor, cpuid }, value) {
+      if (!cpuid.tscAux) return false; // __kvm_get_msr
       value.low = processor.sys[SYS_TSC_AUX];
       value.high = 0;
       return true;
     },
     write({ processor, cpuid }, low, high) {
       // Intel reserves bits 63:32; AMD ignores them.
+      if (!cpuid.tscAux) return false;
       if (high !== 0 && cpuid.intelCompatible) return false;
       processor.sys[SYS_TSC_AUX] = low;
       return true;

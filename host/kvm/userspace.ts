@@ -30,6 +30,7 @@ export function userspaceMmio(
   bytes: number,
   value: bigint | undefined,
 ): bigint {
+  vcpu.stats.mmio_exits++;
   comesBack(vcpu, KVM_EXIT_MMIO);
   return vcpu.vm.userspaceMmioDevice?.access(address, bytes, value) ?? 0n;
 }

@@ -92,6 +92,10 @@ export class LapicTimer {
     return this.mode === APIC_LVT_TIMER_TSCDEADLINE;
   }
 
+  get #oneShot(): boolean {
+    return this.mode === APIC_LVT_TIMER_ONESHOT;
+  }
+
   get #periodic(): boolean {
     return this.mode === APIC_LVT_TIMER_PERIODIC;
   }
@@ -183,15 +187,16 @@ export class LapicTimer {
     localDeliver(this.#lapic, APIC_LVTT);
     if (this.#deadlineMode) {
       this.tscDeadline = 0n;
-    } else if (!this.#periodic) {
+    } else if (this.#oneShot) {
       this.tscDeadline = 0n;
       this.#targetNs = 0;
     }
   }
 
+  /** In the reserved mode nothing begins, and what runs goes on. */
   #start(): void {
     this.pending = false;
-    if (!this.#deadlineMode && !this.#beginCountDown()) return;
+    if ((this.#periodic || this.#oneShot) && !this.#beginCountDown()) return;
     this.#restart();
   }
 
@@ -246,9 +251,12 @@ export class LapicTimer {
 
   /** The same for a timer of the host, which does not look at the TSC in the count-down modes. */
   #softCycles(): number {
-    return this.#deadlineMode
-      ? this.#deadlineCycles()
-      : nsToCycles(this.#targetNs, this.#lapic.vcpu.vm.tscKhz);
+    const { vm, engine, processor } = this.#lapic.vcpu;
+    if (!this.#deadlineMode) return nsToCycles(this.#targetNs, vm.tscKhz);
+    // KVM computes the nanoseconds in 64 bits: a deadline hours ahead comes too early (start_sw_tscdeadline).
+    const scaled = (this.tscDeadline - BigInt(engine.now + processor.tscOffset)) * 1_000_000n;
+    if (scaled < 2n ** 64n) return this.#deadlineCycles();
+    return engine.now + nsToCycles(Number(BigInt.asUintN(64, scaled) / BigInt(vm.tscKhz)), vm.tscKhz);
   }
 
   #startHv(): boolean {
@@ -281,19 +289,23 @@ export class LapicTimer {
     const { vcpu } = this.#lapic;
     this.#cancelHv();
     if (!this.#periodic && this.pending) return;
-    if (this.#deadlineMode) {
-      if (this.tscDeadline === 0n) return;
-    } else if (this.periodNs === 0) {
-      return;
-    }
+    if (this.#deadlineMode ? this.tscDeadline !== 0n : this.#counts) this.#armSoft();
+    vcpu.trace(TP.kvm_hv_timer_state, vcpu.vcpuId, 0);
+  }
+
+  #armSoft(): void {
     const deadline = this.#softCycles();
-    if (deadline > vcpu.engine.now) {
-      if (deadline < Infinity) this.#soft.arm(deadline);
+    if (deadline > this.#lapic.vcpu.engine.now) {
+      this.#soft.arm(deadline);
     } else {
       this.#expired(false);
       if (this.#periodic) this.#softNext();
     }
-    vcpu.trace(TP.kvm_hv_timer_state, vcpu.vcpuId, 0);
+  }
+
+  /** Whether a count-down runs. */
+  get #counts(): boolean {
+    return (this.#periodic || this.#oneShot) && this.periodNs > 0;
   }
 
   #softNext(): void {
@@ -305,6 +317,11 @@ export class LapicTimer {
     this.expiries++;
     if (this.pending) return;
     const { vcpu } = this.#lapic;
+    if (!fromTimer && this.#lapic.apicvActive) {
+      // Hardware takes it at once, and a masked entry drops it.
+      this.#inject();
+      return;
+    }
     this.pending = true;
     vcpu.request(REQ_UNBLOCK);
     if (fromTimer) vcpu.kick();

@@ -193,6 +193,19 @@ describe("a message-signalled interrupt", () => {
       }
     }
   });
+
+  it("takes vectors of eight bits, and delivery modes in place", () => {
+    for (const vector of [-1, 256, 0x440, 0.5, NaN]) {
+      assertThrows(
+        () => encodeMsi({ vector }, "xapic"),
+        RangeError,
+        `Cannot encode MSI vector ${vector}: allowed are`,
+      );
+    }
+    for (const deliveryMode of [4, 0x800, -1, NaN]) {
+      assertThrows(() => encodeMsi({ deliveryMode }, "xapic"), RangeError, "Cannot encode MSI delivery mode");
+    }
+  });
 });
 
 describe("a redirection entry", () => {

@@ -3,7 +3,7 @@ import { describe, it } from "@std/testing/bdd";
 import { APICBASE_X2APIC_ENABLE, IA32_APICBASE } from "../../abi/mod.ts";
 import { Kernel, rdmsr } from "../../guest/mod.ts";
 import { GuestError, Machine } from "../../host/mod.ts";
-import { KernelRig } from "../support/kernels.ts";
+import { APICS, KernelRig } from "../support/kernels.ts";
 
 describe("what a kernel refuses to be built from", () => {
   const refused = (options: ConstructorParameters<typeof KernelRig>[0], text: string): void =>
@@ -58,6 +58,27 @@ describe("what a kernel refuses to be built from", () => {
         RangeError,
         `Cannot handle interrupt ${vector}: allowed are 2 and 32 to 255`,
       );
+    }
+  });
+
+  it("an IPI to nobody, or of no vector", () => {
+    for (const apic of APICS) {
+      for (
+        const [target, vector, text] of [
+          [2, 0x60, "Cannot send an IPI to processor 2: allowed are 0 to 1"],
+          [-1, 0x60, "Cannot send an IPI to processor -1"],
+          [0.5, 0x60, "Cannot send an IPI to processor 0.5"],
+          [1, 256, "Cannot send vector 256: allowed are 0 to 255"],
+          [1, NaN, "Cannot send vector NaN"],
+        ] as const
+      ) {
+        const rig = new KernelRig({ cpus: 2, apic });
+        const send = () =>
+          rig.go(function* (cpu, kernel) {
+            yield* kernel.apic.sendIpi(cpu, target, vector);
+          });
+        assertThrows(send, GuestError, text);
+      }
     }
   });
 

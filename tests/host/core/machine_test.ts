@@ -1,7 +1,7 @@
 import { assertEquals, assertGreater, assertGreaterOrEqual, assertLess, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { Text } from "../../../abi/mod.ts";
-import { COST_LIMIT, LimitExceeded, Machine, SKYLAKE_VMX } from "../../../host/mod.ts";
+import { COST_LIMIT, GuestError, LimitExceeded, Machine, SKYLAKE_VMX } from "../../../host/mod.ts";
 import { DATA, enableX2apic, Rig, startAps } from "../../support/guests.ts";
 
 describe("a run", () => {
@@ -29,6 +29,20 @@ describe("a run", () => {
       yield* startAps(cpu, 1);
     });
     assertEquals([end, rig.word(DATA)], ["finished", 1]);
+  });
+
+  it("has a deadline that is a number, and no other run within it", () => {
+    assertThrows(() => new Machine().run(NaN), RangeError, "Cannot run to NaN");
+    const rig = new Rig();
+    assertThrows(
+      () =>
+        rig.run(function* (cpu) {
+          yield cpu.cpuid(0);
+          rig.vm.machine.run();
+        }),
+      GuestError,
+      "Cannot run the machine: it runs already",
+    );
   });
 
   it("is halted when everybody waits for what never comes", () => {

@@ -263,6 +263,13 @@ describe("a mistake in guest code is told in guest terms:", () => {
     }
   });
 
+  it("a function that is no generator function", () => {
+    for (const plain of [() => undefined, () => [1], async function* () {}]) {
+      const error = errorOf(plain as unknown as (cpu: X86Cpu) => Guest);
+      assertStringIncludes(error.message, "it is no generator function");
+    }
+  });
+
   it("a yield of another instruction than was built", () => {
     const error = errorOf(function* mixed(cpu) {
       cpu.rdtsc();

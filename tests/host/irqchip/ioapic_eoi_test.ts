@@ -206,6 +206,38 @@ describe("the real-time clock's pin", () => {
     }
   });
 
+  for (const [backend, acceleration] of [["svm", "none"], ["svm", "avic"], ["vmx", "apicv"]] as const) {
+    it(`is not coalesced for an EOI that hardware kept to itself (${backend}, ${acceleration})`, () => {
+      const rig = tryingRig({ vm: { backend, acceleration } });
+      const { vm } = rig;
+      const answers: number[] = [];
+      let served = 0;
+      rig.on(0x38, function* (cpu) {
+        served++;
+        yield* write(cpu, "xapic", 0x0b0, 0);
+      });
+      vm.pioBus.add({
+        base: 0x80,
+        length: 1,
+        read: () => undefined,
+        write: () => answers.push(tick(vm)) > 0,
+      });
+      rig.finish(function* (cpu) {
+        yield* enter(cpu, "xapic");
+        yield* writeIoapic(cpu, 0x10 + 2 * RTC, 0x38);
+        yield cpu.sti();
+        for (let i = 0; i < 5; i++) {
+          yield cpu.out8(0x80, 1);
+          yield cpu.work(100_000);
+        }
+        yield cpu.cli();
+        yield cpu.out8(0x80, 1);
+        yield cpu.out8(0x80, 1);
+      });
+      assertEquals([served, answers], [5, [1, 1, 1, 1, 1, 1, 0]], "the last one was still requested");
+    });
+  }
+
   it("waits for nobody where all dropped it", () => {
     const vm = machine();
     setUp(vm.bootstrap.lapic, "xapic", { software: false });

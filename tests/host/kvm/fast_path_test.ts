@@ -54,6 +54,7 @@ for (const backend of BACKENDS) {
         yield cpu.wrmsr(0x832, DEADLINE_MODE);
         yield cpu.loadHypercall(1).vmcall();
         for (const [what, op] of ROWS) found[what] = yield* wayBack(cpu, rig.vm, op(cpu));
+        yield cpu.wrmsr(IA32_TSC_DEADLINE, 0);
       });
       return found;
     }

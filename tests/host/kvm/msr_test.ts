@@ -4,6 +4,7 @@ import fc from "fast-check";
 import {
   IA32_EFER,
   IA32_LSTAR,
+  IA32_TSC_ADJUST,
   IA32_TSC_AUX,
   MSR_KVM_ASYNC_PF_EN,
   MSR_KVM_MIGRATION_CONTROL,
@@ -15,7 +16,7 @@ import {
   X2APIC_ICR,
   type X86Cpu,
 } from "../../../abi/mod.ts";
-import { BACKENDS, NotModelled } from "../../../host/mod.ts";
+import { BACKENDS, type CpuidEntry, NotModelled } from "../../../host/mod.ts";
 import { type Asking, completes, enter, tryingRig } from "../../support/apic.ts";
 import { eventsOf, mark, tracingRig } from "../../support/events.ts";
 
@@ -91,7 +92,10 @@ for (const backend of BACKENDS) {
       const unmodelled: readonly (readonly [msr: number, name: string])[] = [
         [MSR_KVM_ASYNC_PF_EN, msrName(MSR_KVM_ASYNC_PF_EN)],
         [MSR_KVM_STEAL_TIME, msrName(MSR_KVM_STEAL_TIME)],
+        [0x0cd, "MSR_FSB_FREQ"],
         [0x1a0, "IA32_MISC_ENABLE"],
+        [0x47f, "IA32_MC31_MISC"],
+        [0xc001_0015, "HWCR"],
         [0x20f, "IA32_MTRR_PHYSMASK7"],
         [0x277, "IA32_PAT"],
       ];
@@ -189,6 +193,44 @@ for (const backend of BACKENDS) {
         yield cpu.rdmsr(IA32_TSC_AUX);
         assertEquals(value(cpu), backend === "svm" ? 9n : 7n);
       });
+    });
+  });
+
+  describe(`MSRs that CPUID does not speak of (${backend})`, () => {
+    /** Leaf 7's ECX, and without TSC_ADJUST and RDTSCP. */
+    const without = (ecx: number): CpuidEntry[] => [
+      { leaf: 7, subleaf: 0, registers: [0, 0, ecx, 0] },
+      { leaf: 0x8000_0001, registers: [0, 0, 0, 1 << 11 | 1 << 20 | 1 << 29] },
+    ];
+
+    it("are there as a rule: CPUID says TSC_ADJUST and RDTSCP", () => {
+      tryingRig({ vm: { backend } }).finish(function* (cpu) {
+        yield cpu.cpuid(7, 0);
+        assertEquals((cpu.ebx >>> 1) & 1, 1);
+        yield cpu.cpuid(HIGH_WORD + 1);
+        assertEquals((cpu.edx >>> 27) & 1, 1);
+      });
+    });
+
+    it("may be IA32_TSC_ADJUST: KVM ignores writes", () => {
+      tryingRig({ vm: { backend, cpuid: without(0) } }).finish(function* (cpu) {
+        yield cpu.rdtsc();
+        const before = value(cpu);
+        assertEquals(yield* completes(cpu.wrmsr(IA32_TSC_ADJUST, 0, 1)), true);
+        yield cpu.rdmsr(IA32_TSC_ADJUST);
+        assertEquals(value(cpu), 0n);
+        yield cpu.rdtsc();
+        assertEquals(value(cpu) - before < 1n << 32n, true);
+      });
+    });
+
+    it("may be IA32_TSC_AUX: #GP, unless RDPID or RDTSCP reads it", () => {
+      for (const [ecx, there] of [[0, false], [1 << 22, true]] as const) {
+        tryingRig({ vm: { backend, cpuid: without(ecx), ignoreMsrs: true } }).finish(function* (cpu) {
+          assertEquals(yield* completes(cpu.wrmsr(IA32_TSC_AUX, 1)), there);
+          assertEquals(yield* completes(cpu.rdmsr(IA32_TSC_AUX)), there);
+        });
+      }
     });
   });
 

@@ -12,6 +12,18 @@ const LATENCY = 100_000;
 
 for (const backend of BACKENDS) {
   describe(`a page that is away (${backend})`, () => {
+    it("is one of the guest's: behind its memory there is none, and odd numbers are refused", () => {
+      const { vm } = trackedRig(backend);
+      for (
+        const [address, bytes] of [[NaN, PAGE], [0, -1], [0, 0], [0.5, PAGE], [PAGE, Infinity], [0, 2 ** 53]]
+      ) {
+        assertThrows(() => straight(vm.evict(address, bytes)), RangeError, `Cannot evict ${bytes} bytes`);
+      }
+      for (const address of [0, 2 ** 40]) {
+        assertThrows(() => straight(vm.evict(address, 1e15)), RangeError, "no memory slot backs it");
+      }
+    });
+
     it("is read when the guest uses it, which waits as long as that takes and finds what it wrote", () => {
       const rig = trackedRig(backend);
       const { vm } = rig;

@@ -7,7 +7,9 @@ import {
   PENDING_INIT,
   PENDING_SIPI,
 } from "../../../host/lapic/mod.ts";
-import type { Vm, VmOptions } from "../../../host/mod.ts";
+import { APICBASE_BSP } from "../../../abi/mod.ts";
+import { acceptApicEvents } from "../../../host/kvm/events.ts";
+import { MpState, type Vm, type VmOptions } from "../../../host/mod.ts";
 import { message, setUp, still, vectors } from "../../support/apic.ts";
 
 const FIXED = 0x000;
@@ -159,6 +161,18 @@ describe("a local APIC that is given an interrupt", () => {
     assertEquals(lapic.pendingEvents, 0);
     assertEquals(acceptInterrupt(lapic, FIXED, 0x40, false, false), 1, "an edge has no level to look at");
     assertEquals(acceptInterrupt(lapic, INIT, 0, false, false), 1);
+  });
+
+  it("has who is bootstrap processor by its own word run on behind INIT, and others wait for a start-up", () => {
+    const vm = still({ vcpus: 2 });
+    const [first, second] = vm.vcpus;
+    first.lapic.base &= ~APICBASE_BSP;
+    second.lapic.base |= APICBASE_BSP;
+    for (const vcpu of [first, second]) {
+      vcpu.lapic.pendingEvents = PENDING_INIT;
+      acceptApicEvents(vcpu);
+    }
+    assertEquals([first.mpState, second.mpState], [MpState.InitReceived, MpState.Runnable]);
   });
 
   it("forgets a start-up that waits when INIT comes, and keeps one that comes behind", () => {
