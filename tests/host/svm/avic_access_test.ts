@@ -1,6 +1,7 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import type { Vm, VmOptions } from "../../../host/mod.ts";
+import type { X86Cpu } from "../../../abi/mod.ts";
+import { NotModelled, type Vm, type VmOptions } from "../../../host/mod.ts";
 import { accessClass, refusesWrite } from "../../../host/svm/avic/registers.ts";
 import { X2AVIC_MSRS } from "../../../host/svm/mod.ts";
 import { type Asking, bringUp, completes, enter, read, until, write } from "../../support/apic.ts";
@@ -134,6 +135,25 @@ describe("an access to the xAPIC's page", () => {
       assertEquals(exits(vm, from), [...unaccelerated(0x080, true), ...unaccelerated(0x080, true)]);
       assertEquals(vm.bootstrap.lapic.get(0x080), 0x50);
     });
+  });
+
+  it("that writes to a register in odd widths is a loud error, where KVM would take the exit for a trap for ever", () => {
+    for (
+      const [offset, op] of [
+        [0x0b0, "store8"],
+        [0x300, "store16"],
+        [0x0f0, "store64"],
+        [0x302, "store32"],
+        [0x0b1, "store32"],
+      ] as const
+    ) {
+      const rig = tracingRig({ vm: AVIC });
+      const program = function* (cpu: X86Cpu): Asking<void> {
+        yield* enter(cpu, "xapic");
+        yield op === "store64" ? cpu.store64(PAGE + offset, 0) : cpu[op](PAGE + offset, 0);
+      };
+      assertThrows(() => rig.finish(program), NotModelled, "that is no aligned word");
+    }
   });
 
   it("is a nested page fault while something inhibits AVIC, and KVM does not mark the page as MMIO", () => {
