@@ -270,10 +270,11 @@ describe("ways down and back, by year", () => {
     }
   });
 
-  it("a restart takes everybody's back in every year, the caller's last", () => {
+  it("a restart takes everybody's back in every year, the caller's last until v5.13 had it do that while it waits", () => {
     for (const guestSemantics of YEARS) {
       const { written, rig } = writes(guestSemantics, reboot);
-      assertEquals(written.at(-1), [0, 0n]);
+      if (!SINCE_2021.includes(guestSemantics)) assertEquals(written.at(-1), [0, 0n]);
+      else assertEquals(written.at(-1)![0] === 0, false, "the others' interrupts take longer");
       assertEquals(written.toSorted(([a], [b]) => a - b), [[0, 0n], [1, 0n], [2, 0n]]);
       assertEquals(rig.vm.vcpus.map((vcpu) => vcpu.pvEoi.enabled), [false, false, false]);
       for (let n = 0; n < 3; n++) assertEquals(rig.eoiFlag(n), 0);
@@ -321,7 +322,7 @@ describe("a driver's hooks", () => {
       yield* resume(cpu, kernel);
       const before = calls.length;
       yield* reboot(cpu, kernel, func);
-      calls.splice(before, 3, ...calls.slice(before, before + 3).sort()); // All at once.
+      calls.splice(before, 4, ...calls.slice(before, before + 4).sort()); // All at once.
       yield* crash(cpu, kernel);
     });
     assertEquals(calls, [
@@ -335,10 +336,10 @@ describe("a driver's hooks", () => {
       "online on 2",
       "suspend on 0",
       "resume on 0",
+      "reboot on 0",
       "reboot on 1",
       "reboot on 2",
       "reboot on 3",
-      "reboot on 0",
       "crash on 0",
     ]);
     assertEquals(rig.kernel.drivers.map(({ name }) => name), ["pv-eoi", "pv-ipi", "own", "bare"]);
