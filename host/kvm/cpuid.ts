@@ -172,10 +172,6 @@ export class CpuidTable {
   readonly nx: boolean;
   /** Whether there is INVPCID. */
   readonly invpcid: boolean;
-  /** Whether IA32_TSC_ADJUST can be written. */
-  readonly tscAdjust: boolean;
-  /** Whether there is IA32_TSC_AUX, as something reads it: RDTSCP or RDPID. */
-  readonly tscAux: boolean;
   /** EAX of the feature leaf, found as guests find it; 0 without KVM's signature. */
   readonly pvFeatures: number;
 
@@ -205,13 +201,22 @@ export class CpuidTable {
       pages1G: (extended & CPUID_EXT1_EDX_GBPAGES) !== 0,
       amd: !this.intelCompatible,
     };
-    const [, leaf7, leaf7c] = this.find(7, 0) ?? [0, 0, 0];
+    const leaf7 = this.find(7, 0)?.[1] ?? 0;
     this.invpcid = (leaf7 & CPUID_7_EBX_INVPCID) !== 0;
-    this.tscAdjust = (leaf7 & CPUID_7_EBX_TSC_ADJUST) !== 0;
-    this.tscAux = (extended & CPUID_EXT1_EDX_RDTSCP) !== 0 || (leaf7c & CPUID_7_ECX_RDPID) !== 0;
     this.cr4 = CR4_ALWAYS | (((leaf1?.[2] ?? 0) & CPUID_1_ECX_PCID) !== 0 ? CR4_PCIDE : 0) |
       ((leaf7 & CPUID_7_EBX_SMEP) !== 0 ? CR4_SMEP : 0) | ((leaf7 & CPUID_7_EBX_SMAP) !== 0 ? CR4_SMAP : 0);
     this.pvFeatures = this.#findPvFeatures();
+  }
+
+  /** Whether IA32_TSC_ADJUST can be written. */
+  get tscAdjust(): boolean {
+    return ((this.find(7, 0)?.[1] ?? 0) & CPUID_7_EBX_TSC_ADJUST) !== 0;
+  }
+
+  /** Whether there is IA32_TSC_AUX, as something reads it: RDTSCP or RDPID. */
+  get tscAux(): boolean {
+    const rdpid = (this.find(7, 0)?.[2] ?? 0) & CPUID_7_ECX_RDPID;
+    return rdpid !== 0 || ((this.find(0x8000_0001, 0)?.[3] ?? 0) & CPUID_EXT1_EDX_RDTSCP) !== 0;
   }
 
   #findPvFeatures(): number {
