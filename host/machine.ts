@@ -229,12 +229,12 @@ export class Machine {
 
   /**
    * Runs until nothing can run any more, or simulated time passes `deadline` (in cycles). Throws `RangeError` for a
-   * deadline that is no number, and while it runs already.
+   * deadline that is no number, and `Error` where a guest or a host thread asks, as it is running then.
    */
   run(deadline: number = Infinity): RunResult {
     if (Number.isNaN(deadline)) throw new RangeError("Cannot run to NaN: a deadline is a number of cycles");
     if (this.#runs) {
-      throw new Error("Cannot run the machine: it runs already, as a guest or a host thread asks");
+      throw new Error("Cannot run the machine: it is running");
     }
     this.#runs = true;
     let end: RunEnd;

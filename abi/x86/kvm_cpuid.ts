@@ -108,3 +108,9 @@ export const CPUID_1_ECX_TSC_DEADLINE = 1 << 24;
 export const CPUID_1_ECX_HYPERVISOR = 0x8000_0000;
 /** CPUID.1:EDX bit 9: a local APIC is present and enabled in IA32_APICBASE. */
 export const CPUID_1_EDX_APIC = 1 << 9;
+/** CPUID.7:EBX bit 1: IA32_TSC_ADJUST. */
+export const CPUID_7_EBX_TSC_ADJUST = 1 << 1;
+/** CPUID.7:ECX bit 22: RDPID, which reads IA32_TSC_AUX. */
+export const CPUID_7_ECX_RDPID = 1 << 22;
+/** CPUID.80000001H:EDX bit 27: RDTSCP, which reads it too. */
+export const CPUID_EXT1_EDX_RDTSCP = 1 << 27;

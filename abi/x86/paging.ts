@@ -165,12 +165,6 @@ export const CPUID_7_EBX_SMAP: number = 1 << 20;
 export const CPUID_EXT1_EDX_NX: number = 1 << 20;
 /** CPUID leaf 8000_0001, EDX: pages of 1 GiB. */
 export const CPUID_EXT1_EDX_GBPAGES: number = 1 << 26;
-/** CPUID 0x80000001, EDX bit 27: RDTSCP, and IA32_TSC_AUX. */
-export const CPUID_EXT1_EDX_RDTSCP: number = 1 << 27;
-/** CPUID 7, EBX bit 1: IA32_TSC_ADJUST. */
-export const CPUID_7_EBX_TSC_ADJUST: number = 1 << 1;
-/** CPUID 7, ECX bit 22: RDPID, and IA32_TSC_AUX. */
-export const CPUID_7_ECX_RDPID: number = 1 << 22;
 
 /** RFLAGS.AC: with CR4.SMAP, the supervisor may read and write user pages. */
 export const FLAG_AC: number = 1 << 18;

@@ -89,12 +89,12 @@ export abstract class ApicDriver {
 
   /** Sends to one processor. Throws `RangeError` where there is none of that number, or no such vector. */
   *sendIpi(cpu: X86Cpu, target: number, vector: number): Guest {
-    yield cpu.load32(this.apicIdOf(target));
+    yield cpu.load32(this.apicIdAddress(target));
     yield* this.writeIcr(cpu, icrLow(vector), cpu.eax);
   }
 
-  /** Where a processor's APIC ID is. */
-  protected apicIdOf(target: number): number {
+  /** Where a processor's APIC ID is in memory. */
+  protected apicIdAddress(target: number): number {
     const { cpus } = this.machine;
     if (target >= 0 && target < cpus && Number.isInteger(target)) return percpu(target, "apicId");
     throw new RangeError(`Cannot send an IPI to processor ${target}: allowed are 0 to ${cpus - 1}`);

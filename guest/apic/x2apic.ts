@@ -87,7 +87,7 @@ export class X2apicClusterDriver extends X2apicDriver {
 
   /** Sends to one processor by its logical ID. */
   override *sendIpi(cpu: X86Cpu, target: number, vector: number): Guest {
-    yield cpu.load32(this.apicIdOf(target));
+    yield cpu.load32(this.apicIdAddress(target));
     yield* this.writeIcr(cpu, APIC_DEST_LOGICAL | icrLow(vector), x2apicLdr(cpu.eax));
   }
 }

@@ -46,11 +46,11 @@ export function* crash(cpu: X86Cpu, kernel: Kernel): Guest {
 }
 
 /**
- * Every processor disables its areas, until v5.13 the caller last: what happens before a restart, or before another kernel is
- * started in this memory. `func` is the address that {@linkcode linkReboot} gave.
+ * Every processor disables its areas, until v5.13 the caller last: what happens before a restart, or before another
+ * kernel is started in this memory. `func` is the address that {@linkcode linkReboot} gave.
  */
 export function* reboot(cpu: X86Cpu, kernel: Kernel, func: number): Guest {
-  // The change that decides about single calls has the caller run its part before it waits for the others.
+  // What decides about single calls has the caller run its part before it waits (smp_call_function_many_cond).
   const runLocal = kernel.behaviour.singleCallWhen === "one-ipi";
   yield* smpCallFunctionMany(cpu, kernel, data("online"), { func, info: 0, runLocal });
   if (!runLocal) yield* withInterruptsOff(cpu, kernel.runHook(cpu, "reboot"));

@@ -65,7 +65,7 @@ export class ProcessorState {
     return rpl === 0 || this.realMode ? 0 : rpl;
   }
 
-  /** Whether paging is on, and CR3 points to tables: in the first page there are none, and guests there have none. */
+  /** Whether paging is on, and CR3 points to tables: a guest whose CR3 is in the first page has none. */
   get hasTables(): boolean {
     const { sys } = this;
     return (sys[SYS_CR0] & CR0_PG) !== 0 && (sys[SYS_CR3] >= PAGE_SIZE || sys[SYS_CR3 + 1] !== 0);

@@ -136,8 +136,8 @@ const HANDLERS: readonly MsrHandler[] = [
       return true;
     },
     write({ processor, cpuid }, low, high) {
+      if (!cpuid.tscAux) return false; // __kvm_set_msr
       // Intel reserves bits 63:32; AMD ignores them.
-      if (!cpuid.tscAux) return false;
       if (high !== 0 && cpuid.intelCompatible) return false;
       processor.sys[SYS_TSC_AUX] = low;
       return true;

@@ -234,7 +234,8 @@ export class Vm extends VmConfiguration {
 
   /**
    * The host evicts the pages of a range, where it can: they come back from disk when somebody uses them. How many those
-   * are. Like what follows, it may have to wait for vCPUs: see {@linkcode HostTask}.
+   * are. Like what follows, it may have to wait for vCPUs: see {@linkcode HostTask}. Throws `RangeError` where the range
+   * is none, or is not memory.
    */
   evict(address: number, bytes: number): Steps<number> {
     return evictPages(this, address, bytes);

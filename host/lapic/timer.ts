@@ -193,7 +193,7 @@ export class LapicTimer {
     }
   }
 
-  /** In the reserved mode nothing begins, and what runs goes on. */
+  /** In the reserved mode nothing begins, and what runs goes on (__start_apic_timer). */
   #start(): void {
     this.pending = false;
     if ((this.#periodic || this.#oneShot) && !this.#beginCountDown()) return;
@@ -318,7 +318,7 @@ export class LapicTimer {
     if (this.pending) return;
     const { vcpu } = this.#lapic;
     if (!fromTimer && this.#lapic.apicvActive) {
-      // Hardware takes it at once, and a masked entry drops it.
+      // Hardware takes it at once, and a masked entry drops it (apic_timer_expired).
       this.#inject();
       return;
     }

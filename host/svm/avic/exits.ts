@@ -71,15 +71,6 @@ export function handleIncompleteIpi(vcpu: Vcpu, { vmcb }: Svm): void {
   else sendIpi(lapic, icrLow, lapic.x2apicMode ? icrHigh : icrHigh >>> 24);
 }
 
-function oddAccess(offset: number): NotModelled {
-  return new NotModelled(
-    `an access at ${
-      hex(offset)
-    } of AVIC's page that is no aligned word: KVM takes its exit for a trap, for ever`,
-    "APM volume 2, 15.29.3",
-  );
-}
-
 /** Registers whose writes KVM takes for traps: the value is in the page. */
 const TRAPS: ReadonlySet<number> = new Set<number>([
   APIC_ID,
@@ -117,7 +108,10 @@ export function handleUnacceleratedAccess(vcpu: Vcpu, { avic }: Svm): void {
   );
   if (!trap) return emulateInstruction(vcpu);
   // KVM goes by the register alone: it would never get behind an instruction that hardware has not carried out.
-  if (processor.context.pending !== 0) throw oddAccess(offset);
+  if (processor.context.pending !== 0) {
+    const what = `an access at ${hex(offset)} of AVIC's page that is no aligned word`;
+    throw new NotModelled(`${what}: KVM takes its exit for a trap, for ever`, "APM volume 2, 15.29.3");
+  }
   if (offset === APIC_RRD) return; // What is written there is ignored.
   // The table follows the value as it was written; the register keeps its writable bits.
   if (offset === APIC_LDR) avic!.logicalIds.ldrWritten();

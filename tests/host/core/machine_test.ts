@@ -41,7 +41,7 @@ describe("a run", () => {
           rig.vm.machine.run();
         }),
       GuestError,
-      "Cannot run the machine: it runs already",
+      "Cannot run the machine: it is running",
     );
   });
 

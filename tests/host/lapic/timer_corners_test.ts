@@ -1,4 +1,4 @@
-import { assertEquals, assertGreater, assertLess } from "@std/assert";
+import { assertEquals, assertLess } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { BACKENDS, type VmOptions } from "../../../host/mod.ts";
 import { write } from "../../support/apic.ts";
@@ -93,7 +93,6 @@ for (const backend of BACKENDS) {
       }, 2 ** 45);
       assertEquals(ticks.length, 1);
       assertLess(ticks[0], 2 ** 64 / 1e6 + 10 * MICROSECOND);
-      assertGreater(ticks[0], 0);
     });
   });
 

@@ -1,15 +1,15 @@
-import { assert, assertEquals, assertGreater } from "@std/assert";
+import { assertEquals, assertGreater } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import fc from "fast-check";
 import { FLAG_IF, OP_WRMSR, RFLAGS } from "../../../abi/mod.ts";
-import { GuestError, type Processor, type Quirk, straight, VcpuMode, type Vm } from "../../../host/mod.ts";
+import { type Processor, type Quirk, straight, VcpuMode, type Vm } from "../../../host/mod.ts";
 import { deliverAtOnce, deliverInterrupt } from "../../../host/svm/avic/deliver.ts";
 import type { AvicHardware } from "../../../host/svm/avic/hardware.ts";
 import { sendDirected, sendIpi } from "../../../host/svm/avic/ipi.ts";
 import { APIC_MODES, type ApicMode, setUp, still } from "../../support/apic.ts";
 import { hostWords, svm } from "../../support/avic.ts";
 import { put, type State, STATES } from "../../support/posted.ts";
-import { remains } from "../../support/remains.ts";
+import { handled, remains } from "../../support/remains.ts";
 
 // What hardware and KVM do a step an access, timed runs do in one piece. The steps are the reference.
 
@@ -29,16 +29,6 @@ function stage(mode: ApicMode, state: State, quirks: readonly Quirk[] = []): Vm 
     svm(vcpu).hardware.enter(processor);
   }
   return vm;
-}
-
-/** Delivers through the IDT, of which there is none here: what AVIC does comes before that. Whether it did anything. */
-function handled(deliver: () => boolean): boolean {
-  try {
-    return deliver();
-  } catch (error) {
-    assert(error instanceof GuestError);
-    return true;
-  }
 }
 
 function left(vm: Vm): unknown {
