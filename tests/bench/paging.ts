@@ -35,6 +35,7 @@ const HOLE = 0x180_0000;
 const HANDLER = 0x9000 as Gva;
 
 const ROUNDS = 100;
+/** More than the 1,536 pages that a TLB holds: where each access is to the next page, every one walks. */
 const OPERATIONS = 2_000;
 
 /** A load of a processor that does not translate, which must not pay for those that do. */
